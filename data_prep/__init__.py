@@ -1,0 +1,1 @@
+"""From raw files to prepared TFDS datasets, one module per kind of source."""

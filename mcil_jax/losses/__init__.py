@@ -1,0 +1,1 @@
+"""Losses: pure functions, each with the source of its equation."""
