@@ -1,0 +1,22 @@
+"""How often JAX compiled which function, as JAX itself reports it."""
+
+import collections
+
+import jax
+
+_EVENT = "/jax/core/compile/backend_compile_duration"
+_counts: collections.Counter[str] = collections.Counter()
+
+
+def _listen(event: str, seconds: float, **kwargs) -> None:
+  del seconds
+  if event == _EVENT:
+    _counts[kwargs.get("fun_name", "")] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def count(name: str) -> int:
+  """Compilations of the jitted function `name` in this process so far."""
+  return _counts[f"jit({name})"]

@@ -1,0 +1,193 @@
+"""Every setting of a run, with its default; what a config file starts from.
+
+A config file defines `get_config(variant)`, takes `default()`, overwrites what its
+experiment needs and returns it. Keys that do not exist here are refused. Checks
+that need the dataset are made where it is known (`scenario`, `sharding`, `models`).
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Iterable
+
+import ml_collections
+from ml_collections import config_dict
+
+MODALITIES = ("image", "audio")
+
+# A run may be continued with these changed: they say where and how it runs, not what
+# it computes. All other changes in a used workdir are refused.
+RESUMABLE = ("mesh", "log", "checkpoint", "data.data_dir", "data.cache_gib")
+
+
+def default() -> ml_collections.ConfigDict:
+  """All keys with their defaults, locked against unknown keys."""
+  c = ml_collections.ConfigDict()
+  c.method = "finetune"  # a module of mcil_jax.methods
+  c.seed = 0  # class order, initial weights, sampling, augmentation
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = "sounding_shapes"
+  c.data.data_dir = "data"
+  c.data.cache_gib = 1.0  # splits that fit are decoded once and kept in memory
+
+  c.scenario = ml_collections.ConfigDict()
+  c.scenario.increments = (4, 4, 4, 4, 4)  # classes per task
+  # Dataset class numbers in the order they are learned; None: a permutation by seed.
+  c.scenario.class_order = config_dict.placeholder(tuple)
+  # Sizes of consecutive blocks of the dataset's classes; the permutation by seed
+  # keeps each block together, in order. Empty: one block of all classes.
+  c.scenario.shuffle_within = ()
+
+  c.model = ml_collections.ConfigDict()
+  c.model.width = 128
+  c.model.num_heads = 4
+  c.model.drop_path = 0.1
+  c.model.image = ml_collections.ConfigDict()
+  c.model.image.depth = 2
+  c.model.image.patch_size = 8  # pixels
+  c.model.image.tubelet_frames = 1  # frames per token
+  c.model.audio = ml_collections.ConfigDict()
+  c.model.audio.depth = 4
+  c.model.audio.patch_frames = 2  # spectrogram frames per token
+  c.model.audio.num_mels = 64
+  c.model.audio.window_seconds = 0.025
+  c.model.audio.hop_seconds = 0.01
+
+  c.train = ml_collections.ConfigDict()
+  c.train.modalities = "image,audio"  # comma-separated; the others are masked
+  c.train.epochs = 20  # per task
+  c.train.batch_size = 64  # over all devices
+  c.train.learning_rate = 1e-3  # peak: linear warm-up, then cosine to 0, per task
+  c.train.warmup_share = 0.1  # of a task's steps
+  c.train.weight_decay = 0.05  # AdamW, matrices only
+  c.train.clip_norm = 1.0  # of the gradient
+  c.train.label_smoothing = 0.1
+
+  c.augment = ml_collections.ConfigDict()
+  c.augment.image_shift = 2  # pixels, at most, both ways
+  c.augment.image_brightness = 0.2  # share, at most: contrast and brightness
+  c.augment.audio_shift_seconds = 0.05  # at most, both ways
+  c.augment.mask_frames = 8  # spectrogram frames, at most
+  c.augment.mask_mels = 16  # mel bands, at most
+
+  c.memory = ml_collections.ConfigDict()
+  c.memory.size = 100  # exemplars in total, shared equally by the seen classes
+  c.memory.selection = "herding"  # or "random"
+  # Share of each batch drawn from the memory; 0: new samples and exemplars are mixed.
+  c.memory.batch_share = 0.5
+
+  c.eval = ml_collections.ConfigDict()
+  c.eval.modalities = "image,audio"  # present at test in the main result
+  c.eval.split = "test"  # or "validation", to tune
+  c.eval.batch_size = 128
+
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # devices along the data axis; −1: all that are left
+  c.mesh.expert = 1
+
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every_steps = 200  # snapshots within a task; one more ends each task
+
+  c.log = ml_collections.ConfigDict()
+  c.log.every_steps = 20
+  c.log.progress = True  # progress bars
+  c.log.tensorboard = False
+  return c.lock()
+
+
+def modalities(text: str, key: str) -> tuple[str, ...]:
+  """The modalities that a comma-separated setting names, in the order of MODALITIES.
+
+  Raises:
+    ValueError: an unknown modality, one named twice, or none; names `key`.
+  """
+  names = [name.strip() for name in text.split(",")]
+  if len(set(names)) != len(names) or not set(names) <= set(MODALITIES):
+    raise ValueError(
+      f"config.{key}={text!r}: expected one or more of {', '.join(MODALITIES)}, "
+      "separated by commas"
+    )
+  return tuple(name for name in MODALITIES if name in names)
+
+
+def validate(c: ml_collections.ConfigDict) -> None:
+  """Checks the settings that need no dataset.
+
+  Raises:
+    ValueError: names the key, its value and what is allowed.
+  """
+
+  def require(condition: bool, key: str, allowed: str) -> None:
+    if not condition:
+      value = c
+      for part in key.split("."):
+        value = value[part]
+      raise ValueError(f"config.{key}={value!r}: expected {allowed}")
+
+  for key in ("train.modalities", "eval.modalities"):
+    section, name = key.split(".")
+    modalities(c[section][name], key)
+  for key in ("train.batch_size", "eval.batch_size", "log.every_steps"):
+    section, name = key.split(".")
+    require(c[section][name] >= 1, key, "a number ≥ 1")
+  for key in ("train.epochs", "checkpoint.every_steps", "memory.size"):
+    section, name = key.split(".")
+    require(c[section][name] >= 0, key, "a number ≥ 0")
+  require(0 < c.train.learning_rate < math.inf, "train.learning_rate", "a number > 0")
+  require(0 <= c.train.warmup_share <= 1, "train.warmup_share", "a share in [0, 1]")
+  require(0 <= c.train.label_smoothing < 1, "train.label_smoothing", "in [0, 1)")
+  require(0 <= c.memory.batch_share < 1, "memory.batch_share", "a share in [0, 1)")
+  require(
+    c.memory.selection in ("herding", "random"),
+    "memory.selection",
+    "'herding' or 'random'",
+  )
+  require(c.eval.split in ("test", "validation"), "eval.split", "test or validation")
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+  """Nested dict → {"a.b": value}."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def as_json(c: ml_collections.ConfigDict) -> dict:
+  """The config as it reads back from JSON (tuples are lists)."""
+  return json.loads(json.dumps(c.to_dict()))
+
+
+def changed_keys(old: dict, new: dict) -> Iterable[str]:
+  """Dotted keys, sorted, that differ and are not `RESUMABLE`."""
+  old, new = flatten(old), flatten(new)
+  missing = object()
+  for key in sorted(old.keys() | new.keys()):
+    if old.get(key, missing) != new.get(key, missing) and not any(
+      key == name or key.startswith(f"{name}.") for name in RESUMABLE
+    ):
+      yield key
+
+
+def refuse_change(path: pathlib.Path, new: dict) -> None:
+  """Compares `new` with the config.json of an earlier start in the same workdir.
+
+  Raises:
+    ValueError: another experiment was started here; names the keys and both values.
+  """
+  try:
+    old = json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is damaged ({error}); use another --workdir") from error
+  keys = list(changed_keys(old, new))
+  if keys:
+    before, after = flatten(old), flatten(new)
+    lines = [f"  {key}: {before.get(key)!r} → {after.get(key)!r}" for key in keys]
+    raise ValueError(
+      f"{path.parent} holds a run with another config; use another --workdir, or "
+      "restore these keys:\n" + "\n".join(lines)
+    )

@@ -1,0 +1,153 @@
+"""From samples to device batches: the epoch's plan, then grain, then the mesh.
+
+What an epoch shows is planned in advance, from (seed, task, epoch) alone: row s of
+the plan is the global batch of step s. So the position in the data is a step number,
+resuming starts at that row, and every process reads its columns of the same plan.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mcil_jax import sharding
+from mcil_jax.data.source import Split
+
+PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The batches of one pass over some samples.
+
+  Attributes:
+    rows: int64 [steps, B], indices into a split; `PADDING` fills the last batch.
+    is_exemplar: bool [steps, B].
+  """
+
+  rows: np.ndarray
+  is_exemplar: np.ndarray
+
+  def __len__(self) -> int:
+    """Number of steps."""
+    return len(self.rows)
+
+
+def in_order(ids: np.ndarray, batch_size: int) -> Plan:
+  """Every sample once, in the given order."""
+  steps = -(-len(ids) // batch_size)
+  rows = np.full(steps * batch_size, PADDING, np.int64)
+  rows[: len(ids)] = ids
+  rows = rows.reshape(steps, batch_size)
+  return Plan(rows, np.zeros(rows.shape, bool))
+
+
+def steps_per_epoch(num_new: int, num_exemplars: int, batch_size: int, share: float):
+  """Steps of `shuffled`'s plan."""
+  if num_exemplars and share:
+    return -(-num_new // (batch_size - _exemplar_rows(batch_size, share)))
+  return -(-(num_new + num_exemplars) // batch_size)
+
+
+def shuffled(
+  new: np.ndarray,
+  exemplars: np.ndarray,
+  *,
+  batch_size: int,
+  exemplar_share: float,
+  rng: np.random.Generator,
+) -> Plan:
+  """One training epoch.
+
+  Each new sample comes once. With a share, the last rows of every batch are
+  exemplars, drawn in passes over the memory, each pass a fresh permutation; the
+  share is without effect while there are none. Without a share, each exemplar comes
+  once, mixed among the new samples.
+
+  Args:
+    new: indices of new samples.
+    exemplars: indices of exemplars; may be empty.
+    batch_size: B.
+    exemplar_share: share of B that exemplars fill (at least one row, never all).
+    rng: of the shuffle.
+  """
+  if not (len(exemplars) and exemplar_share):
+    ids = np.concatenate([new, exemplars])
+    order = rng.permutation(len(ids))
+    plan = in_order(ids[order], batch_size)
+    flags = in_order(np.where(order >= len(new), 1, 0), batch_size)
+    return Plan(plan.rows, flags.rows == 1)
+  count = _exemplar_rows(batch_size, exemplar_share)
+  plan = in_order(rng.permutation(new), batch_size - count)
+  needed = len(plan) * count
+  passes = [rng.permutation(exemplars) for _ in range(-(-needed // len(exemplars)))]
+  drawn = np.concatenate(passes)[:needed].reshape(len(plan), count)
+  return Plan(
+    rows=np.concatenate([plan.rows, drawn], axis=1),
+    is_exemplar=np.concatenate([plan.is_exemplar, np.ones(drawn.shape, bool)], axis=1),
+  )
+
+
+def _exemplar_rows(batch_size: int, share: float) -> int:
+  return min(max(1, round(batch_size * share)), batch_size - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loader:
+  """One row of a batch: index into the flattened plan → sample."""
+
+  split: Split
+  labels: np.ndarray
+  rows: np.ndarray
+  is_exemplar: np.ndarray
+
+  def __call__(self, place: int) -> dict[str, np.ndarray]:
+    index = int(self.rows[place])
+    valid = index != PADDING
+    sample = self.split[max(index, 0)]
+    return {
+      **{key: value for key, value in sample.items() if key != "label"},
+      "label": self.labels[max(index, 0)],
+      "valid": np.bool_(valid),
+      "is_exemplar": np.bool_(self.is_exemplar[place]),
+      "id": np.int32(index),
+    }
+
+
+def batches(
+  split: Split,
+  labels: np.ndarray,
+  plan: Plan,
+  mesh: Mesh,
+  *,
+  start: int = 0,
+) -> Iterator[dict[str, jax.Array]]:
+  """Device batches of a plan, read ahead in background threads.
+
+  Args:
+    split: where the samples come from.
+    labels: [N] of the split, positions in the class order.
+    plan: which samples each step sees.
+    mesh: the batch axis is split over its devices.
+    start: first step to return.
+
+  Yields:
+    Global arrays: `image` [B, T, H, W, 3] uint8 and `audio` [B, samples] int16, as
+    the dataset has them, `label`, `id` (index into the split) int32 [B], `valid`,
+    `is_exemplar` bool [B].
+  """
+  if start >= len(plan):
+    return
+  batch_size = plan.rows.shape[1]
+  columns = sharding.local_rows(mesh, batch_size)
+  rows = plan.rows[start:, columns]
+  loader = _Loader(
+    split, labels, rows.ravel(), plan.is_exemplar[start:, columns].ravel()
+  )
+  dataset = grain.MapDataset.range(rows.size).map(loader).batch(rows.shape[1])
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  for batch in dataset.to_iter_dataset(options):
+    yield sharding.place(batch, mesh, batch_size)

@@ -1,0 +1,45 @@
+"""Cross-entropy over the classes seen so far."""
+
+import jax
+import jax.numpy as jnp
+
+
+def masked_mean(values: jax.Array, where: jax.Array) -> jax.Array:
+  """Mean of `values` [B] over the rows where `where` [B]; 0 if there are none."""
+  total = jnp.sum(jnp.where(where, values, 0.0))
+  return total / jnp.maximum(jnp.sum(where), 1)
+
+
+def mask_unseen(logits: jax.Array, seen: jax.Array) -> jax.Array:
+  """`logits` [B, C] with −1e9 for the classes at positions ≥ `seen`.
+
+  A finite value keeps products with zero targets, and their gradients, zero.
+  """
+  return jnp.where(jnp.arange(logits.shape[-1]) < seen, logits, -1e9)
+
+
+def cross_entropy(
+  logits: jax.Array, targets: jax.Array, *, seen: jax.Array, where: jax.Array
+) -> jax.Array:
+  """Softmax cross-entropy over the first `seen` classes, mean over valid rows.
+
+  Args:
+    logits: [B, C].
+    targets: [B, C] probabilities, zero for unseen classes.
+    seen: number of classes seen so far, traced.
+    where: [B], rows that count.
+  """
+  log_p = jax.nn.log_softmax(mask_unseen(logits, seen))
+  return masked_mean(-jnp.sum(targets * log_p, axis=-1), where)
+
+
+def smooth_targets(
+  labels: jax.Array, *, num_classes: int, seen: jax.Array, smoothing: float
+) -> jax.Array:
+  """One-hot labels [B] → [B, C] with `smoothing` spread evenly over the seen classes.
+
+  Source: Szegedy et al. 2016, arXiv 1512.00567, §7.
+  """
+  one_hot = jax.nn.one_hot(labels, num_classes)
+  uniform = (jnp.arange(num_classes) < seen) / seen
+  return (1.0 - smoothing) * one_hot + smoothing * uniform

@@ -1,0 +1,89 @@
+"""What a method is: a few pure functions, put together in a frozen dataclass."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import struct
+
+from mcil_jax.losses import classification
+from mcil_jax.models.multimodal import Batch, Outputs
+from mcil_jax.scenario import Scenario
+
+
+@struct.dataclass
+class Task:
+  """What the jitted step knows of the current task; traced, so that tasks share it.
+
+  Attributes:
+    index: int32, 0-based.
+    before: int32, classes seen before this task.
+    seen: int32, classes seen including this task's.
+    steps: int32, training steps of the whole task.
+  """
+
+  index: jax.Array
+  before: jax.Array
+  seen: jax.Array
+  steps: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """Which training samples a task uses.
+
+  Attributes:
+    new: int64, indices into the training split; an epoch shows each of them once.
+    exemplars: int64, indices of old samples that accompany them.
+  """
+
+  new: np.ndarray
+  exemplars: np.ndarray
+
+
+Loss = Callable[[Outputs, Batch, Task], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """A class-incremental method.
+
+  Attributes:
+    samples: (labels [N], scenario, task number, memory [M]) → `Samples`. Labels are
+      positions in the class order; the memory is empty unless `uses_memory`.
+    loss: (outputs, batch, task) → (scalar, {name: scalar to log}). `batch` has
+      `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not count.
+    uses_memory: whether exemplars are selected after each task.
+  """
+
+  samples: Callable[[np.ndarray, Scenario, int, np.ndarray], Samples]
+  loss: Loss
+  uses_memory: bool = False
+
+
+NO_SAMPLES = np.empty(0, np.int64)
+
+
+def new_samples(labels, scenario, task, memory) -> Samples:
+  """The task's own classes, nothing else."""
+  del memory
+  return Samples(new=scenario.samples_of(labels, [task]), exemplars=NO_SAMPLES)
+
+
+def seen_cross_entropy(label_smoothing: float) -> Loss:
+  """Cross-entropy over all classes seen so far, for every valid row."""
+
+  def loss(outputs, batch, task):
+    targets = classification.smooth_targets(
+      batch["label"],
+      num_classes=outputs.logits.shape[-1],
+      seen=task.seen,
+      smoothing=label_smoothing,
+    )
+    value = classification.cross_entropy(
+      outputs.logits, targets, seen=task.seen, where=batch["valid"]
+    )
+    return value, {}
+
+  return loss

@@ -1,0 +1,23 @@
+"""Experience replay: new samples together with a fixed number of stored exemplars."""
+
+import dataclasses
+
+import ml_collections
+
+from mcil_jax import memory as memory_lib
+from mcil_jax.methods import base
+
+
+def new_samples_and_memory(labels, scenario, task, memory) -> base.Samples:
+  """The task's own classes, accompanied by the whole memory."""
+  samples = base.new_samples(labels, scenario, task, memory)
+  return dataclasses.replace(samples, exemplars=memory_lib.stored(memory))
+
+
+def make(config: ml_collections.ConfigDict) -> base.Method:
+  """Cross-entropy over all seen classes on new samples and exemplars alike."""
+  return base.Method(
+    samples=new_samples_and_memory,
+    loss=base.seen_cross_entropy(config.train.label_smoothing),
+    uses_memory=True,
+  )

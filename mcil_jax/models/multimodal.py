@@ -1,0 +1,133 @@
+"""The model that joins the towers: one feature per modality, one linear classifier."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import struct
+
+from mcil_jax.models import audio as audio_lib
+from mcil_jax.models import image as image_lib
+
+Batch = dict[str, jax.Array]
+
+
+@struct.dataclass
+class Outputs:
+  """What a model returns, and a loss or an evaluation reads.
+
+  Attributes:
+    logits: [B, C], over all classes, unseen ones included.
+    embedding: [B, D], what the classifier sees.
+  """
+
+  logits: jax.Array
+  embedding: jax.Array
+
+
+class MultimodalClassifier(nn.Module):
+  """Towers, concatenated features, a linear classifier over all classes.
+
+  The three parts of the computation are methods of their own, because augmentation
+  acts between the first two, and evaluation shares one `encode` among several sets
+  of present modalities.
+
+  Attributes:
+    towers: modality → module; `tower(inputs, train)` → [B, D_m].
+    num_classes: C.
+    sample_rate_hz: of the audio.
+    spectrogram: settings of `audio.log_mel`.
+  """
+
+  towers: dict[str, nn.Module]
+  num_classes: int
+  sample_rate_hz: int
+  spectrogram: dict[str, Any]
+
+  def setup(self):
+    """Creates the classifier; the towers come as attributes."""
+    self.classifier = nn.Dense(self.num_classes)
+
+  def preprocess(self, batch: Batch) -> Batch:
+    """Raw `image` uint8 and `audio` int16 → tower inputs, by modality. No parameters.
+
+    Returns:
+      `image` float32 [B, T, H, W, 3] in [−1, 1], `audio` float32 [B, F, mels].
+    """
+    inputs = {}
+    if "image" in self.towers:
+      inputs["image"] = image_lib.normalise(batch["image"])
+    if "audio" in self.towers:
+      inputs["audio"] = audio_lib.log_mel(
+        batch["audio"], sample_rate_hz=self.sample_rate_hz, **self.spectrogram
+      )
+    return inputs
+
+  def encode(self, inputs: Batch, train: bool = False) -> Batch:
+    """Tower inputs → features [B, D_m], by modality."""
+    return {name: tower(inputs[name], train) for name, tower in self.towers.items()}
+
+  def classify(self, features: Batch, present: Batch) -> Outputs:
+    """Features → outputs; a modality that is absent from a sample counts as zeros.
+
+    Args:
+      features: modality → [B, D_m].
+      present: modality → bool [B].
+    """
+    embedding = jnp.concatenate(
+      [features[m] * present[m][:, None] for m in self.towers], axis=-1
+    )
+    return Outputs(logits=self.classifier(embedding), embedding=embedding)
+
+  def __call__(self, inputs: Batch, present: Batch, train: bool = False) -> Outputs:
+    """Tower inputs and presence → outputs."""
+    return self.classify(self.encode(inputs, train), present)
+
+
+def build(
+  c: ml_collections.ConfigDict,
+  *,
+  modalities: tuple[str, ...],
+  num_classes: int,
+  sample_rate_hz: int | None,
+) -> MultimodalClassifier:
+  """Builds the model of a run.
+
+  Args:
+    c: `config.model`.
+    modalities: those of the dataset; each gets a tower.
+    num_classes: C.
+    sample_rate_hz: of the audio; None without audio.
+
+  Raises:
+    ValueError: the width is no multiple of the number of heads.
+  """
+  if c.width % c.num_heads:
+    raise ValueError(
+      f"config.model.width={c.width} is no multiple of "
+      f"config.model.num_heads={c.num_heads}"
+    )
+  shared = {"width": c.width, "num_heads": c.num_heads, "drop_path": c.drop_path}
+  towers = {
+    "image": image_lib.ImageTower(
+      depth=c.image.depth,
+      patch_size=c.image.patch_size,
+      tubelet_frames=c.image.tubelet_frames,
+      **shared,
+    ),
+    "audio": audio_lib.AudioTower(
+      depth=c.audio.depth, patch_frames=c.audio.patch_frames, **shared
+    ),
+  }
+  return MultimodalClassifier(
+    towers={name: towers[name] for name in modalities},
+    num_classes=num_classes,
+    sample_rate_hz=sample_rate_hz or 0,
+    spectrogram={
+      "num_mels": c.audio.num_mels,
+      "window_seconds": c.audio.window_seconds,
+      "hop_seconds": c.audio.hop_seconds,
+    },
+  )

@@ -1,0 +1,84 @@
+"""Where a run leaves its traces: snapshots, metrics.jsonl, the terminal."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from mcil_jax import checkpoint, compilations, state, writers
+from mcil_jax.interrupt import StopSignal
+from mcil_jax.setup import Setup
+from mcil_jax.state import RunState
+
+
+class StoppedError(Exception):
+  """The run was asked to stop, and has saved a snapshot."""
+
+
+class Record:
+  """Snapshots and log of one workdir, for as long as the run is at work.
+
+  Attributes:
+    is_main: whether this process writes the log and the terminal.
+    writer: of metrics.jsonl.
+  """
+
+  def __init__(self, setup: Setup, workdir: pathlib.Path, stop: StopSignal):
+    self.is_main = jax.process_index() == 0
+    self._setup = setup
+    self._workdir = workdir
+    self._stop = stop
+    self._snapshots = checkpoint.Snapshots(workdir)
+    self.writer = writers.MetricsWriter(workdir / "metrics.jsonl", enabled=False)
+
+  def __enter__(self) -> "Record":
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self.writer.close()
+    self._snapshots.close()
+
+  def restore(self) -> RunState:
+    """The newest snapshot or the initial state; opens the log, cut back to it."""
+    initial = state.initial(self._setup)
+    restored = self._snapshots.restore(initial)
+    if restored is None:
+      restored = initial
+    log = self._setup.config.log
+    self.writer = writers.MetricsWriter(
+      self._workdir / "metrics.jsonl",
+      enabled=self.is_main,
+      keep_bytes=int(restored.log_bytes),
+      tensorboard_dir=self._workdir / "tensorboard" if log.tensorboard else None,
+      first_step=int(restored.train.step),
+    )
+    return restored
+
+  def save(self, run: RunState) -> RunState:
+    """Saves a snapshot of everything and returns what was saved."""
+    counts = {
+      name: np.maximum(count, compilations.count(name))
+      for name, count in run.compilations.items()
+    }
+    size = np.array(self.writer.size_bytes)
+    run = run.replace(log_bytes=size, compilations=counts)
+    self._snapshots.save(run)
+    return run
+
+  def save_task(self, run: RunState) -> None:
+    """Keeps the parameters after the current task for good."""
+    self._snapshots.save_task(int(run.task), run.train.params)
+
+  def stop_requested(self, step: int) -> bool:
+    """See `StopSignal.at_step`."""
+    return self._stop.at_step(step)
+
+  def stop_here(self, run: RunState) -> None:
+    """Outside training: saves and raises `StoppedError` if asked to stop."""
+    if self._stop.between_steps():
+      self.stop(run)
+
+  def stop(self, run: RunState) -> None:
+    """Saves and raises `StoppedError`."""
+    self.save(run)
+    raise StoppedError(f"saved at step {int(run.train.step)}")

@@ -1,0 +1,204 @@
+"""The task loop: for each task train, evaluate, remember what must be kept, save."""
+
+import time
+from collections.abc import Iterator
+
+import ml_collections
+import numpy as np
+import tqdm
+
+from mcil_jax import evaluate, memory, metrics, report, results, train, workdir
+from mcil_jax.data import pipeline
+from mcil_jax.interrupt import StopSignal
+from mcil_jax.methods.base import Samples
+from mcil_jax.models.multimodal import Batch
+from mcil_jax.record import Record
+from mcil_jax.setup import Setup
+from mcil_jax.state import SECONDS, RunState
+
+
+def run(setup: Setup, path: str, stop: StopSignal) -> dict:
+  """Runs, or continues, the experiment in a workdir.
+
+  Args:
+    setup: from `setup.prepare`.
+    path: the workdir.
+    stop: asked between steps.
+
+  Returns:
+    The contents of results.json.
+
+  Raises:
+    ValueError: the workdir belongs to another experiment, or is damaged.
+    FloatingPointError: the loss is no longer a number.
+    StoppedError: `stop` was asked for; everything is saved.
+  """
+  with (
+    workdir.opened(path, setup.config, setup.dataset) as directory,
+    Record(setup, directory, stop) as record,
+  ):
+    state = record.restore()
+    while state.task < setup.scenario.num_tasks:
+      state = learn(setup, state, record)
+      state = assess(setup, state, record)
+      state = remember(setup, state, record)
+      record.save_task(state)
+      state = record.save(next_task(setup, state))
+    summary = results.summarise(setup, state)
+    if record.is_main:
+      results.write(directory, summary)
+    return summary
+
+
+def next_task(setup: Setup, state: RunState) -> RunState:
+  """The state at the start of the task after the current one."""
+  return state.replace(
+    task=np.array(state.task + 1),
+    train=train.next_task(state.train, setup.config.train),
+  )
+
+
+def learn(setup: Setup, state: RunState, record: Record) -> RunState:
+  """Trains on the current task, from wherever `state` is in it."""
+  c, number = setup.config, int(state.task)
+  started = time.perf_counter()
+  seconds = dict.fromkeys(SECONDS, 0.0)
+  samples = setup.method.samples(
+    setup.labels["train"], setup.scenario, number, state.memory
+  )
+  steps_per_epoch = _steps_per_epoch(c, samples)
+  task = setup.task(number, steps_per_epoch * c.train.epochs)
+  done, step = int(state.train.task_step), int(state.train.step)
+  train_state, scalars = state.train, train.Scalars()
+
+  def current() -> RunState:
+    seconds["train_seconds"] = time.perf_counter() - started
+    return state.replace(train=train_state).add_seconds(seconds)
+
+  bar = tqdm.tqdm(
+    desc=f"task {number + 1}/{setup.scenario.num_tasks}",
+    total=int(task.steps),
+    initial=done,
+    unit="step",
+    disable=not (c.log.progress and record.is_main),
+  )
+  with bar:
+    for batch in train.timed(_batches(setup, samples, number, done), seconds):
+      train_state, values = setup.train_step(train_state, batch, task)
+      done, step = done + 1, step + 1
+      scalars.push(step, values, batch["id"])
+      bar.update()
+      stop = record.stop_requested(step)
+      at_end = done == task.steps
+      snapshot = c.checkpoint.every_steps and step % c.checkpoint.every_steps == 0
+      log = step % c.log.every_steps == 0 or at_end
+      # Read one step late, but before anything is saved: a snapshot must never hold
+      # what came of a loss that is no number.
+      scalars.read(keep=0 if stop or snapshot or log else 1)
+      if log:
+        means = scalars.means()
+        bar.set_postfix(loss=f"{means['loss']:.3f}")
+        epoch = (done - 1) // steps_per_epoch
+        record.writer.write(step, means, event="train", task=number, epoch=epoch)
+      if stop:
+        record.stop(current())
+      if snapshot and not at_end:
+        record.save(current())
+  return current()
+
+
+def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
+  return pipeline.steps_per_epoch(
+    len(samples.new), len(samples.exemplars), c.train.batch_size, c.memory.batch_share
+  )
+
+
+def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator[Batch]:
+  """Batches of all epochs of a task, from its step `done` on."""
+  c = setup.config
+  first_epoch, start = divmod(done, _steps_per_epoch(c, samples))
+  for epoch in range(first_epoch, c.train.epochs):
+    plan = pipeline.shuffled(
+      samples.new,
+      samples.exemplars,
+      batch_size=c.train.batch_size,
+      exemplar_share=c.memory.batch_share,
+      rng=np.random.default_rng([c.seed, number, epoch]),
+    )
+    yield from pipeline.batches(
+      setup.dataset.splits["train"],
+      setup.labels["train"],
+      plan,
+      setup.mesh,
+      start=start if epoch == first_epoch else 0,
+    )
+
+
+def _evaluate(
+  setup: Setup, state: RunState, record: Record, split: str, ids: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Predictions and embeddings of samples of a split, see `evaluate.evaluate`."""
+  return evaluate.evaluate(
+    setup.eval_step,
+    state.train.params,
+    setup.dataset.splits[split],
+    setup.labels[split],
+    ids,
+    setup.task(int(state.task)),
+    batch_size=setup.config.eval.batch_size,
+    mesh=setup.mesh,
+    check=lambda: record.stop_here(state),
+  )
+
+
+def assess(setup: Setup, state: RunState, record: Record) -> RunState:
+  """Classifies the samples of all seen classes; logs and prints the accuracies."""
+  number, increments = int(state.task), setup.scenario.increments
+  started = time.perf_counter()
+  seen = range(number + 1)
+  ids = setup.scenario.samples_of(setup.labels["validation"], seen)
+  outcome = _evaluate(setup, state, record, "validation", ids)
+  correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
+  seconds = dict.fromkeys(SECONDS, 0.0)
+  seconds["train_seconds"] = time.perf_counter() - started
+
+  split = setup.config.eval.split
+  ids = setup.scenario.samples_of(setup.labels[split], seen)
+  outcome = _evaluate(setup, state, record, split, ids)
+  predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
+  for kind, rows in predictions.items():
+    rows[number, ids] = outcome[kind]
+  scalars = {"validation/seen_accuracy": correct.mean()}
+  for kind, rows in predictions.items():
+    accuracy = metrics.seen_accuracy(rows, setup.labels[split], increments)
+    scalars[f"{split}/{kind}/seen_accuracy"] = accuracy[number]
+  step = int(state.train.step)
+  record.writer.write(step, scalars, event="task", task=number)
+  if record.is_main:
+    matrix = metrics.accuracy_matrix(
+      predictions[evaluate.MAIN], setup.labels[split], increments
+    )
+    print(report.accuracy_table(matrix, increments), flush=True)
+  return state.replace(predictions=predictions).add_seconds(seconds)
+
+
+def remember(setup: Setup, state: RunState, record: Record) -> RunState:
+  """Selects exemplars of the task's classes, if the method keeps any."""
+  if not setup.method.uses_memory:
+    return state
+  c, number = setup.config, int(state.task)
+  labels = setup.labels["train"]
+  before, seen = (int(n) for n in setup.scenario.boundaries[number : number + 2])
+  rng = np.random.default_rng([c.seed, number, 0x3E3])
+  ids = setup.scenario.samples_of(labels, [number])
+  if c.memory.selection == "herding":
+    embeddings = _evaluate(setup, state, record, "train", ids)["embedding"]
+
+  def select(of_class: np.ndarray, count: int) -> np.ndarray:
+    if c.memory.selection == "random":
+      return rng.permutation(of_class)[:count]
+    rows = embeddings[np.searchsorted(ids, of_class)]
+    return of_class[memory.herding(rows, count)]
+
+  updated = memory.update(state.memory, labels, range(before, seen), select)
+  return state.replace(memory=updated)

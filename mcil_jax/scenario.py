@@ -1,0 +1,138 @@
+"""Which classes are learned when: class order, increments, task masks."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+  """A class-incremental sequence of tasks.
+
+  Attributes:
+    class_names: [C], in the order they are learned.
+    class_order: [C], the dataset's class number at each position.
+    increments: [T], classes per task.
+  """
+
+  class_names: tuple[str, ...]
+  class_order: tuple[int, ...]
+  increments: tuple[int, ...]
+
+  @property
+  def num_tasks(self) -> int:
+    """T."""
+    return len(self.increments)
+
+  @property
+  def num_classes(self) -> int:
+    """C."""
+    return len(self.class_order)
+
+  @functools.cached_property
+  def boundaries(self) -> np.ndarray:
+    """int32 [T + 1]: classes seen before task t; the last entry is C."""
+    return np.cumsum([0, *self.increments]).astype(np.int32)
+
+  @functools.cached_property
+  def task_of_class(self) -> np.ndarray:
+    """int32 [C]: the task that a class belongs to."""
+    return np.repeat(np.arange(self.num_tasks, dtype=np.int32), self.increments)
+
+  def relabel(self, labels: np.ndarray) -> np.ndarray:
+    """Dataset labels [N] → int32 [N], positions in the class order."""
+    position = np.empty(self.num_classes, np.int32)
+    position[list(self.class_order)] = np.arange(self.num_classes)
+    return position[labels]
+
+  def samples_of(self, labels: np.ndarray, tasks: Sequence[int]) -> np.ndarray:
+    """Indices (int64, ascending) of the samples whose class is in one of `tasks`.
+
+    Args:
+      labels: [N], positions in the class order.
+      tasks: 0-based task numbers.
+    """
+    return np.flatnonzero(np.isin(self.task_of_class[labels], list(tasks)))
+
+
+def seeded_order(num_classes: int, shuffle_within: Sequence[int], seed: int):
+  """A permutation of the classes that stays within consecutive blocks.
+
+  Args:
+    num_classes: C.
+    shuffle_within: sizes of the blocks, which sum to C; empty: one block.
+    seed: of the permutation.
+
+  Returns:
+    Tuple [C] of dataset class numbers.
+
+  Raises:
+    ValueError: the blocks do not sum to C.
+  """
+  blocks = tuple(shuffle_within) or (num_classes,)
+  if sum(blocks) != num_classes or min(blocks) < 1:
+    raise ValueError(
+      f"config.scenario.shuffle_within={blocks} must be sizes ≥ 1 that sum to the "
+      f"dataset's {num_classes} classes, not {sum(blocks)}"
+    )
+  rng = np.random.default_rng([seed, 0x0DE5])
+  starts = np.cumsum([0, *blocks[:-1]])
+  order = [
+    start + rng.permutation(size) for start, size in zip(starts, blocks, strict=True)
+  ]
+  return tuple(int(c) for c in np.concatenate(order))
+
+
+def make(
+  class_names: Sequence[str],
+  *,
+  increments: Sequence[int],
+  class_order: Sequence[int] | None = None,
+  shuffle_within: Sequence[int] = (),
+  seed: int = 0,
+) -> Scenario:
+  """Builds the scenario of a dataset's classes.
+
+  Args:
+    class_names: [C], in the dataset's numbering.
+    increments: classes per task; must sum to C.
+    class_order: a permutation of 0 … C − 1; None draws one by `seed`.
+    shuffle_within: see `seeded_order`; unused when `class_order` is given.
+    seed: of the drawn permutation.
+
+  Raises:
+    ValueError: impossible increments, or a class order that is no permutation.
+  """
+  count = len(class_names)
+  if not increments or min(increments) < 1 or sum(increments) != count:
+    raise ValueError(
+      f"config.scenario.increments={tuple(increments)} must be sizes ≥ 1 that sum to "
+      f"the dataset's {count} classes, not {sum(increments)}"
+    )
+  if class_order is None:
+    class_order = seeded_order(count, shuffle_within, seed)
+  elif sorted(class_order) != list(range(count)):
+    missing = sorted(set(range(count)) - set(class_order))
+    raise ValueError(
+      f"config.scenario.class_order is no permutation of 0 … {count - 1}: it has "
+      f"{len(class_order)} entries; missing {missing or 'none'}, unknown or repeated "
+      f"{_surplus(class_order, count) or 'none'}"
+    )
+  return Scenario(
+    class_names=tuple(class_names[c] for c in class_order),
+    class_order=tuple(int(c) for c in class_order),
+    increments=tuple(int(n) for n in increments),
+  )
+
+
+def _surplus(order: Sequence[int], count: int) -> list[int]:
+  """Entries that are no class or came before, in order."""
+  seen: set[int] = set()
+  surplus = []
+  for entry in order:
+    if entry in seen or not 0 <= entry < count:
+      surplus.append(entry)
+    seen.add(entry)
+  return surplus

@@ -1,0 +1,113 @@
+"""The parts of a run that do not change while it runs, put together from its config."""
+
+import dataclasses
+import functools
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mcil_jax import config as config_lib
+from mcil_jax import evaluate, memory, methods, scenario, sharding, train
+from mcil_jax.data import source
+from mcil_jax.methods.base import Method, Task
+from mcil_jax.models import multimodal
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What does not change during a run.
+
+  Attributes:
+    config: all settings.
+    dataset: prepared data.
+    scenario: class order and increments.
+    labels: split → int32 [N], positions in the class order.
+    mesh: of devices.
+    model: Linen module.
+    method: what distinguishes this run from another method's.
+    present: kind of prediction → modalities present, see `evaluate.kinds`.
+  """
+
+  config: ml_collections.ConfigDict
+  dataset: source.Dataset
+  scenario: scenario.Scenario
+  labels: dict[str, np.ndarray]
+  mesh: jax.sharding.Mesh
+  model: multimodal.MultimodalClassifier
+  method: Method
+  present: dict[str, tuple[str, ...]]
+
+  @functools.cached_property
+  def train_step(self) -> train.TrainStep:
+    """Jitted, see `train.make_train_step`."""
+    return train.make_train_step(self.model, self.method, self.config, self.mesh)
+
+  @functools.cached_property
+  def eval_step(self) -> evaluate.EvalStep:
+    """Jitted, see `evaluate.make_eval_step`."""
+    return evaluate.make_eval_step(self.model, self.scenario, self.present, self.mesh)
+
+  def task(self, number: int, steps: int = 0) -> Task:
+    """What the jitted steps know of task `number`; evaluation needs no `steps`."""
+    before, seen = self.scenario.boundaries[number : number + 2]
+    return Task(index=np.int32(number), before=before, seen=seen, steps=np.int32(steps))
+
+
+def prepare(c: ml_collections.ConfigDict) -> Setup:
+  """Checks the config and puts the parts of a run together.
+
+  Raises:
+    ValueError: a setting is impossible; names it.
+    FileNotFoundError: the dataset is not there; says how to make it.
+  """
+  config_lib.validate(c)
+  mesh = sharding.make_mesh(c.mesh.data, c.mesh.expert)
+  sharding.check_batch_size(c.train.batch_size, "train.batch_size", mesh)
+  sharding.check_batch_size(c.eval.batch_size, "eval.batch_size", mesh)
+  dataset = _load_dataset(c)
+  tasks = scenario.make(
+    dataset.class_names,
+    increments=c.scenario.increments,
+    class_order=c.scenario.class_order,
+    shuffle_within=c.scenario.shuffle_within,
+    seed=c.seed,
+  )
+  method = methods.make(c)
+  if method.uses_memory:
+    memory.quota(c.memory.size, tasks.num_classes)  # fails now rather than at the end
+  return Setup(
+    config=c,
+    dataset=dataset,
+    scenario=tasks,
+    labels={s: tasks.relabel(split.labels) for s, split in dataset.splits.items()},
+    mesh=mesh,
+    model=multimodal.build(
+      c.model,
+      modalities=dataset.modalities,
+      num_classes=tasks.num_classes,
+      sample_rate_hz=dataset.sample_rate_hz,
+    ),
+    method=method,
+    present=evaluate.kinds(c, dataset.modalities),
+  )
+
+
+def _load_dataset(c: ml_collections.ConfigDict) -> source.Dataset:
+  if c.data.name == "sounding_shapes":
+    if jax.process_index() == 0:
+      source.prepare(c.data.data_dir)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("dataset prepared")
+  dataset = source.load(
+    c.data.name, c.data.data_dir, cache_bytes=round(c.data.cache_gib * 2**30)
+  )
+  for key in ("train", "eval"):
+    wanted = config_lib.modalities(c[key].modalities, f"{key}.modalities")
+    if not set(wanted) & set(dataset.modalities):
+      raise ValueError(
+        f"config.{key}.modalities={c[key].modalities!r}: dataset {dataset.name} has "
+        f"only {', '.join(dataset.modalities)}"
+      )
+  return dataset

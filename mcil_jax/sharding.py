@@ -1,0 +1,87 @@
+"""The device mesh, and how arrays lie on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# A batch is split over all devices, whatever else the expert axis holds.
+BATCH = PartitionSpec(("data", "expert"))
+
+
+def make_mesh(data: int, expert: int) -> Mesh:
+  """A mesh with the axes `data` and `expert`.
+
+  Args:
+    data: devices along the data axis; −1 takes all that are left.
+    expert: devices along the expert axis.
+
+  Raises:
+    ValueError: the devices cannot be laid out that way.
+  """
+  count = jax.device_count()
+  if expert < 1 or (data < 1 and data != -1):
+    raise ValueError(
+      f"config.mesh.data={data}, config.mesh.expert={expert}: expected numbers ≥ 1 "
+      "(or -1 for data: all devices that are left)"
+    )
+  if data == -1:
+    if count % expert:
+      raise ValueError(f"config.mesh.expert={expert} does not divide {count} devices")
+    data = count // expert
+  if data * expert > count:
+    raise ValueError(
+      f"config.mesh.data={data} by config.mesh.expert={expert} needs {data * expert} "
+      f"devices; there are {count}"
+    )
+  if data * expert < count and jax.process_count() > 1:
+    raise ValueError(
+      f"config.mesh.data={data} by config.mesh.expert={expert} leaves devices of a "
+      f"multi-process run idle; use all {count}"
+    )
+  return jax.make_mesh(
+    (data, expert),
+    ("data", "expert"),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    devices=jax.devices()[: data * expert],
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis split over all devices of the mesh."""
+  return NamedSharding(mesh, BATCH)
+
+
+def check_batch_size(size: int, key: str, mesh: Mesh) -> None:
+  """Raises a ValueError unless a batch divides evenly over the mesh."""
+  if size % mesh.size:
+    raise ValueError(f"config.{key}={size} is no multiple of the {mesh.size} devices")
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+  """The rows of a batch that this process has to provide."""
+  indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  bounds = [index[0].indices(batch_size)[:2] for index in indices.values()]
+  return slice(min(lo for lo, _ in bounds), max(hi for _, hi in bounds))
+
+
+def place(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int):
+  """Puts this process's rows of a batch onto its devices.
+
+  Args:
+    batch: arrays [rows, ...], the rows that `local_rows` names.
+    mesh: of the run.
+    batch_size: of the global batch.
+
+  Returns:
+    Global arrays [batch_size, ...].
+  """
+  sharding = batch_sharding(mesh)
+  return {
+    key: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
+    for key, x in batch.items()
+  }

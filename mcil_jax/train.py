@@ -1,0 +1,259 @@
+"""The training state, the jitted step, and the loop over a task's epochs."""
+
+import collections
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from mcil_jax import compilations, sharding
+from mcil_jax import config as config_lib
+from mcil_jax.data import augment
+from mcil_jax.losses import classification
+from mcil_jax.methods.base import Method, Task
+from mcil_jax.models.multimodal import Batch, MultimodalClassifier
+
+
+@struct.dataclass
+class TrainState:
+  """What the train step reads and returns.
+
+  Attributes:
+    params: of the model.
+    opt_state: of the optimizer; reset at the start of each task.
+    step: int32, training steps since the start of the run.
+    task_step: int32, training steps since the start of the task.
+    key: PRNG key data; never changes, each step derives its own from it.
+  """
+
+  params: optax.Params
+  opt_state: optax.OptState
+  step: jax.Array
+  task_step: jax.Array
+  key: jax.Array
+
+
+def present(valid: jax.Array, modalities: tuple[str, ...]) -> Batch:
+  """Presence masks, bool [B]: every sample has exactly `modalities`."""
+  return {
+    m: jnp.full(valid.shape, m in modalities) & valid for m in config_lib.MODALITIES
+  }
+
+
+def optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """AdamW without its learning rate, which the step applies (`learning_rate`)."""
+
+  def is_matrix(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: path[-1].key == "kernel", params
+    )
+
+  return optax.chain(
+    optax.clip_by_global_norm(c.clip_norm),
+    optax.scale_by_adam(),
+    optax.add_decayed_weights(c.weight_decay, mask=is_matrix),
+  )
+
+
+def learning_rate(
+  c: ml_collections.ConfigDict, step: jax.Array, steps: jax.Array
+) -> jax.Array:
+  """Linear warm-up, then a cosine to zero, for tasks of any length.
+
+  Args:
+    c: `config.train`.
+    step: 0-based step within the task.
+    steps: steps of the task; traced, so that tasks of all lengths share one program.
+  """
+  progress = (step + 1) / steps
+  warmup = c.warmup_share
+  rise = progress / warmup if warmup else 1.0
+  fall = jnp.clip((progress - warmup) / max(1.0 - warmup, 1e-9), 0.0, 1.0)
+  return c.learning_rate * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
+
+
+def create_state(
+  model: MultimodalClassifier,
+  c: ml_collections.ConfigDict,
+  shapes: dict[str, tuple[int, ...]],
+  mesh: Mesh,
+) -> TrainState:
+  """Initial parameters and optimizer state, replicated on the mesh.
+
+  Args:
+    model: of the run.
+    c: the whole config.
+    shapes: modality → shape of one raw sample.
+    mesh: of the run.
+  """
+
+  def create(key):
+    raw = {
+      "image": jnp.zeros((1, *shapes["image"]), jnp.uint8) if "image" in shapes else 0,
+      "audio": jnp.zeros((1, *shapes["audio"]), jnp.int16) if "audio" in shapes else 0,
+    }
+    init_key, run_key = jax.random.split(key)
+    inputs = model.apply({}, raw, method="preprocess")
+    everything = present(jnp.ones(1, bool), tuple(shapes))
+    params = model.init(init_key, inputs, everything)["params"]
+    return TrainState(
+      params=params,
+      opt_state=optimizer(c.train).init(params),
+      step=jnp.zeros((), jnp.int32),
+      task_step=jnp.zeros((), jnp.int32),
+      key=jax.random.key_data(run_key),
+    )
+
+  replicate = sharding.replicated(mesh)
+  return jax.jit(create, out_shardings=replicate)(jax.random.key(c.seed))
+
+
+def next_task(state: TrainState, c: ml_collections.ConfigDict) -> TrainState:
+  """A fresh optimizer for the next task; parameters and `step` go on.
+
+  Args:
+    state: after the task before.
+    c: `config.train`.
+  """
+
+  def reset(state: TrainState) -> TrainState:
+    return state.replace(
+      opt_state=optimizer(c).init(state.params),
+      task_step=jnp.zeros_like(state.task_step),
+    )
+
+  return jax.jit(reset, out_shardings=state.step.sharding)(state)
+
+
+TrainStep = Callable[[TrainState, Batch, Task], tuple[TrainState, Batch]]
+
+
+def make_train_step(
+  model: MultimodalClassifier,
+  method: Method,
+  c: ml_collections.ConfigDict,
+  mesh: Mesh,
+) -> TrainStep:
+  """The jitted step: augment, forward, the method's loss, AdamW.
+
+  Everything that differs between tasks is traced (`Task`), so it compiles once.
+
+  Args:
+    model: of the run.
+    method: provides the loss.
+    c: the whole config.
+    mesh: the batch is split over it; the state is replicated and donated.
+
+  Returns:
+    (state, batch, task) → (state, {"loss", "accuracy", "gradient_norm", …}).
+  """
+  tx = optimizer(c.train)
+  modalities = config_lib.modalities(c.train.modalities, "train.modalities")
+
+  def train_step(state: TrainState, batch: Batch, task: Task):
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    raw_key, input_key, dropout_key = jax.random.split(key, 3)
+    raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
+    inputs = model.apply({}, raw, method="preprocess")
+    inputs = augment.inputs(input_key, inputs, c.augment)
+    mask = present(batch["valid"], modalities)
+
+    def loss_fn(params):
+      outputs = model.apply(
+        {"params": params}, inputs, mask, True, rngs={"dropout": dropout_key}
+      )
+      loss, scalars = method.loss(outputs, batch, task)
+      return loss, (outputs, scalars)
+
+    (loss, (outputs, scalars)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+      state.params
+    )
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    rate = learning_rate(c.train, state.task_step, task.steps)
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    logits = classification.mask_unseen(outputs.logits, task.seen)
+    correct = logits.argmax(-1) == batch["label"]
+    scalars |= {
+      "loss": loss,
+      "accuracy": classification.masked_mean(correct, batch["valid"]),
+      "gradient_norm": optax.global_norm(gradient),
+    }
+    return state.replace(
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      step=state.step + 1,
+      task_step=state.task_step + 1,
+    ), scalars
+
+  replicate = sharding.replicated(mesh)
+  return jax.jit(
+    train_step,
+    in_shardings=(replicate, sharding.batch_sharding(mesh), replicate),
+    out_shardings=replicate,
+    donate_argnums=0,
+  )
+
+
+def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch]:
+  """Passes batches on to a loop of train steps and adds up where its time goes.
+
+  Args:
+    batches: device batches.
+    seconds: `loop_seconds`, `wait_seconds` (of those, waiting for data) and
+      `loop_steps` are added to; a step that compiled is left out.
+  """
+  while True:
+    start = time.perf_counter()
+    compiled = compilations.count("train_step")
+    batch = next(batches, None)
+    if batch is None:
+      return
+    waited = time.perf_counter() - start
+    yield batch
+    if compilations.count("train_step") == compiled:
+      seconds["loop_seconds"] += time.perf_counter() - start
+      seconds["wait_seconds"] += waited
+      seconds["loop_steps"] += 1
+
+
+class Scalars:
+  """The scalars of dispatched steps, read late so that the device never idles."""
+
+  def __init__(self):
+    self._pending = collections.deque()
+    self._read = []
+
+  def push(self, step: int, scalars: Batch, ids: jax.Array) -> None:
+    """Adds what step number `step` returned; `ids` [B] are its batch's samples."""
+    self._pending.append((step, scalars, ids))
+
+  def read(self, keep: int) -> None:
+    """Waits for all steps but the last `keep`.
+
+    Raises:
+      FloatingPointError: a loss or gradient is no longer a number; names the step and
+        the samples of its batch.
+    """
+    while len(self._pending) > keep:
+      step, scalars, ids = self._pending.popleft()
+      values = {name: float(x) for name, x in jax.device_get(scalars).items()}
+      if not np.isfinite([values["loss"], values["gradient_norm"]]).all():
+        local = np.concatenate([np.asarray(s.data) for s in ids.addressable_shards])
+        raise FloatingPointError(
+          f"loss {values['loss']}, gradient norm {values['gradient_norm']} at step "
+          f"{step}: lower config.train.learning_rate, or look at the samples of this "
+          f"batch (indices into the training split): {np.unique(local).tolist()}. "
+          "The last snapshot is from before this step."
+        )
+      self._read.append(values)
+
+  def means(self) -> dict[str, float]:
+    """Means over the steps read since the last call."""
+    read, self._read = self._read, []
+    return {name: float(np.mean([v[name] for v in read])) for name in read[0]}
