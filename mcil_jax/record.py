@@ -50,7 +50,7 @@ class Record:
       enabled=self.is_main,
       keep_bytes=int(restored.log_bytes),
       tensorboard_dir=self._workdir / "tensorboard" if log.tensorboard else None,
-      first_step=int(restored.train.step),
+      next_step=int(restored.train.step) + 1,
     )
     return restored
 

@@ -125,7 +125,9 @@ def _cost_line(results: Results) -> str:
   parts = {
     "train_seconds": lambda seconds: f"{seconds / 60:.1f} min of training",
     "steps_per_second": lambda rate: f"{rate:.1f} steps/s",
-    "input_wait_share": lambda share: f"{_percent(share)} % of it waiting for input",
+    "input_wait_share": lambda share: (
+      f"{_percent(share)} % of the time waiting for input"
+    ),
   }
   known = [(key, text) for key, text in parts.items() if results.get(key) is not None]
   return ", ".join(text(results[key]) for key, text in known)

@@ -8,7 +8,7 @@ import platform
 import jax
 import numpy as np
 
-from mcil_jax import __version__, checkpoint, evaluate, metrics, report, writers
+from mcil_jax import __version__, checkpoint, evaluate, memory, metrics, report, writers
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
@@ -89,7 +89,7 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "steps": int(state.train.step),
     "steps_per_second": seconds["loop_steps"] / loop if loop else None,
     "input_wait_share": seconds["wait_seconds"] / loop if loop else None,
-    "exemplars": int(np.sum(state.memory >= 0)),
+    "exemplars": 0 if state.memory is None else len(memory.stored(state.memory)),
     "params": sum(x.size for x in jax.tree.leaves(state.train.params)),
     "params_sha256": sha256(state.train.params),
     "devices": {

@@ -168,17 +168,24 @@ def assess(setup: Setup, state: RunState, record: Record) -> RunState:
   predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
   for kind, rows in predictions.items():
     rows[number, ids] = outcome[kind]
-  scalars = {"validation/seen_accuracy": correct.mean()}
-  for kind, rows in predictions.items():
-    accuracy = metrics.seen_accuracy(rows, setup.labels[split], increments)
-    scalars[f"{split}/{kind}/seen_accuracy"] = accuracy[number]
-  step = int(state.train.step)
-  record.writer.write(step, scalars, event="task", task=number)
+  seen_accuracy = {
+    kind: metrics.seen_accuracy(rows, setup.labels[split], increments)
+    for kind, rows in predictions.items()
+  }
+  matrix = metrics.accuracy_matrix(
+    predictions[evaluate.MAIN], setup.labels[split], increments
+  )
+  scalars = {"validation/seen_accuracy": correct.mean()} | {
+    f"{split}/{kind}/seen_accuracy": accuracy[number]
+    for kind, accuracy in seen_accuracy.items()
+  }
+  row = matrix[number, : number + 1]
+  record.writer.write(
+    int(state.train.step), scalars, event="task", task=number, accuracy_of_task=row
+  )
   if record.is_main:
-    matrix = metrics.accuracy_matrix(
-      predictions[evaluate.MAIN], setup.labels[split], increments
-    )
-    print(report.accuracy_table(matrix, increments), flush=True)
+    table = report.accuracy_table(matrix, increments, seen_accuracy[evaluate.MAIN])
+    print(f"\n{table}\n", flush=True)
   return state.replace(predictions=predictions).add_seconds(seconds)
 
 

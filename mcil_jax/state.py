@@ -16,7 +16,7 @@ class RunState:
   Attributes:
     train: parameters, optimizer, step counters, PRNG key; on the devices.
     task: int64, the current task's number, which is the number of finished tasks.
-    memory: int64 [M], indices into the training split; [0] without a memory.
+    memory: int64 [M], indices into the training split; None if the method has no memory.
     predictions: kind → int32 [T, N] over the evaluated split, −1 where none was made.
     log_bytes: int64, length of metrics.jsonl.
     seconds: where the time went, over all starts of the run, float64: `train_seconds`
@@ -26,7 +26,7 @@ class RunState:
 
   train: train.TrainState
   task: np.ndarray
-  memory: np.ndarray
+  memory: np.ndarray | None
   predictions: dict[str, np.ndarray]
   log_bytes: np.ndarray
   seconds: dict[str, np.ndarray]
@@ -45,7 +45,7 @@ def initial(setup: Setup) -> RunState:
   return RunState(
     train=train.create_state(setup.model, c, setup.dataset.shapes, setup.mesh),
     task=np.array(0),
-    memory=memory.empty(c.memory.size if setup.method.uses_memory else 0),
+    memory=memory.empty(c.memory.size) if setup.method.uses_memory else None,
     predictions={
       kind: np.full(shape, -1, np.int32)
       for kind in (*setup.present, evaluate.TASK_INCREMENTAL)

@@ -1,9 +1,9 @@
-"""Writing down what a run does: one JSON line per step, and whole JSON files.
+"""Writing down what a run does: one JSON line per event, and whole JSON files.
 
 `metrics.jsonl` only grows, one line per call and flushed, so that it can be followed
-during the run and loses at most its last line to a killed process. A resumed run cuts
-the file back to the restored step with `truncate_after`, and then every step is in it
-once. Files that are written as a whole replace the old ones atomically.
+during the run. A snapshot remembers its length, and a resumed run cuts the file back to
+that, so that every event is in it once, wherever the run was killed. Files that are
+written as a whole replace the old ones atomically.
 """
 
 import json
@@ -21,33 +21,47 @@ class MetricsWriter:
   """Appends scalars to a JSON-lines file and, on request, to TensorBoard.
 
   Args:
-    path: the JSON-lines file; it is continued if it exists.
+    path: the JSON-lines file.
     enabled: False writes nothing at all: for all processes but the main one.
+    keep_bytes: length of what is continued; the rest of the file is cut off.
     tensorboard_dir: where to write TensorBoard events as well, or None.
+    next_step: TensorBoard hides earlier events from this step on.
 
   Raises:
-    ValueError: the file ends in a half-written line.
+    ValueError: the file is shorter than `keep_bytes`.
     ImportError: TensorBoard is asked for and tensorboardX is not installed.
   """
 
   def __init__(
     self,
     path: str | os.PathLike,
+    *,
     enabled: bool = True,
+    keep_bytes: int = 0,
     tensorboard_dir: str | os.PathLike | None = None,
+    next_step: int = 0,
   ):
     self._file = self._tensorboard = None
     if not enabled:
       return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):
-      raise ValueError(f"{path} ends in a half-written line: call truncate_after first")
+    size = path.stat().st_size if path.exists() else 0
+    if size < keep_bytes:
+      raise ValueError(
+        f"{path} has {size} bytes, the snapshot to continue from knows {keep_bytes}: "
+        "put the file back, or start again in another workdir"
+      )
     if tensorboard_dir is not None:
-      last_step = read(path)[-1]["step"] if content else -1
-      self._tensorboard = _open_tensorboard(tensorboard_dir, last_step)
+      self._tensorboard = _open_tensorboard(tensorboard_dir, next_step)
     self._file = path.open("ab")
+    self._file.truncate(keep_bytes)
+    self._file.seek(keep_bytes)
+
+  @property
+  def size_bytes(self) -> int:
+    """Length of the file so far; 0 if disabled."""
+    return 0 if self._file is None else self._file.tell()
 
   def write(self, step: int, scalars: dict[str, Any], **context: Any) -> None:
     """Writes one line `{"step": ..., **context, **scalars}`.
@@ -99,28 +113,11 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     FileNotFoundError: there is no such file.
     ValueError: a line is corrupt; the message names file and line number.
   """
-  return [record for _, record in _whole_lines(pathlib.Path(path))]
-
-
-def truncate_after(path: str | os.PathLike, step: int) -> None:
-  """Cuts a metrics file back to a step, as a resumed run must before it writes.
-
-  Lines of later steps and a half-written last line go. Lines of the step itself stay:
-  they were written before its snapshot, provided that a step is written down first and
-  then saved. A missing file stays missing, and the cut is atomic.
-
-  Args:
-    path: the JSON-lines file.
-    step: the step that the run was restored to.
-
-  Raises:
-    ValueError: a line is corrupt; the file is left as it was.
-  """
   path = pathlib.Path(path)
-  if not path.exists():
-    return
-  kept = [line for line, record in _whole_lines(path) if record["step"] <= step]
-  _replace(path, b"".join(kept))
+  lines = path.read_bytes().splitlines(keepends=True)
+  if lines and not lines[-1].endswith(b"\n"):
+    lines.pop()
+  return [_decode(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -154,14 +151,6 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
     file.flush()
     os.fsync(file.fileno())  # the name must not reach the disk before the content
   os.replace(temporary, path)
-
-
-def _whole_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
-  """The lines that end in a newline, as they are and decoded."""
-  lines = path.read_bytes().splitlines(keepends=True)
-  if lines and not lines[-1].endswith(b"\n"):
-    lines.pop()
-  return [(line, _decode(path, n, line)) for n, line in enumerate(lines, start=1)]
 
 
 def _decode(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
@@ -200,7 +189,7 @@ def _plain(obj: Any) -> Any:
   return None if isinstance(obj, float) and math.isnan(obj) else obj
 
 
-def _open_tensorboard(folder: str | os.PathLike, last_step: int) -> Any:
+def _open_tensorboard(folder: str | os.PathLike, next_step: int) -> Any:
   try:
     import tensorboardX
   except ImportError as error:
@@ -209,4 +198,4 @@ def _open_tensorboard(folder: str | os.PathLike, last_step: int) -> Any:
       'pip install "mcil_jax[tensorboard]"'
     ) from error
   # Event files cannot be cut; this makes TensorBoard hide what a resumed run repeats.
-  return tensorboardX.SummaryWriter(os.fspath(folder), purge_step=last_step + 1)
+  return tensorboardX.SummaryWriter(os.fspath(folder), purge_step=next_step)

@@ -1,6 +1,9 @@
 """What every test needs: eight simulated devices, seeds, and no surprises."""
 
 import os
+import pathlib
+import runpy
+import types
 
 # On few cores the collectives of simulated devices can wait for each other forever
 # unless the backend's thread pool has room for all of them: both variables have to be
@@ -14,8 +17,58 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+
+from mcil_jax import sharding
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
   return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> pathlib.Path:
+  """Where the golden files are; another set of them can be put in their place."""
+  default = pathlib.Path(__file__).parent / "golden"
+  return pathlib.Path(os.environ.get("MCIL_GOLDEN_DIR", default))
+
+
+@pytest.fixture(scope="session")
+def recipe() -> types.SimpleNamespace:
+  """The functions that rebuild the inputs of the golden files."""
+  path = pathlib.Path(__file__).parent / "golden" / "recipe.py"
+  return types.SimpleNamespace(**runpy.run_path(path))
+
+
+@pytest.fixture(scope="session")
+def one_device() -> Mesh:
+  return sharding.make_mesh(1, 1)
+
+
+@pytest.fixture(scope="session")
+def eight_devices() -> Mesh:
+  return sharding.make_mesh(8, 1)
+
+
+class FakeSplit:
+  """Stands for `source.Split`: small clips and sounds that depend on their index."""
+
+  def __init__(self, size: int):
+    self.labels = np.arange(size, dtype=np.int32) % 4
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def __getitem__(self, index: int) -> dict:
+    rng = np.random.default_rng(index)
+    return {
+      "image": rng.integers(0, 256, (2, 8, 8, 3), np.uint8),
+      "audio": rng.integers(-(2**15), 2**15, 80, np.int16),
+      "label": int(self.labels[index]),
+    }
+
+
+@pytest.fixture(scope="session")
+def fake_split() -> FakeSplit:
+  return FakeSplit(40)

@@ -48,7 +48,11 @@ class Sound(NamedTuple):
 
 
 class Nuisance(NamedTuple):
-  """Ranges `(low, high)` of what varies within a class, drawn uniformly."""
+  """Ranges `(low, high)` of what varies within a class, drawn uniformly.
+
+  Whoever changes them raises the VERSION of `SoundingShapes`, which is how prepared
+  data are known to be of another kind.
+  """
 
   centre_px: tuple[float, float] = (-2.5, 2.5)  # middle of the path − middle of frame
   radius_px: tuple[float, float] = (6.0, 8.0)
@@ -172,8 +176,8 @@ def synthesise(
   phase = (2 * np.pi * turns).astype(np.float32)
   if sound.timbre == "whistling":
     wave = np.sin(phase)
-  else:  # The first harmonics of a sawtooth; the sum stays within ±1.5.
-    wave = sum(np.sin(k * phase) / k for k in range(1, 7)) / 1.5
+  else:  # The first harmonics of a sawtooth; the sum peaks at 1.623.
+    wave = sum(np.sin(k * phase) / k for k in range(1, 7)) / 1.623
 
   fade = np.clip(np.minimum(t, DURATION_S - t) / FADE_S, 0, 1)
   pulses = 0.5 - 0.5 * np.cos(2 * np.pi * PULSES_HZ[sound.rhythm] * t)

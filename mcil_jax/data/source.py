@@ -4,6 +4,7 @@ A prepared dataset lies in `data_dir/NAME/VERSION`; `mcil_jax.data.schema` says 
 in it. Whatever is wrong with it is one error that names the file and what to do.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -91,7 +92,9 @@ def prepare(data_dir: str) -> None:
   Where several processes share `data_dir`, let one of them do this before the others
   call `load`.
   """
-  schema.write(sounding_shapes.SoundingShapes(data_dir=data_dir))
+  version = str(sounding_shapes.SoundingShapes.VERSION)
+  if not (Path(data_dir) / sounding_shapes.NAME / version).exists():
+    schema.write(sounding_shapes.SoundingShapes(data_dir=data_dir))
 
 
 def load(name: str, data_dir: str, *, cache_bytes: int = 2**30) -> Dataset:
@@ -124,9 +127,11 @@ def load(name: str, data_dir: str, *, cache_bytes: int = 2**30) -> Dataset:
   splits = {}
   for split in schema.SPLITS:
     labels, ids = _read_labels(builder, split, len(class_names), directory)
-    records = builder.as_data_source(split, decoders={"image": _DecodePng()})
+    decoders = {"image": _DecodePng()} if "image" in shapes else None
+    records = builder.as_data_source(split, decoders=decoders)
     cached = len(ids) * sample_bytes <= cache_bytes
     splits[split] = Split(records, labels, ids, cached)
+  _check_unique([i for split in splits.values() for i in split.ids], directory)
 
   metadata = dict(info.metadata or {})
   content = {
@@ -237,7 +242,8 @@ def _read_labels(
   """Returns labels, int32 [N], and ids of a split, without decoding images."""
   files = ", ".join(str(path) for path in builder.info.splits[split].filepaths)
   try:
-    records = builder.as_data_source(split, decoders={"image": _SkipPng()})
+    decoders = {"image": _SkipPng()} if "image" in builder.info.features else None
+    records = builder.as_data_source(split, decoders=decoders)
     samples = [(int(r["label"]), r["id"].decode()) for r in records]
   except Exception as error:  # array_record has no error type of its own
     raise ValueError(f"Cannot read {files} ({error}). {_again(directory)}") from error
@@ -252,6 +258,12 @@ def _read_labels(
     )
   labels.flags.writeable = False
   return labels, ids
+
+
+def _check_unique(ids: list[str], directory: Path) -> None:
+  if len(set(ids)) < len(ids):
+    twice = next(i for i, count in collections.Counter(ids).items() if count > 1)
+    raise ValueError(f"{directory}: id {twice!r} occurs twice. {_again(directory)}")
 
 
 class _DecodePng(tfds.decode.Decoder):

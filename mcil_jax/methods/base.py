@@ -51,13 +51,13 @@ class Method:
 
   Attributes:
     samples: (labels [N], scenario, task number, memory [M]) → `Samples`. Labels are
-      positions in the class order; the memory is empty unless `uses_memory`.
+      positions in the class order; the memory is None unless `uses_memory`.
     loss: (outputs, batch, task) → (scalar, {name: scalar to log}). `batch` has
       `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not count.
     uses_memory: whether exemplars are selected after each task.
   """
 
-  samples: Callable[[np.ndarray, Scenario, int, np.ndarray], Samples]
+  samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]
   loss: Loss
   uses_memory: bool = False
 

@@ -1,0 +1,167 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcil_jax.data import pipeline
+
+
+def epoch(new=range(10), exemplars=range(100, 103), *, batch_size=8, share=0.5, seed=0):
+  return pipeline.shuffled(
+    np.array(new, np.int64),
+    np.array(exemplars, np.int64),
+    batch_size=batch_size,
+    exemplar_share=share,
+    rng=np.random.default_rng(seed),
+  )
+
+
+def test_in_order_pads_the_last_batch():
+  plan = pipeline.in_order(np.array([7, 3, 5]), 2)
+  assert plan.rows.tolist() == [[7, 3], [5, pipeline.PADDING]]
+  assert not plan.is_exemplar.any()
+  assert len(plan) == 2
+
+
+def test_in_order_of_full_batches_has_no_padding():
+  assert pipeline.in_order(np.arange(4), 2).rows.tolist() == [[0, 1], [2, 3]]
+
+
+@given(
+  num_new=st.integers(1, 40),
+  num_exemplars=st.integers(0, 20),
+  batch_size=st.integers(2, 12),
+  share=st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.99]),
+)
+def test_every_new_sample_comes_exactly_once(num_new, num_exemplars, batch_size, share):
+  new, exemplars = np.arange(num_new), np.arange(1000, 1000 + num_exemplars)
+  plan = epoch(new, exemplars, batch_size=batch_size, share=share)
+  assert plan.rows.shape == plan.is_exemplar.shape == (len(plan), batch_size)
+  assert len(plan) == pipeline.steps_per_epoch(
+    num_new, num_exemplars, batch_size, share
+  )
+  real = plan.rows != pipeline.PADDING
+  assert sorted(plan.rows[real & ~plan.is_exemplar]) == list(new)
+  assert set(plan.rows[plan.is_exemplar]) <= set(exemplars)
+  if not share:
+    assert sorted(plan.rows[plan.is_exemplar]) == list(exemplars)
+
+
+def test_a_share_fills_the_end_of_every_batch_with_passes_over_the_memory():
+  # 10 new samples, 8 − 4 per batch: 3 batches with 12 exemplars, 4 passes over 3.
+  plan = epoch()
+  assert plan.is_exemplar.tolist() == [[False] * 4 + [True] * 4] * 3
+  passes = plan.rows[plan.is_exemplar].reshape(4, 3)
+  assert [sorted(one) for one in passes.tolist()] == [[100, 101, 102]] * 4
+  assert len({tuple(one) for one in passes.tolist()}) > 1
+  assert (plan.rows[:, :4] == pipeline.PADDING).sum(axis=1).tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+  ("share", "exemplars"), [(0.01, 1), (0.25, 2), (0.5, 4), (0.99, 7)]
+)
+def test_exemplars_per_batch(share, exemplars):
+  # At least one exemplar and at least one new sample.
+  assert set(epoch(share=share).is_exemplar.sum(axis=1)) == {exemplars}
+
+
+def test_without_a_share_exemplars_are_mixed_in():
+  plan = epoch(range(200), range(1000, 1200), batch_size=100, share=0.0)
+  assert len(plan) == 4
+  per_batch = plan.is_exemplar.sum(axis=1)
+  assert ((30 < per_batch) & (per_batch < 70)).all()
+  assert (plan.is_exemplar == (plan.rows >= 1000)).all()
+
+
+def test_a_share_is_without_effect_while_there_are_no_exemplars():
+  plan = epoch(exemplars=())
+  assert len(plan) == 2
+  assert not plan.is_exemplar.any()
+
+
+def test_a_plan_depends_on_its_seed_alone():
+  a, b = epoch(seed=[0, 1, 2]), epoch(seed=[0, 1, 2])
+  np.testing.assert_array_equal(a.rows, b.rows)
+  others = [epoch(seed=seed).rows for seed in ([1, 1, 2], [0, 2, 2], [0, 1, 3])]
+  for one, other in itertools.combinations([a.rows, *others], 2):
+    assert (one != other).any()
+
+
+def collect(split, plan, mesh, start=0):
+  batches = pipeline.batches(split, split.labels, plan, mesh, start=start)
+  return [{key: np.asarray(x) for key, x in batch.items()} for batch in batches]
+
+
+def assert_equal(some, others):
+  assert len(some) == len(others)
+  for one, other in zip(some, others, strict=True):
+    assert one.keys() == other.keys()
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key])
+      assert one[key].dtype == other[key].dtype
+
+
+@pytest.fixture(scope="module")
+def plan():
+  return epoch(range(19), range(30, 33), share=0.25)  # 4 batches, 5 padding rows
+
+
+@pytest.fixture(scope="module")
+def on_one_device(fake_split, plan, one_device):
+  return collect(fake_split, plan, one_device)
+
+
+def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
+  assert len(on_one_device) == len(plan) == 4
+  for step, batch in enumerate(on_one_device):
+    np.testing.assert_array_equal(batch["id"], plan.rows[step])
+    np.testing.assert_array_equal(batch["is_exemplar"], plan.is_exemplar[step])
+    for row in np.flatnonzero(batch["valid"]):
+      sample = fake_split[batch["id"][row]]
+      for key in ("image", "audio", "label"):
+        np.testing.assert_array_equal(batch[key][row], sample[key])
+  dtypes = {key: str(x.dtype) for key, x in on_one_device[0].items()}
+  assert dtypes == {
+    "image": "uint8",
+    "audio": "int16",
+    "label": "int32",
+    "id": "int32",
+    "valid": "bool",
+    "is_exemplar": "bool",
+  }
+
+
+def test_labels_are_those_of_the_class_order(fake_split, one_device):
+  plan = pipeline.in_order(np.arange(8), 8)
+  relabelled = 3 - fake_split.labels
+  (batch,) = pipeline.batches(fake_split, relabelled, plan, one_device)
+  assert batch["label"].tolist() == [3, 2, 1, 0, 3, 2, 1, 0]
+
+
+def test_padding_is_not_valid(plan, on_one_device):
+  for batch in on_one_device:
+    np.testing.assert_array_equal(batch["valid"], batch["id"] != pipeline.PADDING)
+  assert sum((~batch["valid"]).sum() for batch in on_one_device) == 5
+
+
+def test_batches_are_the_same_on_any_mesh(
+  fake_split, plan, on_one_device, eight_devices
+):
+  assert_equal(collect(fake_split, plan, eight_devices), on_one_device)
+
+
+@pytest.mark.parametrize("start", [1, 3, 4])
+def test_batches_go_on_from_any_step(
+  fake_split, plan, on_one_device, one_device, start
+):
+  assert_equal(
+    collect(fake_split, plan, one_device, start=start), on_one_device[start:]
+  )
+
+
+def test_a_loop_that_ends_early_leaves_nothing_behind(fake_split, plan, one_device):
+  batches = pipeline.batches(fake_split, fake_split.labels, plan, one_device)
+  next(batches)
+  batches.close()

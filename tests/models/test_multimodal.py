@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcil_jax import config
+from mcil_jax.models import audio, image, multimodal
+
+
+def build(modalities=("image", "audio"), **changes):
+  c = config.default().model
+  c.width, c.num_heads = 8, 2
+  c.image.depth = c.audio.depth = 0  # the encoder is tested on its own
+  c.image.patch_size = 4
+  c.audio.num_mels = 4
+  c.audio.window_seconds, c.audio.hop_seconds = 0.016, 0.008
+  c.update(changes)
+  return multimodal.build(
+    c, modalities=modalities, num_classes=5, sample_rate_hz=1000
+  )
+
+
+BOTH = {"image": jnp.ones(3, bool), "audio": jnp.ones(3, bool)}
+
+
+@pytest.fixture(scope="module")
+def parts():
+  """A model, its variables, a raw batch of 3 samples and what the towers see of it."""
+  model = build()
+  rng = np.random.default_rng(0)
+  raw = {
+    "image": rng.integers(0, 256, (3, 2, 8, 8, 3), np.uint8),
+    "audio": rng.integers(-3000, 3000, (3, 80), np.int16),
+    "label": np.arange(3),
+  }
+  inputs = model.apply({}, raw, method="preprocess")
+  inputs = {key: jnp.asarray(x) for key, x in inputs.items()}
+  return model, model.init(jax.random.key(0), inputs, BOTH), raw, inputs
+
+
+def test_preprocess_is_the_front_end_of_each_modality(parts):
+  model, _, raw, inputs = parts
+  assert inputs.keys() == {"image", "audio"}
+  np.testing.assert_array_equal(inputs["image"], image.normalise(raw["image"]))
+  expected = audio.log_mel(
+    raw["audio"],
+    sample_rate_hz=1000,
+    num_mels=4,
+    window_seconds=0.016,
+    hop_seconds=0.008,
+  )
+  np.testing.assert_array_equal(inputs["audio"], expected)
+
+
+def test_the_classifier_sees_image_then_audio_features(parts):
+  model, variables, _, inputs = parts
+  features = model.apply(variables, inputs, method="encode")
+  outputs = model.apply(variables, features, BOTH, method="classify")
+  expected = np.concatenate([features["image"], features["audio"]], axis=1)
+  np.testing.assert_array_equal(outputs.embedding, expected)
+  weights = variables["params"]["classifier"]
+  logits = expected @ np.asarray(weights["kernel"]) + np.asarray(weights["bias"])
+  np.testing.assert_allclose(outputs.logits, logits, atol=1e-5)
+
+
+def test_call_is_encode_and_classify(parts):
+  model, variables, _, inputs = parts
+  features = model.apply(variables, inputs, method="encode")
+  by_parts = model.apply(variables, features, BOTH, method="classify")
+  at_once = model.apply(variables, inputs, BOTH)
+  np.testing.assert_array_equal(at_once.logits, by_parts.logits)
+  np.testing.assert_array_equal(at_once.embedding, by_parts.embedding)
+
+
+@pytest.mark.parametrize("absent", ["image", "audio"])
+def test_an_absent_modality_counts_as_zeros_for_its_sample_only(parts, absent):
+  model, variables, _, inputs = parts
+  features = model.apply(variables, inputs, method="encode")
+  mask = BOTH | {absent: jnp.array([True, False, True])}
+  zeroed = features | {absent: features[absent].at[1].set(0.0)}
+  expected = model.apply(variables, zeroed, BOTH, method="classify")
+  outputs = model.apply(variables, inputs, mask)
+  np.testing.assert_array_equal(outputs.logits, expected.logits)
+  np.testing.assert_array_equal(outputs.embedding, expected.embedding)
+
+
+@pytest.mark.parametrize("absent", ["image", "audio"])
+def test_what_an_absent_modality_holds_has_no_influence(parts, absent):
+  model, variables, _, inputs = parts
+  mask = BOTH | {absent: jnp.array([True, False, True])}
+  other = inputs | {absent: inputs[absent].at[1].set(7.0)}
+  expected = model.apply(variables, inputs, mask)
+  np.testing.assert_array_equal(
+    model.apply(variables, other, mask).logits, expected.logits
+  )
+  present = model.apply(variables, other, BOTH)  # whereas if it were present:
+  assert np.abs(present.logits[1] - expected.logits[1]).max() > 1e-3
+
+
+def test_a_dataset_of_one_modality_has_one_tower(parts):
+  _, _, raw, inputs = parts
+  for name, other in (("image", "audio"), ("audio", "image")):
+    model = build(modalities=(name,))
+    found = model.apply({}, {name: raw[name]}, method="preprocess")
+    np.testing.assert_array_equal(found[name], inputs[name])
+    params = model.init(jax.random.key(0), found, BOTH)["params"]
+    assert params.keys() == {f"towers_{name}", "classifier"}
+    assert not any(other in key for key in params)
+
+
+def test_a_width_that_the_heads_do_not_share():
+  message = r"config\.model\.width=10 is no multiple of config\.model\.num_heads=4"
+  with pytest.raises(ValueError, match=message):
+    build(width=10, num_heads=4)

@@ -1,0 +1,133 @@
+import collections
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from mcil_jax import compilations, config, evaluate, scenario, sharding
+from mcil_jax.methods.base import Task
+from mcil_jax.models.multimodal import Outputs
+
+# Classes 0, 1 | 2, 3. Each sample's "image" and "audio" are the logits that they add.
+SCENARIO = scenario.make("abcd", increments=(2, 2), class_order=(0, 1, 2, 3))
+LABELS = np.array([0, 1, 2, 3], np.int32)
+IMAGE = np.array([[4, 3, 9, 0], [5, 6, 0, 9], [0, 9, 1, 2], [0, 1, 8, 2]], np.float32)
+AUDIO = np.array([[0, 2, 0, 0], [0, 0, 9, 0], [9, 0, 0, 4], [0, 0, 0, 7]], np.float32)
+# Over all classes: image alone 2, 3, 1, 2; audio alone 1, 2, 0, 3.
+# Their sums: [4, 5, 9, 0], [5, 6, 9, 9], [9, 9, 1, 6], [0, 1, 8, 9].
+
+
+class Stub(nn.Module):
+  """Adds up what the modalities that are present hold."""
+
+  def preprocess(self, batch):
+    return {key: batch[key] for key in ("image", "audio")}
+
+  def encode(self, inputs):
+    return inputs
+
+  def classify(self, features, present):
+    total = sum(features[m] * present[m][:, None] for m in ("image", "audio"))
+    return Outputs(logits=total, embedding=10 * total)
+
+
+class StubSplit:
+  def __getitem__(self, index: int) -> dict:
+    return {"image": IMAGE[index], "audio": AUDIO[index], "label": -7}
+
+
+def task(seen: int) -> Task:
+  return Task(*(np.int32(x) for x in (seen // 2 - 1, seen - 2, seen, 0)))
+
+
+@pytest.fixture(scope="module")
+def present():
+  c = config.default()
+  return evaluate.kinds(c, ("image", "audio"))
+
+
+@pytest.fixture(scope="module")
+def step(present, eight_devices):
+  return evaluate.make_eval_step(Stub(), SCENARIO, present, eight_devices)
+
+
+@pytest.fixture
+def run(step, eight_devices):
+  def run(ids, seen, **options):
+    return evaluate.evaluate(
+      step,
+      {},
+      StubSplit(),
+      LABELS,
+      np.array(ids),
+      task(seen),
+      batch_size=8,
+      mesh=eight_devices,
+      **options,
+    )
+
+  return run
+
+
+def test_kinds_are_the_main_setting_and_each_modality_alone():
+  c = config.default()
+  c.eval.modalities = "audio"
+  assert evaluate.kinds(c, ("image", "audio")) == {
+    "main": ("audio",),
+    "image": ("image",),
+    "audio": ("audio",),
+  }
+  c.eval.modalities = "image,audio"
+  assert evaluate.kinds(c, ("image",)) == {
+    "main": ("image", "audio"),
+    "image": ("image",),
+  }
+
+
+def test_predictions_over_all_classes(run):
+  found = run([0, 1, 2, 3], seen=4)
+  assert found["main"].tolist() == [2, 2, 0, 3]  # of equal logits the first
+  assert found["image"].tolist() == [2, 3, 1, 2]
+  assert found["audio"].tolist() == [1, 2, 0, 3]
+  # Within the task of each sample's label: 0, 0, 1, 1.
+  assert found["task_incremental"].tolist() == [1, 1, 3, 3]
+  np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO))
+
+
+def test_unseen_classes_are_never_predicted(run):
+  found = run([0, 1], seen=2)
+  assert found["main"].tolist() == [1, 1]
+  assert found["image"].tolist() == [0, 1]
+  assert found["audio"].tolist() == [1, 0]
+  assert found["task_incremental"].tolist() == [1, 1]
+
+
+def test_results_come_in_the_order_of_the_ids_without_padding(run):
+  ids = [3, 1, 0, 2, 2, 3, 1, 0, 3, 2]  # one batch of 8, one of 2 and padding
+  found = run(ids, seen=4)
+  assert found["main"].tolist() == [np.array([2, 2, 0, 3])[i] for i in ids]
+  np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO)[ids])
+
+
+def test_an_evaluation_can_be_ended_after_any_batch(run):
+  calls = collections.Counter()
+
+  def check():
+    calls["check"] += 1
+    if calls["check"] == 2:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run([0] * 24, seen=4, check=check)
+  assert calls["check"] == 2
+
+
+def test_one_compilation_serves_all_tasks(present, one_device):
+  step = evaluate.make_eval_step(Stub(), SCENARIO, present, one_device)
+  before = compilations.count("eval_step")
+  host = {"image": IMAGE, "audio": AUDIO, "label": LABELS, "valid": LABELS >= 0}
+  batch = sharding.place(host, one_device, 4)
+  for seen in (2, 4):
+    jax.block_until_ready(step({}, batch, task(seen)))
+  assert compilations.count("eval_step") == before + 1

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from mcil_jax import scenario
+
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+
+
+@pytest.fixture
+def tasks() -> scenario.Scenario:
+  """Classes d, a | e | c, b: unequal tasks in an order of their own."""
+  return scenario.make(NAMES, increments=(2, 1, 2), class_order=(3, 0, 4, 2, 1))
+
+
+def test_a_given_order_names_the_classes_in_it(tasks):
+  assert tasks.class_names == ("dog", "ant", "elk", "cat", "bee")
+  assert tasks.class_order == (3, 0, 4, 2, 1)
+  assert (tasks.num_tasks, tasks.num_classes) == (3, 5)
+
+
+def test_boundaries_and_tasks_of_unequal_increments(tasks):
+  assert tasks.boundaries.tolist() == [0, 2, 3, 5]
+  assert tasks.task_of_class.tolist() == [0, 0, 1, 2, 2]
+
+
+def test_relabel_gives_positions_in_the_order(tasks):
+  # ant is learned second, bee last, cat fourth, dog first, elk third.
+  labels = tasks.relabel(np.array([0, 1, 2, 3, 4, 3]))
+  assert labels.tolist() == [1, 4, 3, 0, 2, 0]
+  assert labels.dtype == np.int32
+
+
+def test_samples_of_tasks_are_ascending_whatever_the_order_of_tasks(tasks):
+  labels = np.array([4, 0, 2, 3, 1, 0])  # of tasks 2, 0, 1, 2, 0, 0
+  assert tasks.samples_of(labels, [0]).tolist() == [1, 4, 5]
+  assert tasks.samples_of(labels, [2, 1]).tolist() == [0, 2, 3]
+  assert tasks.samples_of(labels, range(3)).tolist() == [0, 1, 2, 3, 4, 5]
+  assert tasks.samples_of(labels, []).tolist() == []
+
+
+def test_the_drawn_order_depends_on_the_seed_alone():
+  orders = [scenario.seeded_order(20, (), seed) for seed in range(5)]
+  assert len(set(orders)) == 5
+  assert all(sorted(order) == list(range(20)) for order in orders)
+  assert scenario.seeded_order(20, (), 3) == orders[3]
+  assert scenario.make([str(c) for c in range(20)], increments=(20,), seed=3) == (
+    scenario.make([str(c) for c in range(20)], increments=(20,), class_order=orders[3])
+  )
+
+
+def test_blocks_are_shuffled_within_but_stay_in_place():
+  orders = [scenario.seeded_order(9, (4, 3, 2), seed) for seed in range(20)]
+  for order in orders:
+    assert set(order[:4]) == {0, 1, 2, 3}
+    assert set(order[4:7]) == {4, 5, 6}
+    assert set(order[7:]) == {7, 8}
+  for block in (slice(0, 4), slice(4, 7), slice(7, 9)):
+    assert len({order[block] for order in orders}) > 1
+
+
+@pytest.mark.parametrize("blocks", [(4, 3), (4, 0, 1), (6, -1)])
+def test_impossible_blocks(blocks):
+  with pytest.raises(ValueError, match=r"shuffle_within=.* sum to the dataset's 5"):
+    scenario.make(NAMES, increments=(5,), shuffle_within=blocks)
+
+
+@pytest.mark.parametrize("increments", [(), (2, 2), (5, 0), (6, -1)])
+def test_impossible_increments(increments):
+  with pytest.raises(ValueError, match=r"increments=.* sum to the dataset's 5 classes"):
+    scenario.make(NAMES, increments=increments)
+
+
+@pytest.mark.parametrize(
+  ("order", "message"),
+  [
+    ((0, 1, 2), r"0 … 4: it has 3 entries; missing \[3, 4\], unknown or repeated none"),
+    ((0, 1, 2, 3, 3), r"5 entries; missing \[4\], unknown or repeated \[3\]"),
+    ((0, 1, 2, 3, 5), r"missing \[4\], unknown or repeated \[5\]"),
+    ((0, 1, 2, 3, 4, -1, 0), r"7 entries; missing none, unknown or repeated \[-1, 0\]"),
+  ],
+)
+def test_a_class_order_that_is_no_permutation(order, message):
+  with pytest.raises(ValueError, match=rf"class_order is no permutation.*{message}"):
+    scenario.make(NAMES, increments=(5,), class_order=order)

@@ -1,0 +1,300 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcil_jax import compilations, config, methods, sharding, train
+from mcil_jax.methods.base import Task
+from mcil_jax.models import multimodal
+
+SHAPES = {"image": (2, 8, 8, 3), "audio": (80,)}
+BATCH_SIZE, NUM_CLASSES = 16, 6
+VALID = np.arange(BATCH_SIZE) < 13
+
+
+@pytest.fixture(scope="module")
+def c():
+  c = config.default()
+  c.model.width, c.model.num_heads = 16, 2
+  c.model.image.depth = c.model.audio.depth = 1
+  c.model.image.patch_size = 4
+  c.model.audio.num_mels = 4
+  c.model.audio.window_seconds, c.model.audio.hop_seconds = 0.016, 0.008
+  c.augment.mask_frames, c.augment.mask_mels = 2, 1
+  c.augment.audio_shift_seconds = 0.002
+  return c
+
+
+@pytest.fixture(scope="module")
+def model(c):
+  return multimodal.build(
+    c.model,
+    modalities=("image", "audio"),
+    num_classes=NUM_CLASSES,
+    sample_rate_hz=1000,
+  )
+
+
+@pytest.fixture(scope="module")
+def steps(c, model, one_device, eight_devices):
+  """The train step on one device and on eight."""
+  method = methods.make(c)
+  return {
+    mesh.size: train.make_train_step(model, method, c, mesh)
+    for mesh in (one_device, eight_devices)
+  }
+
+
+@pytest.fixture(scope="module")
+def initial(c, model, one_device):
+  """The initial state, on the host."""
+  return host(train.create_state(model, c, SHAPES, one_device))
+
+
+@pytest.fixture
+def create(initial):
+  """mesh → the initial state there; a step donates it, so it is a copy."""
+  return lambda mesh: jax.device_put(
+    initial, sharding.replicated(mesh), may_alias=False
+  )
+
+
+def make_task(seen: int = 4, steps: int = 10) -> Task:
+  return Task(*(np.int32(x) for x in (0, 0, seen, steps)))
+
+
+def make_batch(mesh, padding: int = 0):
+  """13 samples of classes 0 to 3, then three rows that `padding` fills."""
+  rng = np.random.default_rng(0)
+  host = {
+    "image": rng.integers(0, 256, (BATCH_SIZE, *SHAPES["image"]), np.uint8),
+    "audio": rng.integers(-3000, 3000, (BATCH_SIZE, *SHAPES["audio"]), np.int16),
+    "label": np.arange(BATCH_SIZE, dtype=np.int32) % 4,
+    "id": np.arange(BATCH_SIZE, dtype=np.int32),
+    "is_exemplar": np.zeros(BATCH_SIZE, bool),
+  }
+  for x in host.values():
+    x[13:] = padding
+  return sharding.place(host | {"valid": VALID}, mesh, BATCH_SIZE)
+
+
+def host(tree):
+  return jax.tree.map(np.array, tree)
+
+
+def rates(c, steps, **changes):
+  c = config.default().train.copy_and_resolve_references()
+  c.learning_rate = 2.0
+  c.update(changes)
+  return [float(train.learning_rate(c, step, steps)) for step in range(steps)]
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine(c):
+  # 10 steps with a warm-up of 2: half and full rate, then at (k − 2)/8 of half a wave.
+  found = rates(c, 10, warmup_share=0.2)
+  fall = [1 + np.cos(np.pi * k / 8) for k in range(1, 9)]
+  np.testing.assert_allclose(found, [1.0, 2.0, *fall], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("warmup_share", "expected"),
+  [(0.0, [1 + np.sqrt(0.5), 1.0, 1 - np.sqrt(0.5), 0.0]), (1.0, [0.5, 1.0, 1.5, 2.0])],
+)
+def test_learning_rate_without_warm_up_and_without_a_fall(c, warmup_share, expected):
+  np.testing.assert_allclose(
+    rates(c, 4, warmup_share=warmup_share), expected, atol=1e-6
+  )
+
+
+@pytest.mark.xfail(strict=True, reason="the last step of a task has a rate of 0")
+def test_every_step_of_a_task_learns(c):
+  for steps in (1, 2, 10):
+    assert min(rates(c, steps)) > 0
+
+
+def test_presence_masks_are_those_of_valid_rows():
+  masks = train.present(jnp.array([True, False]), ("audio",))
+  assert {key: x.tolist() for key, x in masks.items()} == {
+    "image": [False, False],
+    "audio": [True, False],
+  }
+
+
+def test_weight_decay_acts_on_kernels_only(c, initial):
+  params = {
+    "positions": jnp.ones(2),
+    "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+    "query": {"kernel": jnp.full((2, 1, 2), 3.0), "bias": jnp.ones((1, 2))},
+  }
+  tx = train.optimizer(c.train)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = tx.update(zeros, tx.init(params), params)
+  kernel = updates["query"].pop("kernel")
+  np.testing.assert_allclose(kernel, 3 * c.train.weight_decay, rtol=1e-6)
+  assert all((x == 0).all() for x in jax.tree.leaves(updates))
+  # And there are no other kinds of parameters.
+  leaves = jax.tree_util.tree_leaves_with_path(initial.params)
+  names = {path[-1].key for path, _ in leaves}
+  assert names == {"positions", "scale", "bias", "kernel"}
+
+
+def test_gradients_are_clipped_by_their_norm_together(c):
+  tx = train.optimizer(c.train)
+  params = {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)}
+  # Norm 5, clipped to 1: (0.6, 0.8). Adam's first moment holds a tenth of it.
+  _, state = tx.update(
+    {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}, tx.init(params), params
+  )
+  np.testing.assert_allclose(state[1].mu["kernel"], 0.06, rtol=1e-5)
+  np.testing.assert_allclose(state[1].mu["bias"], 0.08, rtol=1e-5)
+
+
+def test_the_initial_state_is_the_same_on_any_mesh(c, model, initial, eight_devices):
+  state = train.create_state(model, c, SHAPES, eight_devices)
+  for x in jax.tree.leaves(state):
+    assert x.sharding.is_equivalent_to(sharding.replicated(eight_devices), x.ndim)
+  jax.tree.map(np.testing.assert_array_equal, host(state), initial)
+
+
+def test_the_initial_state_depends_on_the_seed(c, model, initial, one_device):
+  other = c.copy_and_resolve_references()
+  other.seed = 1
+  state = host(train.create_state(model, other, SHAPES, one_device))
+  assert (state.key != initial.key).any()
+  assert (
+    state.params["classifier"]["kernel"] != initial.params["classifier"]["kernel"]
+  ).any()
+
+
+def test_one_compilation_serves_all_tasks(c, steps, create, eight_devices):
+  step, batch = steps[8], make_batch(eight_devices)
+  state, _ = step(create(eight_devices), batch, make_task())
+  before = compilations.count("train_step")
+  for seen, count in ((2, 3), (4, 7)):
+    state = train.next_task(state, c.train)
+    for _ in range(2):
+      state, _ = step(state, batch, make_task(seen=seen, steps=count))
+  assert compilations.count("train_step") == before > 0
+
+
+def test_a_step_on_eight_devices_equals_one_on_one_device(
+  steps, create, one_device, eight_devices
+):
+  states, losses = [], []
+  for mesh in (one_device, eight_devices):
+    state, batch = create(mesh), make_batch(mesh)
+    losses.append([])
+    for _ in range(3):
+      state, scalars = steps[mesh.size](state, batch, make_task())
+      losses[-1].append([float(scalars[k]) for k in sorted(scalars)])
+    states.append(host(state))
+  np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    states[0].params,
+    states[1].params,
+  )
+  assert states[0].step == states[0].task_step == 3
+
+
+def test_what_padding_holds_changes_nothing(steps, create, one_device):
+  outcomes = [
+    host(steps[1](create(one_device), make_batch(one_device, padding), make_task()))
+    for padding in (0, 3)
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *outcomes)
+
+
+def test_unseen_classes_do_not_learn(c, steps, create, initial, one_device):
+  before = initial.params["classifier"]
+  state, _ = steps[1](create(one_device), make_batch(one_device), make_task(seen=4))
+  after = host(state).params["classifier"]
+  np.testing.assert_array_equal(after["bias"][4:], before["bias"][4:])
+  # Their kernels only decay: warm-up takes 1 of 10 steps, so the rate is at its peak.
+  decay = 1 - c.train.learning_rate * c.train.weight_decay
+  np.testing.assert_allclose(
+    after["kernel"][:, 4:], decay * before["kernel"][:, 4:], rtol=1e-6
+  )
+  # The first step of Adam moves every other weight by the learning rate.
+  np.testing.assert_allclose(
+    np.abs(after["bias"][:4]), c.train.learning_rate, rtol=1e-3
+  )
+
+
+def test_training_on_one_batch_learns_it(steps, create, one_device):
+  state, batch, first = create(one_device), make_batch(one_device), None
+  for _ in range(30):
+    state, scalars = steps[1](state, batch, make_task(steps=30))
+    first = first or float(scalars["loss"])
+  assert float(scalars["loss"]) < 0.7 * first
+  assert float(scalars["accuracy"]) > 0.5
+
+
+def test_each_step_draws_its_own_augmentation(steps, create, one_device):
+  # With a rate of zero the parameters stay, so only augmentation differs.
+  state, batch = create(one_device), make_batch(one_device)
+  state = state.replace(task_step=state.task_step + 9)
+  state, one = steps[1](state, batch, make_task(steps=10))
+  state = state.replace(task_step=state.task_step - 1)
+  _, other = steps[1](state, batch, make_task(steps=10))
+  assert float(one["loss"]) != float(other["loss"])
+
+
+def test_the_next_task_starts_with_a_fresh_optimizer(
+  c, steps, create, initial, one_device
+):
+  state, _ = steps[1](create(one_device), make_batch(one_device), make_task())
+  trained = host(state)
+  fresh = train.next_task(state, c.train)
+  found = host(fresh)
+  jax.tree.map(np.testing.assert_array_equal, found.params, trained.params)
+  assert (found.step, found.task_step) == (1, 0)
+  np.testing.assert_array_equal(found.key, trained.key)
+  jax.tree.map(np.testing.assert_array_equal, found.opt_state, initial.opt_state)
+  assert any((a != 0).any() for a in jax.tree.leaves(trained.opt_state))
+
+
+def scalars_of(loss: float, gradient_norm: float = 1.0) -> dict:
+  return {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(gradient_norm)}
+
+
+def test_means_are_over_the_steps_read_since_the_last_ones():
+  scalars = train.Scalars()
+  for step, loss in enumerate((1.0, 2.0, 6.0, 9.0)):
+    scalars.push(step, scalars_of(loss), jnp.arange(2))
+  scalars.read(keep=2)
+  assert scalars.means() == {"loss": 1.5, "gradient_norm": 1.0}
+  scalars.read(keep=1)
+  assert scalars.means()["loss"] == 6.0
+  scalars.read(keep=0)
+  assert scalars.means()["loss"] == 9.0
+
+
+@pytest.mark.parametrize(
+  ("loss", "norm", "said"),
+  [
+    (np.nan, 1.0, "loss nan, gradient norm 1.0"),
+    (np.inf, 1.0, "loss inf, gradient norm 1.0"),
+    (1.0, np.nan, "loss 1.0, gradient norm nan"),
+  ],
+)
+def test_a_loss_that_is_no_number_names_its_step_and_samples(loss, norm, said):
+  scalars = train.Scalars()
+  scalars.push(6, scalars_of(1.0), jnp.array([1, 2]))
+  scalars.push(7, scalars_of(loss, norm), jnp.array([30, 10, 30]))
+  scalars.read(keep=1)  # step 6
+  message = rf"{said} at step 7: lower config\.train\.learning_rate.*\[10, 30\]"
+  with pytest.raises(FloatingPointError, match=message):
+    scalars.read(keep=0)
+
+
+def test_timed_counts_waiting_and_leaves_out_steps_that_compiled(monkeypatch):
+  clock = itertools.count()  # every look at the clock takes a second
+  monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(clock)))
+  compiled = iter([0, 1, 1, 1, 1, 1, 1])  # the first of three steps compiles
+  monkeypatch.setattr(train.compilations, "count", lambda name: next(compiled))
+  seconds = dict.fromkeys(("loop_seconds", "wait_seconds", "loop_steps"), 0.0)
+  assert list(train.timed(iter("abc"), seconds)) == ["a", "b", "c"]
+  assert seconds == {"loop_seconds": 4.0, "wait_seconds": 2.0, "loop_steps": 2.0}

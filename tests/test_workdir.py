@@ -1,0 +1,122 @@
+import fcntl
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+from mcil_jax import config, workdir
+
+DATASET = types.SimpleNamespace(name="shapes", version="1.0.0", fingerprint="abc")
+OTHER = types.SimpleNamespace(name="shapes", version="1.0.0", fingerprint="def")
+
+
+def start(path, c, dataset=DATASET) -> dict:
+  """Opens and closes a workdir; returns the config.json in it."""
+  with workdir.opened(str(path), c, dataset) as directory:
+    return json.loads((directory / "config.json").read_text())
+
+
+@pytest.fixture
+def c():
+  return config.default()
+
+
+def test_the_first_start_makes_the_directory_and_writes_the_config(tmp_path, c):
+  path = tmp_path / "a" / "run"
+  with workdir.opened(str(path), c, DATASET) as directory:
+    assert directory == path
+  written = json.loads((path / "config.json").read_text())
+  assert written.pop("dataset") == {
+    "name": "shapes",
+    "version": "1.0.0",
+    "fingerprint": "abc",
+  }
+  assert written == config.as_json(c)
+
+
+def test_another_config_is_refused_and_leaves_the_first_one(tmp_path, c):
+  start(tmp_path, c)
+  c.train.epochs = 3
+  c.memory.selection = "random"
+  message = (
+    rf"{tmp_path} holds a run with another config; use another --workdir.*\n"
+    r"  memory\.selection: 'herding' → 'random'\n  train\.epochs: 20 → 3$"
+  )
+  with pytest.raises(ValueError, match=message):
+    start(tmp_path, c)
+  assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 20
+
+
+def test_what_only_says_how_to_run_may_change_and_is_written_down(tmp_path, c):
+  start(tmp_path, c)
+  c.mesh.data = 2
+  c.checkpoint.every_steps = 5
+  c.log.progress = False
+  c.data.data_dir = "elsewhere"
+  c.data.cache_gib = 0.0
+  assert start(tmp_path, c)["mesh"]["data"] == 2
+
+
+def test_another_dataset_is_refused(tmp_path, c):
+  start(tmp_path, c)
+  with pytest.raises(ValueError, match=r"dataset\.fingerprint: 'abc' → 'def'"):
+    start(tmp_path, c, OTHER)
+
+
+def test_a_damaged_config_file(tmp_path, c):
+  start(tmp_path, c)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match=rf"{tmp_path}/config\.json is damaged"):
+    start(tmp_path, c)
+
+
+def test_one_run_at_a_time(tmp_path, c):
+  with (
+    workdir.opened(str(tmp_path), c, DATASET),
+    pytest.raises(ValueError, match=rf"another run is at work in {tmp_path}"),
+  ):
+    start(tmp_path, c)
+  start(tmp_path, c)  # the first one is over
+
+
+def test_a_run_that_failed_unlocks_its_directory(tmp_path, c):
+  with (
+    pytest.raises(FloatingPointError),
+    workdir.opened(str(tmp_path), c, DATASET),
+  ):
+    raise FloatingPointError
+  start(tmp_path, c)
+
+
+def test_a_process_that_was_killed_unlocks_its_directory(tmp_path, c):
+  start(tmp_path, c)
+  hold = (
+    "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX);"
+    "print('locked', flush=True); sys.stdin.read()"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", hold, str(tmp_path / ".lock")],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  with process:
+    assert process.stdout.readline() == b"locked\n"
+    with pytest.raises(ValueError, match="another run is at work"):
+      start(tmp_path, c)
+    process.kill()
+    process.wait()
+  start(tmp_path, c)
+
+
+def test_other_processes_of_the_same_run_do_not_ask_for_the_lock(
+  tmp_path, c, monkeypatch
+):
+  start(tmp_path, c)
+  before = (tmp_path / "config.json").stat().st_ino
+  with (tmp_path / ".lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+    start(tmp_path, c)
+  assert (tmp_path / "config.json").stat().st_ino == before  # nor write it
