@@ -9,9 +9,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """The experiment; `smoke` is a minute's version of it."""
   c = config_lib.default()
   c.method = "replay"
-  c.data.name = "gridwords"
-  c.scenario.increments = (16, 10, 9, 8, 8)
-  c.scenario.shuffle_within = (16, 10, 25)
-  c.model.image.tubelet_frames = 5
-  c.memory.size = 255
+  c.data.name = "avdigits"
+  c.scenario.increments = (2, 2, 2, 2, 2)
+  c.model.image.patch_size = 7
+  c.train.epochs = 4
+  c.memory.size = 50
   return c

@@ -1,7 +1,4 @@
-"""SoundingShapes, the embedded dataset: 20 classes of moving, sounding shapes, 5 × 4.
-
-TODO
-"""
+"""TODO."""
 
 import ml_collections
 
@@ -14,9 +11,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.method = "replay"
   c.data.name = "sounding_shapes"
   c.scenario.increments = (4, 4, 4, 4, 4)
+  c.model.image.tubelet_frames = 2
+  c.model.audio.patch_frames = 4
+  c.train.epochs = 8
   c.memory.size = 100
-  if variant == "smoke":
-    c.train.epochs = 2
-  elif variant:
-    raise ValueError(f"configs/sounding_shapes.py has no variant {variant!r}: smoke")
   return c

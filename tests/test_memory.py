@@ -8,7 +8,6 @@ from hypothesis.extra import numpy as hnp
 
 from mcil_jax import memory
 
-
 # Directions e₂, e₁, e₁, e₁, e₁, so the mean is (0.8, 0.2). Lengths must not matter.
 FIVE = np.array([[0.0, 2.0], [1.0, 0.0], [9.0, 0.0], [0.1, 0.0], [4.0, 0.0]])
 

@@ -59,7 +59,9 @@ def test_place_splits_rows_over_all_devices_of_both_axes(shape):
     assert batch[key].sharding.is_equivalent_to(
       sharding.batch_sharding(mesh), batch[key].ndim
     )
-  rows_of_device = {s.device: s.data[:, 0].tolist() for s in batch["x"].addressable_shards}
+  rows_of_device = {
+    s.device: s.data[:, 0].tolist() for s in batch["x"].addressable_shards
+  }
   for place, device in enumerate(mesh.devices.flat):
     assert rows_of_device[device] == [6 * place, 6 * place + 3]
 

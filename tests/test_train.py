@@ -191,11 +191,16 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(
       losses[-1].append([float(scalars[k]) for k in sorted(scalars)])
     states.append(host(state))
   np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-    states[0].params,
-    states[1].params,
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(states[0].params),
+    jax.tree.leaves(states[1].params),
+    strict=True,
   )
+  for (path, one), eight in pairs:
+    # A key's bias moves all scores of a query alike, which softmax does not see: its
+    # gradient is rounding noise, which Adam blows up, and it has no effect.
+    if not jax.tree_util.keystr(path).endswith("['key']['bias']"):
+      np.testing.assert_allclose(one, eight, atol=1e-5)
   assert states[0].step == states[0].task_step == 3
 
 
@@ -225,8 +230,8 @@ def test_unseen_classes_do_not_learn(c, steps, create, initial, one_device):
 
 def test_training_on_one_batch_learns_it(steps, create, one_device):
   state, batch, first = create(one_device), make_batch(one_device), None
-  for _ in range(30):
-    state, scalars = steps[1](state, batch, make_task(steps=30))
+  for _ in range(100):
+    state, scalars = steps[1](state, batch, make_task(steps=100))
     first = first or float(scalars["loss"])
   assert float(scalars["loss"]) < 0.7 * first
   assert float(scalars["accuracy"]) > 0.5

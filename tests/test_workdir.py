@@ -93,8 +93,11 @@ def test_a_run_that_failed_unlocks_its_directory(tmp_path, c):
 def test_a_process_that_was_killed_unlocks_its_directory(tmp_path, c):
   start(tmp_path, c)
   hold = (
-    "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX);"
-    "print('locked', flush=True); sys.stdin.read()"
+    "import fcntl, sys\n"
+    "lock = open(sys.argv[1], 'w')\n"
+    "fcntl.flock(lock, fcntl.LOCK_EX)\n"
+    "print('locked', flush=True)\n"
+    "sys.stdin.read()"
   )
   process = subprocess.Popen(
     [sys.executable, "-c", hold, str(tmp_path / ".lock")],

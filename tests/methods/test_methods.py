@@ -17,7 +17,9 @@ def make(name: str):
 
 
 def samples(name: str, task: int, memory=MEMORY):
-  found = make(name).samples(LABELS, SCENARIO, task, memory)
+  method = make(name)
+  memory = memory if method.uses_memory else None
+  found = method.samples(LABELS, SCENARIO, task, memory)
   return found.new.tolist(), found.exemplars.tolist()
 
 
@@ -62,7 +64,9 @@ def test_replay_adds_the_memory_in_its_order():
 def test_the_loss_is_the_smoothed_cross_entropy_over_seen_classes(name):
   logits = np.array([[0.0, np.log(3.0), 9.0], [7.0, 7.0, 7.0]], np.float32)
   batch = {"label": np.array([1, 0]), "valid": np.array([True, False])}
-  task = Task(index=np.int32(0), before=np.int32(0), seen=np.int32(2), steps=np.int32(1))
+  task = Task(
+    index=np.int32(0), before=np.int32(0), seen=np.int32(2), steps=np.int32(1)
+  )
   value, scalars = make(name).loss(Outputs(logits, embedding=logits), batch, task)
   # Probabilities 1/4 and 3/4; default smoothing 0.1 makes the targets 0.05 and 0.95.
   expected = -0.05 * np.log(1 / 4) - 0.95 * np.log(3 / 4)
