@@ -9,12 +9,12 @@ the middle is never seen, and restores onto any mesh.
 import pathlib
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-
-from mcil_jax import sharding
+from jax.experimental import multihost_utils
 
 
 def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
@@ -60,7 +60,9 @@ class Snapshots:
       return None
     template = jax.tree.map(_abstract, like)
     try:
-      return self._snapshots.restore(latest, args=ocp.args.StandardRestore(template))
+      state = self._snapshots.restore(latest, args=ocp.args.StandardRestore(template))
+      chex.assert_trees_all_equal_shapes_and_dtypes(state, like)
+      return state
     except Exception as error:
       raise ValueError(
         f"snapshot {self._root / 'snapshots' / str(latest)} cannot be restored: {error}"
@@ -89,20 +91,26 @@ def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
 
   Raises:
     FileNotFoundError: no such task has been finished there.
+    ValueError: the parameters are damaged or of another structure.
   """
   path = epath.Path(workdir).resolve() / "checkpoints" / "tasks" / str(task) / "default"
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(path, jax.tree.map(_abstract, like))
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.restore(path, jax.tree.map(_abstract, like))
+  except Exception as error:
+    raise ValueError(f"{path} cannot be restored: {error}") from error
 
 
 def to_host(tree: Any) -> Any:
   """Copies to NumPy arrays, gathered from all processes if they are sharded."""
 
   def gather(x):
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      x = jax.jit(lambda y: y, out_shardings=sharding.replicated(x.sharding.mesh))(x)
+    if isinstance(x, jax.Array) and not (
+      x.is_fully_replicated or x.is_fully_addressable
+    ):
+      return multihost_utils.process_allgather(x, tiled=True)
     return np.asarray(x)
 
   return jax.tree.map(gather, tree)

@@ -8,7 +8,7 @@ that need the dataset are made where it is known (`scenario`, `sharding`, `model
 import json
 import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import ml_collections
 from ml_collections import config_dict
@@ -55,7 +55,7 @@ def default() -> ml_collections.ConfigDict:
   c.model.audio.hop_seconds = 0.01
 
   c.train = ml_collections.ConfigDict()
-  c.train.modalities = "image,audio"  # comma-separated; the others are masked
+  c.train.modalities = "image,audio"  # comma-separated; the model has no others
   c.train.epochs = 20  # per task
   c.train.batch_size = 64  # over all devices
   c.train.learning_rate = 1e-3  # peak: linear warm-up, then cosine to 0, per task
@@ -87,7 +87,9 @@ def default() -> ml_collections.ConfigDict:
   c.mesh.expert = 1
 
   c.checkpoint = ml_collections.ConfigDict()
-  c.checkpoint.every_steps = 200  # snapshots within a task; one more ends each task
+  c.checkpoint.every_steps = (
+    200  # snapshots within a task, 0: none; one more ends each task
+  )
 
   c.log = ml_collections.ConfigDict()
   c.log.every_steps = 20
@@ -111,39 +113,78 @@ def modalities(text: str, key: str) -> tuple[str, ...]:
   return tuple(name for name in MODALITIES if name in names)
 
 
+_AT_LEAST_ONE = (
+  "model.width",
+  "model.num_heads",
+  "model.image.depth",
+  "model.image.patch_size",
+  "model.image.tubelet_frames",
+  "model.audio.depth",
+  "model.audio.patch_frames",
+  "model.audio.num_mels",
+  "train.batch_size",
+  "eval.batch_size",
+  "log.every_steps",
+)
+_NOT_NEGATIVE = (
+  "seed",
+  "data.cache_gib",
+  "train.epochs",
+  "train.weight_decay",
+  "augment.image_shift",
+  "augment.image_brightness",
+  "augment.audio_shift_seconds",
+  "augment.mask_frames",
+  "augment.mask_mels",
+  "memory.size",
+  "checkpoint.every_steps",
+)
+_POSITIVE = (
+  "model.audio.window_seconds",
+  "model.audio.hop_seconds",
+  "train.learning_rate",
+  "train.clip_norm",
+)
+_BELOW_ONE = ("model.drop_path", "train.label_smoothing", "memory.batch_share")
+_CHOICES = {
+  "memory.selection": ("herding", "random"),
+  "eval.split": ("test", "validation"),
+}
+
+
 def validate(c: ml_collections.ConfigDict) -> None:
   """Checks the settings that need no dataset.
 
   Raises:
     ValueError: names the key, its value and what is allowed.
   """
+  values = flatten(c.to_dict())
 
   def require(condition: bool, key: str, allowed: str) -> None:
     if not condition:
-      value = c
-      for part in key.split("."):
-        value = value[part]
-      raise ValueError(f"config.{key}={value!r}: expected {allowed}")
+      raise ValueError(f"config.{key}={values[key]!r}: expected {allowed}")
 
-  for key in ("train.modalities", "eval.modalities"):
-    section, name = key.split(".")
-    modalities(c[section][name], key)
-  for key in ("train.batch_size", "eval.batch_size", "log.every_steps"):
-    section, name = key.split(".")
-    require(c[section][name] >= 1, key, "a number ≥ 1")
-  for key in ("train.epochs", "checkpoint.every_steps", "memory.size"):
-    section, name = key.split(".")
-    require(c[section][name] >= 0, key, "a number ≥ 0")
-  require(0 < c.train.learning_rate < math.inf, "train.learning_rate", "a number > 0")
+  for key, value in values.items():
+    if isinstance(value, float):
+      require(math.isfinite(value), key, "a finite number")
+  for key in _AT_LEAST_ONE:
+    require(values[key] >= 1, key, "a number ≥ 1")
+  for key in _NOT_NEGATIVE:
+    require(values[key] >= 0, key, "a number ≥ 0")
+  for key in _POSITIVE:
+    require(values[key] > 0, key, "a number > 0")
+  for key in _BELOW_ONE:
+    require(0 <= values[key] < 1, key, "a number in [0, 1)")
   require(0 <= c.train.warmup_share <= 1, "train.warmup_share", "a share in [0, 1]")
-  require(0 <= c.train.label_smoothing < 1, "train.label_smoothing", "in [0, 1)")
-  require(0 <= c.memory.batch_share < 1, "memory.batch_share", "a share in [0, 1)")
-  require(
-    c.memory.selection in ("herding", "random"),
-    "memory.selection",
-    "'herding' or 'random'",
-  )
-  require(c.eval.split in ("test", "validation"), "eval.split", "test or validation")
+  for key, choices in _CHOICES.items():
+    require(values[key] in choices, key, " or ".join(map(repr, choices)))
+  for key in ("train.modalities", "eval.modalities"):
+    modalities(values[key], key)
+  if c.scenario.class_order is not None and c.scenario.shuffle_within:
+    raise ValueError(
+      "config.scenario.class_order is given, so nothing is left to shuffle within "
+      f"config.scenario.shuffle_within={c.scenario.shuffle_within}: set that to ()"
+    )
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -162,7 +203,7 @@ def as_json(c: ml_collections.ConfigDict) -> dict:
   return json.loads(json.dumps(c.to_dict()))
 
 
-def changed_keys(old: dict, new: dict) -> Iterable[str]:
+def changed_keys(old: dict, new: dict) -> Iterator[str]:
   """Dotted keys, sorted, that differ and are not `RESUMABLE`."""
   old, new = flatten(old), flatten(new)
   missing = object()
@@ -181,11 +222,11 @@ def refuse_change(path: pathlib.Path, new: dict) -> None:
   """
   try:
     old = json.loads(path.read_text())
-  except json.JSONDecodeError as error:
+    before, after = flatten(old), flatten(new)
+  except (ValueError, AttributeError) as error:  # no JSON, no text, or no object
     raise ValueError(f"{path} is damaged ({error}); use another --workdir") from error
   keys = list(changed_keys(old, new))
   if keys:
-    before, after = flatten(old), flatten(new)
     lines = [f"  {key}: {before.get(key)!r} → {after.get(key)!r}" for key in keys]
     raise ValueError(
       f"{path.parent} holds a run with another config; use another --workdir, or "

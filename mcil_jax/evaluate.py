@@ -24,11 +24,13 @@ TASK_INCREMENTAL = "task_incremental"
 EvalStep = Callable[[dict, Batch, Task], Batch]
 
 
-def kinds(c: ml_collections.ConfigDict, modalities: tuple[str, ...]):
+def kinds(
+  c: ml_collections.ConfigDict, modalities: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
   """The predictions that an evaluation makes: kind → modalities present.
 
-  `MAIN` has those of `config.eval.modalities`; then each of the dataset's modalities
-  alone, under its name.
+  `MAIN` has those of `config.eval.modalities`; then each of `modalities`, those of the
+  model, alone, under its name.
   """
   main = config_lib.modalities(c.eval.modalities, "eval.modalities")
   return {MAIN: main, **{m: (m,) for m in modalities}}
@@ -90,7 +92,7 @@ def evaluate(
   *,
   batch_size: int,
   mesh: Mesh,
-  check: Callable[[], None] = lambda: None,
+  after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
   """Runs the evaluation step over some samples.
 
@@ -103,7 +105,7 @@ def evaluate(
     task: the current one.
     batch_size: of the evaluation.
     mesh: of the run.
-    check: called after each batch; may raise to end the evaluation early.
+    after_batch: may raise to end the evaluation early.
 
   Returns:
     What the step returns, [n, ...] in the order of `ids`, on the host.
@@ -112,5 +114,5 @@ def evaluate(
   plan = pipeline.in_order(ids, batch_size)
   for batch in pipeline.batches(split, labels, plan, mesh):
     parts.append(jax.device_get(step_fn(params, batch, task)))
-    check()
+    after_batch()
   return {key: np.concatenate([p[key] for p in parts])[: len(ids)] for key in parts[0]}

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
   try:
     with StopSignal() as stop:
       run.run(setup.prepare(_CONFIG.value), _WORKDIR.value, stop)
-  except (ValueError, FileNotFoundError, FloatingPointError, ImportError) as error:
+  except (ValueError, OSError, FloatingPointError, ImportError) as error:
     logging.info("Where it happened:", exc_info=True)  # shown by --verbosity=0
     _fail(error)
   except StoppedError as stopped:

@@ -36,7 +36,9 @@ def quota(size: int, seen_classes: int) -> int:
   return size // seen_classes
 
 
-def herding(features: np.ndarray, count: int, *, replacement: bool = False):
+def herding(
+  features: np.ndarray, count: int, *, replacement: bool = False
+) -> np.ndarray:
   """Picks samples whose running mean stays closest to the class mean.
 
   Rows are L2-normalised; the target is their mean, not normalised again. Step k picks

@@ -83,7 +83,7 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "metrics": summary.values,
     "undefined": summary.undefined,
     "task_incremental": by_kind[evaluate.TASK_INCREMENTAL],
-    "per_modality": {m: by_kind[m] for m in setup.dataset.modalities},
+    "per_modality": {m: by_kind[m] for m in setup.modalities},
     "compilations": {name: int(n) for name, n in state.compilations.items()},
     "train_seconds": seconds["train_seconds"],
     "steps": int(state.train.step),

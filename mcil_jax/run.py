@@ -54,7 +54,7 @@ def next_task(setup: Setup, state: RunState) -> RunState:
   """The state at the start of the task after the current one."""
   return state.replace(
     task=np.array(state.task + 1),
-    train=train.next_task(state.train, setup.config.train),
+    train=setup.next_task(state.train),
   )
 
 
@@ -147,7 +147,7 @@ def _evaluate(
     setup.task(int(state.task)),
     batch_size=setup.config.eval.batch_size,
     mesh=setup.mesh,
-    check=lambda: record.stop_here(state),
+    after_batch=lambda: record.stop_here(state),
   )
 
 

@@ -57,7 +57,9 @@ class Scenario:
     return np.flatnonzero(np.isin(self.task_of_class[labels], list(tasks)))
 
 
-def seeded_order(num_classes: int, shuffle_within: Sequence[int], seed: int):
+def seeded_order(
+  num_classes: int, shuffle_within: Sequence[int], seed: int
+) -> tuple[int, ...]:
   """A permutation of the classes that stays within consecutive blocks.
 
   Args:
@@ -72,10 +74,10 @@ def seeded_order(num_classes: int, shuffle_within: Sequence[int], seed: int):
     ValueError: the blocks do not sum to C.
   """
   blocks = tuple(shuffle_within) or (num_classes,)
-  if sum(blocks) != num_classes or min(blocks) < 1:
+  if not _are_sizes(blocks, num_classes):
     raise ValueError(
-      f"config.scenario.shuffle_within={blocks} must be sizes ≥ 1 that sum to the "
-      f"dataset's {num_classes} classes, not {sum(blocks)}"
+      f"config.scenario.shuffle_within={blocks} must be whole numbers ≥ 1 "
+      f"that sum to the dataset's {num_classes} classes, not {sum(blocks)}"
     )
   rng = np.random.default_rng([seed, 0x0DE5])
   starts = np.cumsum([0, *blocks[:-1]])
@@ -106,10 +108,10 @@ def make(
     ValueError: impossible increments, or a class order that is no permutation.
   """
   count = len(class_names)
-  if not increments or min(increments) < 1 or sum(increments) != count:
+  if not _are_sizes(increments, count):
     raise ValueError(
-      f"config.scenario.increments={tuple(increments)} must be sizes ≥ 1 that sum to "
-      f"the dataset's {count} classes, not {sum(increments)}"
+      f"config.scenario.increments={tuple(increments)} must be whole numbers ≥ 1 "
+      f"that sum to the dataset's {count} classes, not {sum(increments)}"
     )
   if class_order is None:
     class_order = seeded_order(count, shuffle_within, seed)
@@ -125,6 +127,12 @@ def make(
     class_order=tuple(int(c) for c in class_order),
     increments=tuple(int(n) for n in increments),
   )
+
+
+def _are_sizes(sizes: Sequence[int], total: int) -> bool:
+  """Whether these are whole numbers ≥ 1 that sum to `total`."""
+  whole = all(isinstance(size, int) and size >= 1 for size in sizes)
+  return whole and len(sizes) > 0 and sum(sizes) == total
 
 
 def _surplus(order: Sequence[int], count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -10,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from mcil_jax import config as config_lib
 from mcil_jax import evaluate, memory, methods, scenario, sharding, train
-from mcil_jax.data import source
+from mcil_jax.data import pipeline, source
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models import multimodal
 
@@ -27,6 +28,7 @@ class Setup:
     mesh: of devices.
     model: Linen module.
     method: what distinguishes this run from another method's.
+    modalities: those that the model is trained on.
     present: kind of prediction → modalities present, see `evaluate.kinds`.
   """
 
@@ -37,7 +39,13 @@ class Setup:
   mesh: jax.sharding.Mesh
   model: multimodal.MultimodalClassifier
   method: Method
+  modalities: tuple[str, ...]
   present: dict[str, tuple[str, ...]]
+
+  @functools.cached_property
+  def next_task(self) -> Callable[[train.TrainState], train.TrainState]:
+    """Jitted, see `train.make_next_task`."""
+    return train.make_next_task(self.config.train, self.mesh)
 
   @functools.cached_property
   def train_step(self) -> train.TrainStep:
@@ -75,22 +83,29 @@ def prepare(c: ml_collections.ConfigDict) -> Setup:
     seed=c.seed,
   )
   method = methods.make(c)
-  if method.uses_memory:
-    memory.quota(c.memory.size, tasks.num_classes)  # fails now rather than at the end
+  if method.uses_memory:  # fail now rather than at the end
+    memory.quota(c.memory.size, tasks.num_classes)
+    pipeline.exemplar_rows(c.train.batch_size, c.memory.batch_share)
+  labels = {s: tasks.relabel(split.labels) for s, split in dataset.splits.items()}
+  _check_classes(labels, tasks)
+  modalities = _modalities(c, "train.modalities", dataset.modalities, dataset.name)
+  _modalities(c, "eval.modalities", modalities, f"the model of {c.train.modalities!r}")
   return Setup(
     config=c,
     dataset=dataset,
     scenario=tasks,
-    labels={s: tasks.relabel(split.labels) for s, split in dataset.splits.items()},
+    labels=labels,
     mesh=mesh,
     model=multimodal.build(
       c.model,
-      modalities=dataset.modalities,
+      modalities=modalities,
       num_classes=tasks.num_classes,
+      shapes=dataset.shapes,
       sample_rate_hz=dataset.sample_rate_hz,
     ),
     method=method,
-    present=evaluate.kinds(c, dataset.modalities),
+    modalities=modalities,
+    present=evaluate.kinds(c, modalities),
   )
 
 
@@ -100,14 +115,33 @@ def _load_dataset(c: ml_collections.ConfigDict) -> source.Dataset:
       source.prepare(c.data.data_dir)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("dataset prepared")
-  dataset = source.load(
-    c.data.name, c.data.data_dir, cache_bytes=round(c.data.cache_gib * 2**30)
-  )
-  for key in ("train", "eval"):
-    wanted = config_lib.modalities(c[key].modalities, f"{key}.modalities")
-    if not set(wanted) & set(dataset.modalities):
+  cache_bytes = round(c.data.cache_gib * 2**30)
+  return source.load(c.data.name, c.data.data_dir, cache_bytes=cache_bytes)
+
+
+def _check_classes(labels: dict[str, np.ndarray], tasks: scenario.Scenario) -> None:
+  """Raises a ValueError if a class has no sample in a split."""
+  for split, positions in labels.items():
+    counts = np.bincount(positions, minlength=tasks.num_classes)
+    empty = [tasks.class_names[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
       raise ValueError(
-        f"config.{key}.modalities={c[key].modalities!r}: dataset {dataset.name} has "
-        f"only {', '.join(dataset.modalities)}"
+        f"these classes have no sample in the {split} split: {', '.join(empty)}; "
+        "prepare the dataset with samples of every class in every split"
       )
-  return dataset
+
+
+def _modalities(c, key: str, available: tuple[str, ...], owner: str) -> tuple[str, ...]:
+  """Those that a setting names and that are available; at least one.
+
+  Raises:
+    ValueError: there is none.
+  """
+  section, name = key.split(".")
+  wanted = config_lib.modalities(c[section][name], key)
+  chosen = tuple(m for m in available if m in wanted)
+  if not chosen:
+    raise ValueError(
+      f"config.{key}={c[section][name]!r}: {owner} has only {', '.join(available)}"
+    )
+  return chosen

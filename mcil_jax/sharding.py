@@ -62,14 +62,16 @@ def check_batch_size(size: int, key: str, mesh: Mesh) -> None:
     raise ValueError(f"config.{key}={size} is no multiple of the {mesh.size} devices")
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> slice:
-  """The rows of a batch that this process has to provide."""
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """The rows of a batch, ascending, that this process has to provide."""
   indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-  bounds = [index[0].indices(batch_size)[:2] for index in indices.values()]
-  return slice(min(lo for lo, _ in bounds), max(hi for _, hi in bounds))
+  rows = [np.arange(batch_size)[index] for index in indices.values()]
+  return np.unique(np.concatenate(rows))
 
 
-def place(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int):
+def place(
+  batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int
+) -> dict[str, jax.Array]:
   """Puts this process's rows of a batch onto its devices.
 
   Args:
@@ -81,7 +83,14 @@ def place(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int):
     Global arrays [batch_size, ...].
   """
   sharding = batch_sharding(mesh)
-  return {
-    key: jax.make_array_from_process_local_data(sharding, x, (batch_size, *x.shape[1:]))
-    for key, x in batch.items()
-  }
+  rows = local_rows(mesh, batch_size)
+
+  def put(x: np.ndarray) -> jax.Array:
+    def shard(index):
+      first, last, _ = index[0].indices(batch_size)
+      start = np.searchsorted(rows, first)  # a device's rows are consecutive
+      return x[start : start + last - first]
+
+    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, shard)
+
+  return {key: put(x) for key, x in batch.items()}

@@ -41,9 +41,10 @@ class RunState:
 def initial(setup: Setup) -> RunState:
   """The state before the first task."""
   c = setup.config
+  shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
   shape = (setup.scenario.num_tasks, len(setup.labels[c.eval.split]))
   return RunState(
-    train=train.create_state(setup.model, c, setup.dataset.shapes, setup.mesh),
+    train=train.create_state(setup.model, c, shapes, setup.mesh),
     task=np.array(0),
     memory=memory.empty(c.memory.size) if setup.method.uses_memory else None,
     predictions={

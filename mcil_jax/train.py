@@ -19,6 +19,8 @@ from mcil_jax.losses import classification
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier
 
+RAW_DTYPES = {"image": jnp.uint8, "audio": jnp.int16}
+
 
 @struct.dataclass
 class TrainState:
@@ -49,7 +51,7 @@ def present(valid: jax.Array, modalities: tuple[str, ...]) -> Batch:
 def optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
   """AdamW without its learning rate, which the step applies (`learning_rate`)."""
 
-  def is_matrix(params):
+  def is_kernel(params):
     return jax.tree_util.tree_map_with_path(
       lambda path, _: path[-1].key == "kernel", params
     )
@@ -57,7 +59,7 @@ def optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
   return optax.chain(
     optax.clip_by_global_norm(c.clip_norm),
     optax.scale_by_adam(),
-    optax.add_decayed_weights(c.weight_decay, mask=is_matrix),
+    optax.add_decayed_weights(c.weight_decay, mask=is_kernel),
   )
 
 
@@ -71,10 +73,11 @@ def learning_rate(
     step: 0-based step within the task.
     steps: steps of the task; traced, so that tasks of all lengths share one program.
   """
-  progress = (step + 1) / steps
   warmup = c.warmup_share
-  rise = progress / warmup if warmup else 1.0
-  fall = jnp.clip((progress - warmup) / max(1.0 - warmup, 1e-9), 0.0, 1.0)
+  # The first step already moves, and so does the last: rise at the step's end, fall
+  # at its start.
+  rise = (step + 1) / steps / warmup if warmup else 1.0
+  fall = jnp.clip((step / steps - warmup) / max(1.0 - warmup, 1e-9), 0.0, 1.0)
   return c.learning_rate * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
 
 
@@ -89,15 +92,12 @@ def create_state(
   Args:
     model: of the run.
     c: the whole config.
-    shapes: modality → shape of one raw sample.
+    shapes: modality → shape of one raw sample, for the modalities of the model.
     mesh: of the run.
   """
 
   def create(key):
-    raw = {
-      "image": jnp.zeros((1, *shapes["image"]), jnp.uint8) if "image" in shapes else 0,
-      "audio": jnp.zeros((1, *shapes["audio"]), jnp.int16) if "audio" in shapes else 0,
-    }
+    raw = {m: jnp.zeros((1, *shape), RAW_DTYPES[m]) for m, shape in shapes.items()}
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")
     everything = present(jnp.ones(1, bool), tuple(shapes))
@@ -114,21 +114,25 @@ def create_state(
   return jax.jit(create, out_shardings=replicate)(jax.random.key(c.seed))
 
 
-def next_task(state: TrainState, c: ml_collections.ConfigDict) -> TrainState:
-  """A fresh optimizer for the next task; parameters and `step` go on.
+def make_next_task(
+  c: ml_collections.ConfigDict, mesh: Mesh
+) -> Callable[[TrainState], TrainState]:
+  """A jitted function that makes a state ready for the next task.
+
+  The optimizer is a fresh one; parameters and `step` go on.
 
   Args:
-    state: after the task before.
     c: `config.train`.
+    mesh: of the run.
   """
 
-  def reset(state: TrainState) -> TrainState:
+  def next_task(state: TrainState) -> TrainState:
     return state.replace(
       opt_state=optimizer(c).init(state.params),
       task_step=jnp.zeros_like(state.task_step),
     )
 
-  return jax.jit(reset, out_shardings=state.step.sharding)(state)
+  return jax.jit(next_task, out_shardings=sharding.replicated(mesh))
 
 
 TrainStep = Callable[[TrainState, Batch, Task], tuple[TrainState, Batch]]
@@ -154,7 +158,6 @@ def make_train_step(
     (state, batch, task) → (state, {"loss", "accuracy", "gradient_norm", …}).
   """
   tx = optimizer(c.train)
-  modalities = config_lib.modalities(c.train.modalities, "train.modalities")
 
   def train_step(state: TrainState, batch: Batch, task: Task):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -162,7 +165,7 @@ def make_train_step(
     raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
     inputs = model.apply({}, raw, method="preprocess")
     inputs = augment.inputs(input_key, inputs, c.augment)
-    mask = present(batch["valid"], modalities)
+    mask = present(batch["valid"], tuple(model.towers))
 
     def loss_fn(params):
       outputs = model.apply(
@@ -179,10 +182,10 @@ def make_train_step(
     updates = jax.tree.map(lambda u: -rate * u, updates)
     logits = classification.mask_unseen(outputs.logits, task.seen)
     correct = logits.argmax(-1) == batch["label"]
-    scalars |= {
+    scalars = scalars | {
       "loss": loss,
       "accuracy": classification.masked_mean(correct, batch["valid"]),
-      "gradient_norm": optax.global_norm(gradient),
+      "gradient_norm": optax.tree.norm(gradient),
     }
     return state.replace(
       params=optax.apply_updates(state.params, updates),
@@ -248,7 +251,7 @@ class Scalars:
         raise FloatingPointError(
           f"loss {values['loss']}, gradient norm {values['gradient_norm']} at step "
           f"{step}: lower config.train.learning_rate, or look at the samples of this "
-          f"batch (indices into the training split): {np.unique(local).tolist()}. "
+          f"batch (indices into the training split): {np.unique(local[local >= 0]).tolist()}. "
           "The last snapshot is from before this step."
         )
       self._read.append(values)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -13,7 +14,9 @@ from mcil_jax.data.source import Dataset
 
 
 @contextlib.contextmanager
-def opened(path: str, config: ml_collections.ConfigDict, dataset: Dataset):
+def opened(
+  path: str, config: ml_collections.ConfigDict, dataset: Dataset
+) -> Iterator[pathlib.Path]:
   """Opens the workdir of a run, new or to be continued, and writes config.json.
 
   Args:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-Batch = dict[str, jax.Array]
+from mcil_jax.models.multimodal import Batch
 
 
 def shift(key: jax.Array, x: jax.Array, most: int, axes: tuple[int, ...]) -> jax.Array:
@@ -48,8 +48,9 @@ def brightness(key: jax.Array, image: jax.Array, most: float) -> jax.Array:
 def mask_band(key: jax.Array, x: jax.Array, most: int, axis: int) -> jax.Array:
   """Zeros one band of up to `most` places along `axis` per sample.
 
-  SpecAugment's masks (Park et al. 2019, arXiv 1904.08779, §2); zero is the mean of
-  a standardised spectrogram.
+  Like SpecAugment's masks (Park et al. 2019, arXiv 1904.08779, §2), except that a band
+  may begin before or end after the axis, so that the ends are hidden as often as the
+  middle. Zero is the mean of a standardised spectrogram.
   """
   if most == 0:
     return x
@@ -64,7 +65,9 @@ def mask_band(key: jax.Array, x: jax.Array, most: int, axis: int) -> jax.Array:
   return jnp.where(band.reshape(shape), 0.0, x)
 
 
-def raw(key: jax.Array, batch: Batch, c: ml_collections.ConfigDict, rate_hz: int):
+def raw(
+  key: jax.Array, batch: Batch, c: ml_collections.ConfigDict, rate_hz: int
+) -> Batch:
   """Augments the waveform of a raw batch: a shift in time.
 
   Args:

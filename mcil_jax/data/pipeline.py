@@ -45,10 +45,27 @@ def in_order(ids: np.ndarray, batch_size: int) -> Plan:
   return Plan(rows, np.zeros(rows.shape, bool))
 
 
-def steps_per_epoch(num_new: int, num_exemplars: int, batch_size: int, share: float):
+def exemplar_rows(batch_size: int, exemplar_share: float) -> int:
+  """Rows of each batch that are exemplars.
+
+  Raises:
+    ValueError: the share is positive, but leaves no row to one of the two.
+  """
+  rows = round(batch_size * exemplar_share)
+  if exemplar_share and not 1 <= rows < batch_size:
+    raise ValueError(
+      f"config.memory.batch_share={exemplar_share} gives exemplars {rows} of "
+      f"config.train.batch_size={batch_size} rows; both they and new samples need one"
+    )
+  return rows
+
+
+def steps_per_epoch(
+  num_new: int, num_exemplars: int, batch_size: int, exemplar_share: float
+) -> int:
   """Steps of `shuffled`'s plan."""
-  if num_exemplars and share:
-    return -(-num_new // (batch_size - _exemplar_rows(batch_size, share)))
+  if num_exemplars and exemplar_share:
+    return -(-num_new // (batch_size - exemplar_rows(batch_size, exemplar_share)))
   return -(-(num_new + num_exemplars) // batch_size)
 
 
@@ -71,7 +88,7 @@ def shuffled(
     new: indices of new samples.
     exemplars: indices of exemplars; may be empty.
     batch_size: B.
-    exemplar_share: share of B that exemplars fill (at least one row, never all).
+    exemplar_share: share of B that exemplars fill, see `exemplar_rows`.
     rng: of the shuffle.
   """
   if not (len(exemplars) and exemplar_share):
@@ -80,7 +97,7 @@ def shuffled(
     plan = in_order(ids[order], batch_size)
     flags = in_order(np.where(order >= len(new), 1, 0), batch_size)
     return Plan(plan.rows, flags.rows == 1)
-  count = _exemplar_rows(batch_size, exemplar_share)
+  count = exemplar_rows(batch_size, exemplar_share)
   plan = in_order(rng.permutation(new), batch_size - count)
   needed = len(plan) * count
   passes = [rng.permutation(exemplars) for _ in range(-(-needed // len(exemplars)))]
@@ -89,10 +106,6 @@ def shuffled(
     rows=np.concatenate([plan.rows, drawn], axis=1),
     is_exemplar=np.concatenate([plan.is_exemplar, np.ones(drawn.shape, bool)], axis=1),
   )
-
-
-def _exemplar_rows(batch_size: int, share: float) -> int:
-  return min(max(1, round(batch_size * share)), batch_size - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +117,15 @@ class _Loader:
   rows: np.ndarray
   is_exemplar: np.ndarray
 
-  def __call__(self, place: int) -> dict[str, np.ndarray]:
-    index = int(self.rows[place])
+  def __call__(self, row: int) -> dict[str, np.ndarray]:
+    index = int(self.rows[row])
     valid = index != PADDING
     sample = self.split[max(index, 0)]
     return {
       **{key: value for key, value in sample.items() if key != "label"},
       "label": self.labels[max(index, 0)],
       "valid": np.bool_(valid),
-      "is_exemplar": np.bool_(self.is_exemplar[place]),
+      "is_exemplar": np.bool_(self.is_exemplar[row]),
       "id": np.int32(index),
     }
 

@@ -46,8 +46,8 @@ def log_mel(
     hop_seconds: distance between windows, rounded to whole samples.
 
   Returns:
-    float32 [B, F, num_mels]: 10·log₁₀ of the mel power (floor −60 dB of full scale),
-    minus the clip's mean, over its standard deviation. A silent clip gives zeros.
+    float32 [B, F, num_mels]: 10·log₁₀ of the mel power above a floor of 1e-6, minus
+    the clip's mean, over its standard deviation. A silent clip gives zeros.
   """
   length = round(window_seconds * sample_rate_hz)
   hop = round(hop_seconds * sample_rate_hz)
@@ -56,7 +56,8 @@ def log_mel(
   x = frames(audio.astype(jnp.float32) / 32768.0, length, hop) * window
   power = jnp.square(jnp.abs(jnp.fft.rfft(x, n_fft)))
   mel = power @ mel_filters(sample_rate_hz, n_fft, num_mels)
-  decibels = 10.0 * jnp.log10(jnp.maximum(mel, 1e-6))
+  # Relative to the floor, so that silence is exactly zero.
+  decibels = 10.0 * jnp.log10(jnp.maximum(mel / 1e-6, 1.0))
   mean = decibels.mean(axis=(1, 2), keepdims=True)
   std = decibels.std(axis=(1, 2), keepdims=True)
   return (decibels - mean) / jnp.maximum(std, 1e-3)

@@ -24,8 +24,6 @@ def tubelets(video: jax.Array, frames: int, size: int) -> jax.Array:
     [B, (T/frames)·⌈H/size⌉·⌈W/size⌉, frames·size·size·3], time-major.
   """
   b, t, h, w, c = video.shape
-  if t % frames:
-    raise ValueError(f"model.image.tubelet_frames={frames} does not divide {t} frames")
   video = jnp.pad(video, ((0, 0), (0, 0), (0, -h % size), (0, -w % size), (0, 0)))
   rows, columns = -(-h // size), -(-w // size)
   x = video.reshape(b, t // frames, frames, rows, size, columns, size, c)

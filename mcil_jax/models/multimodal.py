@@ -1,5 +1,6 @@
 """The model that joins the towers: one feature per modality, one linear classifier."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -77,7 +78,7 @@ class MultimodalClassifier(nn.Module):
       present: modality → bool [B].
     """
     embedding = jnp.concatenate(
-      [features[m] * present[m][:, None] for m in self.towers], axis=-1
+      [jnp.where(present[m][:, None], features[m], 0.0) for m in self.towers], axis=-1
     )
     return Outputs(logits=self.classifier(embedding), embedding=embedding)
 
@@ -91,23 +92,31 @@ def build(
   *,
   modalities: tuple[str, ...],
   num_classes: int,
+  shapes: Mapping[str, tuple[int, ...]],
   sample_rate_hz: int | None,
 ) -> MultimodalClassifier:
   """Builds the model of a run.
 
   Args:
     c: `config.model`.
-    modalities: those of the dataset; each gets a tower.
+    modalities: each gets a tower.
     num_classes: C.
+    shapes: modality → shape of one raw sample.
     sample_rate_hz: of the audio; None without audio.
 
   Raises:
-    ValueError: the width is no multiple of the number of heads.
+    ValueError: the width is no multiple of the number of heads, or the clips cannot be
+      cut into tubelets.
   """
   if c.width % c.num_heads:
     raise ValueError(
       f"config.model.width={c.width} is no multiple of "
       f"config.model.num_heads={c.num_heads}"
+    )
+  if "image" in modalities and shapes["image"][0] % c.image.tubelet_frames:
+    raise ValueError(
+      f"config.model.image.tubelet_frames={c.image.tubelet_frames} does not divide the "
+      f"{shapes['image'][0]} frames of a clip"
     )
   shared = {"width": c.width, "num_heads": c.num_heads, "drop_path": c.drop_path}
   towers = {

@@ -35,7 +35,11 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """`x` [B, S, D] → [B, S, D]."""
     width = x.shape[-1]
-    attention = nn.MultiHeadDotProductAttention(self.num_heads, name="attention")
+    # Without biases: softmax ignores a key bias, whose gradient is rounding noise that
+    # Adam would blow up to a different step on every number of devices.
+    attention = nn.MultiHeadDotProductAttention(
+      self.num_heads, use_bias=False, name="attention"
+    )
     y = attention(nn.LayerNorm(name="norm_attention")(x))
     x = x + DropPath(self.drop_path)(y, train)
     y = nn.LayerNorm(name="norm_mlp")(x)

@@ -1,0 +1,1 @@
+"""Commands around `mcil_jax.main`: set-up, tests, tables of many runs."""
