@@ -60,7 +60,7 @@ def row(label: str, runs: list[dict]) -> str:
   for value in _COLUMNS.values():
     values = np.array([value(results) for results in runs])
     spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-    cells.append("–" if np.isnan(values).any() else f"{values.mean():.1f}{spread}")
+    cells.append("n/a" if np.isnan(values).any() else f"{values.mean():.1f}{spread}")
   return f"| {label} | {' | '.join(cells)} |"
 
 

@@ -87,15 +87,36 @@ def default() -> ml_collections.ConfigDict:
   c.mesh.expert = 1
 
   c.checkpoint = ml_collections.ConfigDict()
-  c.checkpoint.every_steps = (
-    200  # snapshots within a task, 0: none; one more ends each task
-  )
+  # Training steps between snapshots within a task, 0: none; one more ends each task.
+  c.checkpoint.every_steps = 200
 
   c.log = ml_collections.ConfigDict()
   c.log.every_steps = 20
   c.log.progress = True  # progress bars
   c.log.tensorboard = False
   return c.lock()
+
+
+def with_variant(
+  c: ml_collections.ConfigDict, variant: str, **variants: dict[str, object]
+) -> ml_collections.ConfigDict:
+  """Overwrites settings by the variant that `--config=FILE.py:VARIANT` names.
+
+  Args:
+    c: of the plain experiment.
+    variant: a name, or empty for the plain experiment.
+    **variants: name → {dotted key: value}.
+
+  Raises:
+    ValueError: there is no such variant; lists those that exist.
+  """
+  if variant and variant not in variants:
+    raise ValueError(
+      f"there is no variant {variant!r} of this config, only {', '.join(variants)}"
+    )
+  if variant:
+    c.update_from_flattened_dict(variants[variant])
+  return c
 
 
 def modalities(text: str, key: str) -> tuple[str, ...]:

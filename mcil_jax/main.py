@@ -68,7 +68,7 @@ def _parse(argv: list[str]) -> list[str]:
   """Parses flags; an unknown or mistyped setting is one line, not a traceback."""
   try:
     return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, OSError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     _fail(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'"))
 
 

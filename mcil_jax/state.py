@@ -16,7 +16,7 @@ class RunState:
   Attributes:
     train: parameters, optimizer, step counters, PRNG key; on the devices.
     task: int64, the current task's number, which is the number of finished tasks.
-    memory: int64 [M], indices into the training split; None if the method has no memory.
+    memory: int64 [M], indices into the training split; None without a memory.
     predictions: kind → int32 [T, N] over the evaluated split, −1 where none was made.
     log_bytes: int64, length of metrics.jsonl.
     seconds: where the time went, over all starts of the run, float64: `train_seconds`

@@ -248,10 +248,11 @@ class Scalars:
       values = {name: float(x) for name, x in jax.device_get(scalars).items()}
       if not np.isfinite([values["loss"], values["gradient_norm"]]).all():
         local = np.concatenate([np.asarray(s.data) for s in ids.addressable_shards])
+        samples = np.unique(local[local >= 0])
         raise FloatingPointError(
           f"loss {values['loss']}, gradient norm {values['gradient_norm']} at step "
           f"{step}: lower config.train.learning_rate, or look at the samples of this "
-          f"batch (indices into the training split): {np.unique(local[local >= 0]).tolist()}. "
+          f"batch (indices into the training split): {samples.tolist()}. "
           "The last snapshot is from before this step."
         )
       self._read.append(values)
