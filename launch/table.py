@@ -9,12 +9,15 @@ on to every run.
 """
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
 from absl import app, flags
+
+from launch import HUGE_PAGES
 
 _CONFIGS = flags.DEFINE_list("configs", None, "Names of files in configs/.")
 _METHODS = flags.DEFINE_list("methods", ["finetune", "replay", "joint"], "Methods.")
@@ -50,7 +53,7 @@ def run_once(config: str, method: str, seed: str, passed_on: list[str]) -> dict:
   ]
   print(" ".join(command), file=sys.stderr, flush=True)
   if not (workdir / "results.json").exists():
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | HUGE_PAGES)
   return json.loads((workdir / "results.json").read_text())
 
 
