@@ -29,6 +29,7 @@ class Record:
     self._workdir = workdir
     self._stop = stop
     self._snapshots = checkpoint.Snapshots(workdir)
+    self._compiled_before = {name: compilations.count(name) for name in state.COMPILED}
     self.writer = writers.MetricsWriter(workdir / "metrics.jsonl", enabled=False)
 
   def __enter__(self) -> "Record":
@@ -57,7 +58,7 @@ class Record:
   def save(self, run: RunState) -> RunState:
     """Saves a snapshot of everything and returns what was saved."""
     counts = {
-      name: np.maximum(count, compilations.count(name))
+      name: np.maximum(count, compilations.count(name) - self._compiled_before[name])
       for name, count in run.compilations.items()
     }
     size = np.array(self.writer.size_bytes)

@@ -170,7 +170,7 @@ def assess(setup: Setup, state: RunState, record: Record) -> RunState:
     rows[number, ids] = outcome[kind]
   seen_accuracy = {
     kind: metrics.seen_accuracy(rows, setup.labels[split], increments)
-    for kind, rows in predictions.items()
+    for kind, rows in sorted(predictions.items())  # as Orbax restores them
   }
   matrix = metrics.accuracy_matrix(
     predictions[evaluate.MAIN], setup.labels[split], increments

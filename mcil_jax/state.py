@@ -8,6 +8,9 @@ from mcil_jax.setup import Setup
 
 SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
 
+# Functions whose compilations are reported: each compiles once for all tasks.
+COMPILED = ("train_step", "eval_step")
+
 
 @struct.dataclass
 class RunState:
@@ -53,5 +56,5 @@ def initial(setup: Setup) -> RunState:
     },
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},
-    compilations={name: np.array(0) for name in ("train_step", "eval_step")},
+    compilations={name: np.array(0) for name in COMPILED},
   )

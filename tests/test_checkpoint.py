@@ -1,3 +1,4 @@
+import gc
 import shutil
 
 import jax
@@ -12,6 +13,13 @@ from mcil_jax import checkpoint, sharding
 pytestmark = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def leave_nothing_behind():
+  """Collects those reads here, before they surface in the test of another file."""
+  yield
+  gc.collect()
 
 
 def make_state(mesh, number: int = 0) -> dict:
@@ -139,24 +147,20 @@ def without(state: dict, key: str) -> dict:
   return {k: v for k, v in state.items() if k != key}
 
 
-@pytest.mark.parametrize(
-  "change",
-  [
-    pytest.param(lambda s: s | {"step": jnp.zeros((2,), jnp.int32)}, id="device shape"),
-    pytest.param(lambda s: s | {"another": np.zeros(3)}, id="one more"),
-    pytest.param(lambda s: without(s, "memory"), id="one less"),
-    pytest.param(
-      lambda s: s | {"memory": np.zeros(3, np.int64)},
-      id="host shape",
-      marks=pytest.mark.xfail(strict=True, reason="Orbax does not compare these"),
-    ),
-  ],
-)
-def test_a_snapshot_of_another_structure(snapshots, eight_devices, change):
+OTHERS = {
+  "shape on the devices": lambda s: s | {"step": jnp.zeros((2,), jnp.int32)},
+  "one more": lambda s: s | {"another": np.zeros(3)},
+  "one less": lambda s: without(s, "memory"),
+  "shape on the host": lambda s: s | {"memory": np.zeros(3, np.int64)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_snapshot_of_another_structure(snapshots, eight_devices, name):
   state = make_state(eight_devices)
   snapshots.save(state)
   with pytest.raises(ValueError, match=r"checkpoints/snapshots/0 cannot be restored"):
-    snapshots.restore(change(state))
+    snapshots.restore(OTHERS[name](state))
 
 
 def test_parameters_of_a_task_are_kept_for_good(tmp_path, snapshots, eight_devices):
@@ -179,6 +183,22 @@ def test_parameters_of_a_task_that_is_not_finished(tmp_path, snapshots, eight_de
   message = r"checkpoints/tasks/1/default: task 1 has not been finished in this run"
   with pytest.raises(FileNotFoundError, match=message):
     checkpoint.load_task_params(tmp_path, 1, make_state(eight_devices))
+
+
+def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
+  snapshots.save_task(0, make_state(eight_devices))
+  path = tmp_path / "checkpoints" / "tasks" / "0" / "default"
+  damage(path)
+  with pytest.raises(ValueError, match=rf"{path} cannot be restored: "):
+    checkpoint.load_task_params(tmp_path, 0, make_state(eight_devices))
+
+
+@pytest.mark.parametrize("name", ["shape on the devices", "one more", "one less"])
+def test_parameters_of_another_model(tmp_path, snapshots, eight_devices, name):
+  state = make_state(eight_devices)
+  snapshots.save_task(0, state)
+  with pytest.raises(ValueError, match=r"checkpoints/tasks/0/default cannot be rest"):
+    checkpoint.load_task_params(tmp_path, 0, OTHERS[name](state))
 
 
 def test_to_host_gathers_numpy_arrays(eight_devices):

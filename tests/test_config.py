@@ -1,5 +1,7 @@
 import json
+import pathlib
 import re
+import runpy
 
 import pytest
 
@@ -35,28 +37,8 @@ def test_modalities_that_there_are_not(text):
     config.modalities(text, "eval.modalities")
 
 
-@pytest.mark.parametrize(
-  ("key", "value", "allowed"),
-  [
-    ("train.modalities", "smell", "one or more of image, audio"),
-    ("eval.modalities", "image,image", "one or more of image, audio"),
-    ("train.batch_size", 0, "a number ≥ 1"),
-    ("eval.batch_size", 0, "a number ≥ 1"),
-    ("log.every_steps", 0, "a number ≥ 1"),
-    ("train.epochs", -1, "a number ≥ 0"),
-    ("checkpoint.every_steps", -1, "a number ≥ 0"),
-    ("memory.size", -1, "a number ≥ 0"),
-    ("train.learning_rate", 0.0, "a number > 0"),
-    ("train.learning_rate", float("inf"), "a number > 0"),
-    ("train.learning_rate", float("nan"), "a number > 0"),
-    ("train.warmup_share", 1.1, r"a share in [0, 1]"),
-    ("train.label_smoothing", 1.0, r"in [0, 1)"),
-    ("memory.batch_share", 1.0, r"a share in [0, 1)"),
-    ("memory.selection", "best", "'herding' or 'random'"),
-    ("eval.split", "train", "test or validation"),
-  ],
-)
-def test_impossible_values(key, value, allowed):
+def refused(key: str, value: object, allowed: str) -> None:
+  """Checks that a setting is refused with its name, value and what is allowed."""
   c = config.default()
   c.update_from_flattened_dict({key: value})
   message = f"config.{key}={value!r}: expected {allowed}"
@@ -64,23 +46,163 @@ def test_impossible_values(key, value, allowed):
     config.validate(c)
 
 
-@pytest.mark.parametrize(
-  ("key", "value"),
-  [
-    ("train.epochs", 0),
-    ("checkpoint.every_steps", 0),
-    ("train.warmup_share", 0.0),
-    ("train.warmup_share", 1.0),
-    ("train.label_smoothing", 0.0),
-    ("memory.batch_share", 0.0),
-    ("memory.selection", "random"),
-    ("eval.split", "validation"),
-  ],
-)
-def test_values_at_the_edge_of_what_is_possible(key, value):
+def accepted(key: str, value: object) -> None:
   c = config.default()
   c.update_from_flattened_dict({key: value})
   config.validate(c)
+
+
+AT_LEAST_ONE = (
+  "model.width",
+  "model.num_heads",
+  "model.image.depth",
+  "model.image.patch_size",
+  "model.image.tubelet_frames",
+  "model.audio.depth",
+  "model.audio.patch_frames",
+  "model.audio.num_mels",
+  "train.batch_size",
+  "eval.batch_size",
+  "log.every_steps",
+)
+NOT_NEGATIVE = {  # key → a value that is too small
+  "seed": -1,
+  "data.cache_gib": -0.5,
+  "train.epochs": -1,
+  "train.weight_decay": -0.5,
+  "augment.image_shift": -1,
+  "augment.image_brightness": -0.5,
+  "augment.audio_shift_seconds": -0.5,
+  "augment.mask_frames": -1,
+  "augment.mask_mels": -1,
+  "memory.size": -1,
+  "checkpoint.every_steps": -1,
+}
+POSITIVE = (
+  "model.audio.window_seconds",
+  "model.audio.hop_seconds",
+  "train.learning_rate",
+  "train.clip_norm",
+)
+BELOW_ONE = ("model.drop_path", "train.label_smoothing", "memory.batch_share")
+
+
+@pytest.mark.parametrize("key", AT_LEAST_ONE)
+def test_settings_of_at_least_one(key):
+  refused(key, 0, "a number ≥ 1")
+  accepted(key, 1)
+
+
+@pytest.mark.parametrize(("key", "negative"), NOT_NEGATIVE.items())
+def test_settings_that_are_not_negative(key, negative):
+  refused(key, negative, "a number ≥ 0")
+  accepted(key, 0 * negative)
+
+
+@pytest.mark.parametrize("key", POSITIVE)
+def test_settings_that_are_positive(key):
+  refused(key, 0.0, "a number > 0")
+  accepted(key, 1e-9)
+
+
+@pytest.mark.parametrize("key", BELOW_ONE)
+def test_settings_below_one(key):
+  refused(key, -0.01, "a number in [0, 1)")
+  refused(key, 1.0, "a number in [0, 1)")
+  accepted(key, 0.0)
+  accepted(key, 0.99)
+
+
+def test_the_share_of_warm_up():
+  for value in (-0.01, 1.01):
+    refused("train.warmup_share", value, "a share in [0, 1]")
+  for value in (0.0, 1.0):
+    accepted("train.warmup_share", value)
+
+
+@pytest.mark.parametrize(
+  ("key", "choices"),
+  [
+    ("memory.selection", ("herding", "random")),
+    ("eval.split", ("test", "validation")),
+  ],
+)
+def test_settings_with_choices(key, choices):
+  for value in ("best", "train", "", choices[0].title()):
+    refused(key, value, " or ".join(map(repr, choices)))
+  for value in choices:
+    accepted(key, value)
+
+
+@pytest.mark.parametrize("key", ["train.modalities", "eval.modalities"])
+def test_settings_of_modalities(key):
+  for value in ("smell", "image,image", ""):
+    refused(key, value, "one or more of image, audio, separated by commas")
+  for value in ("image", "audio", "audio,image"):
+    accepted(key, value)
+
+
+NUMBERS = {
+  key: value
+  for key, value in config.flatten(config.default().to_dict()).items()
+  if isinstance(value, int | float) and not isinstance(value, bool)
+}
+
+
+@pytest.mark.parametrize("key", [key for key in NUMBERS if not key.startswith("mesh.")])
+def test_no_number_may_be_negative(key):  # whether or not it is in a list above
+  c = config.default()
+  c.update_from_flattened_dict({key: type(NUMBERS[key])(-1)})
+  with pytest.raises(ValueError, match=rf"config\.{re.escape(key)}=-1"):
+    config.validate(c)
+
+
+@pytest.mark.parametrize("key", [k for k, v in NUMBERS.items() if isinstance(v, float)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite(key, value):
+  refused(key, value, "a finite number")
+
+
+def test_a_given_class_order_leaves_nothing_to_shuffle():
+  c = config.default()
+  c.scenario.class_order = (1, 0)
+  config.validate(c)
+  c.scenario.shuffle_within = (1, 1)
+  message = r"class_order is given, .*config\.scenario\.shuffle_within=\(1, 1\): set"
+  with pytest.raises(ValueError, match=message):
+    config.validate(c)
+  c.scenario.class_order = None
+  config.validate(c)
+
+
+def test_a_variant_overwrites_settings_of_any_section():
+  def variant(name: str):
+    c = config.default()
+    smoke = {"train.epochs": 1, "memory.size": 7}
+    return config.with_variant(c, name, smoke=smoke, large={"model.width": 512})
+
+  plain, smoke, large = variant(""), variant("smoke"), variant("large")
+  assert config.as_json(plain) == config.as_json(config.default())
+  assert (smoke.train.epochs, smoke.memory.size, smoke.model.width) == (1, 7, 128)
+  assert (large.train.epochs, large.memory.size, large.model.width) == (20, 100, 512)
+  message = r"there is no variant 'smok' of this config, only smoke, large"
+  with pytest.raises(ValueError, match=message):
+    variant("smok")
+
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_files_are_valid_with_and_without_their_variant(path):
+  get_config = runpy.run_path(str(path))["get_config"]
+  plain, smoke = get_config(), get_config("smoke")
+  config.validate(plain)
+  config.validate(smoke)
+  changed = config.changed_keys(config.as_json(plain), config.as_json(smoke))
+  assert "train.epochs" in changed
+  with pytest.raises(ValueError, match=r"no variant 'other' of this config, only sm"):
+    get_config("other")
 
 
 def test_flatten():
@@ -130,8 +252,21 @@ def test_refuse_change_names_keys_and_both_values(tmp_path):
     config.refuse_change(path, {"train": {"epochs": 4}})
 
 
-def test_a_damaged_config_file(tmp_path):
+@pytest.mark.parametrize(
+  "content",
+  [
+    b'{"seed": ',
+    b"",
+    b"\xff\xfe",
+    b"null",
+    b"3",
+    b'"text"',
+    b'["seed"]',
+  ],
+)
+def test_a_damaged_config_file(tmp_path, content):
   path = tmp_path / "config.json"
-  path.write_text('{"seed": ')
-  with pytest.raises(ValueError, match=rf"{path} is damaged .*; use another --workdir"):
+  path.write_bytes(content)
+  message = rf"{path} is damaged \(.+\); use another --workdir"
+  with pytest.raises(ValueError, match=message):
     config.refuse_change(path, {})

@@ -113,14 +113,14 @@ def test_results_come_in_the_order_of_the_ids_without_padding(run):
 def test_an_evaluation_can_be_ended_after_any_batch(run):
   calls = collections.Counter()
 
-  def check():
-    calls["check"] += 1
-    if calls["check"] == 2:
+  def after_batch():
+    calls["batches"] += 1
+    if calls["batches"] == 2:
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    run([0] * 24, seen=4, check=check)
-  assert calls["check"] == 2
+    run([0] * 24, seen=4, after_batch=after_batch)
+  assert calls["batches"] == 2
 
 
 def test_one_compilation_serves_all_tasks(present, one_device):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -58,15 +60,22 @@ def test_blocks_are_shuffled_within_but_stay_in_place():
     assert len({order[block] for order in orders}) > 1
 
 
-@pytest.mark.parametrize("blocks", [(4, 3), (4, 0, 1), (6, -1)])
+@pytest.mark.parametrize("blocks", [(4, 3), (4, 0, 1), (6, -1), (2.5, 2.5), (5.0,)])
 def test_impossible_blocks(blocks):
   with pytest.raises(ValueError, match=r"shuffle_within=.* sum to the dataset's 5"):
     scenario.make(NAMES, increments=(5,), shuffle_within=blocks)
 
 
-@pytest.mark.parametrize("increments", [(), (2, 2), (5, 0), (6, -1)])
-def test_impossible_increments(increments):
-  with pytest.raises(ValueError, match=r"increments=.* sum to the dataset's 5 classes"):
+@pytest.mark.parametrize(
+  ("increments", "total"),
+  [((), 0), ((2, 2), 4), ((5, 0), 5), ((6, -1), 5), ((2.5, 2.5), 5.0), ((5.0,), 5.0)],
+)
+def test_impossible_increments(increments, total):
+  message = (
+    f"config.scenario.increments={increments} must be whole numbers ≥ 1 that sum to "
+    f"the dataset's 5 classes, not {total}"
+  )
+  with pytest.raises(ValueError, match=re.escape(message)):
     scenario.make(NAMES, increments=increments)
 
 

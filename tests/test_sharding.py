@@ -1,3 +1,5 @@
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -46,7 +48,33 @@ def test_batch_sizes_must_divide_over_the_mesh(eight_devices):
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 1), (4, 2), (1, 8)])
 def test_the_only_process_provides_all_rows(shape):
-  assert sharding.local_rows(sharding.make_mesh(*shape), 16) == slice(0, 16)
+  rows = sharding.local_rows(sharding.make_mesh(*shape), 16)
+  assert rows.tolist() == list(range(16))
+
+
+def test_a_process_provides_the_rows_of_its_devices_wherever_they_lie(
+  monkeypatch, eight_devices
+):
+  # Of 8 devices with 2 rows each, this process has the second, fourth and fifth.
+  mine = {"second": slice(2, 4), "fifth": slice(8, 10), "fourth": slice(6, 8)}
+  own = types.SimpleNamespace(
+    addressable_devices_indices_map=lambda shape: {d: (s,) for d, s in mine.items()}
+  )
+  monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: own)
+  assert sharding.local_rows(eight_devices, 16).tolist() == [2, 3, 6, 7, 8, 9]
+
+  def from_callback(shape, sharding, callback):
+    assert shape == (16, 2)
+    return {device: callback((s, slice(None))).tolist() for device, s in mine.items()}
+
+  monkeypatch.setattr(jax, "make_array_from_callback", from_callback)
+  rows = np.array([2, 3, 6, 7, 8, 9])
+  batch = {"x": np.stack([rows, -rows], axis=1)}
+  assert sharding.place(batch, eight_devices, 16)["x"] == {
+    "second": [[2, -2], [3, -3]],
+    "fourth": [[6, -6], [7, -7]],
+    "fifth": [[8, -8], [9, -9]],
+  }
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)])

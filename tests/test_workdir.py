@@ -65,9 +65,10 @@ def test_another_dataset_is_refused(tmp_path, c):
     start(tmp_path, c, OTHER)
 
 
-def test_a_damaged_config_file(tmp_path, c):
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_config_file(tmp_path, c, content):
   start(tmp_path, c)
-  (tmp_path / "config.json").write_text("{")
+  (tmp_path / "config.json").write_text(content)
   with pytest.raises(ValueError, match=rf"{tmp_path}/config\.json is damaged"):
     start(tmp_path, c)
 

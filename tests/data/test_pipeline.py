@@ -32,8 +32,8 @@ def test_in_order_of_full_batches_has_no_padding():
 @given(
   num_new=st.integers(1, 40),
   num_exemplars=st.integers(0, 20),
-  batch_size=st.integers(2, 12),
-  share=st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.99]),
+  batch_size=st.integers(3, 12),
+  share=st.sampled_from([0.0, 0.2, 0.3, 0.5, 0.8]),
 )
 def test_every_new_sample_comes_exactly_once(num_new, num_exemplars, batch_size, share):
   new, exemplars = np.arange(num_new), np.arange(1000, 1000 + num_exemplars)
@@ -60,11 +60,29 @@ def test_a_share_fills_the_end_of_every_batch_with_passes_over_the_memory():
 
 
 @pytest.mark.parametrize(
-  ("share", "exemplars"), [(0.01, 1), (0.25, 2), (0.5, 4), (0.99, 7)]
+  ("share", "exemplars"), [(0.1, 1), (0.25, 2), (0.5, 4), (0.8, 6), (0.9, 7)]
 )
 def test_exemplars_per_batch(share, exemplars):
-  # At least one exemplar and at least one new sample.
+  assert pipeline.exemplar_rows(8, share) == exemplars
   assert set(epoch(share=share).is_exemplar.sum(axis=1)) == {exemplars}
+
+
+def test_no_share_is_no_rows():
+  assert pipeline.exemplar_rows(8, 0.0) == 0
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.01, 0), (0.06, 0), (0.95, 8)])
+def test_a_share_that_leaves_no_row_to_one_of_the_two(share, rows):
+  message = (
+    rf"config\.memory\.batch_share={share} gives exemplars {rows} of "
+    r"config\.train\.batch_size=8 rows; both they and new samples need one"
+  )
+  with pytest.raises(ValueError, match=message):
+    pipeline.exemplar_rows(8, share)
+  with pytest.raises(ValueError, match=message):
+    pipeline.steps_per_epoch(10, 3, 8, share)
+  with pytest.raises(ValueError, match=message):
+    epoch(share=share)
 
 
 def test_without_a_share_exemplars_are_mixed_in():

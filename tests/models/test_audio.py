@@ -65,10 +65,22 @@ def test_log_mel_is_standardised_per_clip(rng):
   np.testing.assert_allclose(found.std(axis=(1, 2)), 1, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="rounding of the mean, over the floor of 1e-3")
-def test_a_silent_clip_gives_zeros():
-  found = np.asarray(log_mel(np.zeros((2, 2000), np.int16)))
-  np.testing.assert_array_equal(found, np.zeros_like(found))
+@pytest.mark.parametrize("loudest", [0, 1])
+def test_a_clip_below_the_floor_gives_zeros(rng, loudest):
+  # One step of 16 bits is 3e-5: 100 of them have a power below (100 · 3e-5)² ≈ 1e-5,
+  # of which a mel band, normalised by its width in Hz, passes far less than 1e-6.
+  quiet = rng.integers(-loudest, loudest + 1, (2, 2000)).astype(np.int16)
+  np.testing.assert_array_equal(log_mel(quiet), np.zeros((2, 48, 20)))
+
+
+def test_decibels_below_the_floor_count_as_the_floor(rng):
+  # The second half is silent, whatever it holds, and is as far below the mean as the
+  # loud half is above it: decibels above the floor are never negative.
+  loud = np.concatenate([9000 * rng.normal(size=1000), np.zeros(1000)])
+  (found,) = np.asarray(log_mel(loud[None].astype(np.int16)))
+  silent = found[26:]  # a frame of 100 samples each 40: these start at 1040
+  assert (silent == silent[0, 0]).all()
+  assert silent[0, 0] == found.min()
 
 
 @pytest.fixture(scope="module")

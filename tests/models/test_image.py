@@ -1,6 +1,5 @@
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from mcil_jax.models import image
 
@@ -38,8 +37,3 @@ def test_borders_that_do_not_fill_a_patch_are_padded_with_zeros():
   padded[:, :3, :5] = video[0]
   expected = [padded[:, y : y + 2, x : x + 2] for y in (0, 2) for x in (0, 2, 4)]
   np.testing.assert_array_equal(tokens[0], [patch.ravel() for patch in expected])
-
-
-def test_frames_that_do_not_fill_a_tubelet():
-  with pytest.raises(ValueError, match=r"tubelet_frames=3 does not divide 4 frames"):
-    image.tubelets(jnp.zeros((1, 4, 2, 2, 3)), 3, 2)

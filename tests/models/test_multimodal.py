@@ -6,6 +6,8 @@ import pytest
 from mcil_jax import config
 from mcil_jax.models import audio, image, multimodal
 
+SHAPES = {"image": (2, 8, 8, 3), "audio": (80,)}
+
 
 def build(modalities=("image", "audio"), **changes):
   c = config.default().model
@@ -14,8 +16,10 @@ def build(modalities=("image", "audio"), **changes):
   c.image.patch_size = 4
   c.audio.num_mels = 4
   c.audio.window_seconds, c.audio.hop_seconds = 0.016, 0.008
-  c.update(changes)
-  return multimodal.build(c, modalities=modalities, num_classes=5, sample_rate_hz=1000)
+  c.update_from_flattened_dict(changes)
+  return multimodal.build(
+    c, modalities=modalities, num_classes=5, shapes=SHAPES, sample_rate_hz=1000
+  )
 
 
 BOTH = {"image": jnp.ones(3, bool), "audio": jnp.ones(3, bool)}
@@ -27,8 +31,8 @@ def parts():
   model = build()
   rng = np.random.default_rng(0)
   raw = {
-    "image": rng.integers(0, 256, (3, 2, 8, 8, 3), np.uint8),
-    "audio": rng.integers(-3000, 3000, (3, 80), np.int16),
+    "image": rng.integers(0, 256, (3, *SHAPES["image"]), np.uint8),
+    "audio": rng.integers(-3000, 3000, (3, *SHAPES["audio"]), np.int16),
     "label": np.arange(3),
   }
   inputs = model.apply({}, raw, method="preprocess")
@@ -83,28 +87,59 @@ def test_an_absent_modality_counts_as_zeros_for_its_sample_only(parts, absent):
   np.testing.assert_array_equal(outputs.embedding, expected.embedding)
 
 
+@pytest.mark.parametrize("value", [7.0, np.nan, np.inf])
 @pytest.mark.parametrize("absent", ["image", "audio"])
-def test_what_an_absent_modality_holds_has_no_influence(parts, absent):
+def test_what_an_absent_modality_holds_has_no_influence(parts, absent, value):
   model, variables, _, inputs = parts
   mask = BOTH | {absent: jnp.array([True, False, True])}
-  other = inputs | {absent: inputs[absent].at[1].set(7.0)}
+  other = inputs | {absent: inputs[absent].at[1].set(value)}
   expected = model.apply(variables, inputs, mask)
-  np.testing.assert_array_equal(
-    model.apply(variables, other, mask).logits, expected.logits
-  )
+  found = model.apply(variables, other, mask)
+  np.testing.assert_array_equal(found.logits, expected.logits)
+  np.testing.assert_array_equal(found.embedding, expected.embedding)
   present = model.apply(variables, other, BOTH)  # whereas if it were present:
-  assert np.abs(present.logits[1] - expected.logits[1]).max() > 1e-3
+  assert not np.allclose(present.logits[1], expected.logits[1], atol=1e-3)
 
 
-def test_a_dataset_of_one_modality_has_one_tower(parts):
+@pytest.mark.parametrize("absent", ["image", "audio"])
+def test_absent_features_teach_the_classifier_nothing(parts, absent):
+  model, variables, _, inputs = parts
+  features = model.apply(variables, inputs, method="encode")
+  features[absent] = jnp.full_like(features[absent], jnp.nan)
+  mask = BOTH | {absent: jnp.zeros(3, bool)}
+
+  def total(variables):
+    return model.apply(variables, features, mask, method="classify").logits.sum()
+
+  kernel = np.asarray(jax.grad(total)(variables)["params"]["classifier"]["kernel"])
+  image_rows, audio_rows = kernel[:8], kernel[8:]
+  rows = {"image": image_rows, "audio": audio_rows}
+  assert (rows.pop(absent) == 0).all()
+  (present,) = rows.values()
+  assert np.isfinite(present).all()
+  assert np.abs(present).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["image", "audio"])
+def test_a_model_of_one_modality_has_one_tower_and_ignores_the_other(parts, name):
   _, _, raw, inputs = parts
-  for name, other in (("image", "audio"), ("audio", "image")):
-    model = build(modalities=(name,))
-    found = model.apply({}, {name: raw[name]}, method="preprocess")
+  model = build(modalities=(name,))
+  for batch in (raw, {name: raw[name]}):  # data of both modalities, or of this one
+    found = model.apply({}, batch, method="preprocess")
+    assert found.keys() == {name}
     np.testing.assert_array_equal(found[name], inputs[name])
-    params = jax.eval_shape(model.init, jax.random.key(0), found, BOTH)["params"]
-    assert params.keys() == {f"towers_{name}", "classifier"}
-    assert not any(other in key for key in params)
+  params = jax.eval_shape(model.init, jax.random.key(0), found, BOTH)["params"]
+  assert params.keys() == {f"towers_{name}", "classifier"}
+  assert params["classifier"]["kernel"].shape == (8, 5)
+
+
+def test_clips_that_cannot_be_cut_into_tubelets():
+  message = (
+    r"config\.model\.image\.tubelet_frames=3 does not divide the 2 frames of a clip"
+  )
+  with pytest.raises(ValueError, match=message):
+    build(**{"image.tubelet_frames": 3})
+  build(modalities=("audio",), **{"image.tubelet_frames": 3})  # without effect
 
 
 def test_a_width_that_the_heads_do_not_share():

@@ -1,0 +1,311 @@
+"""Whole runs: one compilation, exact resume after any death, any layout."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mcil_jax import checkpoint, config, run, setup, state, writers
+from mcil_jax.data import schema, sounding_shapes
+from mcil_jax.record import StoppedError
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = {
+  "method": "replay",
+  "scenario.increments": (9, 4, 7),
+  "model.width": 16,
+  "model.num_heads": 2,
+  "model.image.depth": 1,
+  "model.audio.depth": 1,
+  "model.audio.patch_frames": 8,
+  "model.audio.num_mels": 32,
+  "model.image.tubelet_frames": 4,
+  "train.epochs": 2,
+  "train.batch_size": 16,
+  "eval.batch_size": 16,
+  "memory.size": 40,
+  "checkpoint.every_steps": 5,
+  "log.every_steps": 1,
+  "log.progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("data")
+  sizes = {"train": 6, "validation": 2, "test": 3}
+  schema.write(sounding_shapes.SoundingShapes(data_dir=path, samples_per_class=sizes))
+  return path
+
+
+def settings(data_dir, **overrides):
+  c = config.default()
+  c.update_from_flattened_dict(SETTINGS | {"data.data_dir": str(data_dir)} | overrides)
+  return c
+
+
+class StopAt:
+  """Asks a run to stop after one training step."""
+
+  number = signal.SIGTERM
+
+  def __init__(self, step=None):
+    self._step = step
+
+  def at_step(self, step):
+    return step == self._step
+
+  def between_steps(self):
+    return False
+
+
+def run_here(data_dir, workdir, stop_at=None, **overrides):
+  prepared = setup.prepare(settings(data_dir, **overrides))
+  results = run.run(prepared, str(workdir), StopAt(stop_at))
+  return results, params_of(prepared, workdir)
+
+
+def params_of(prepared, workdir):
+  like = state.initial(prepared).train.params
+  last = prepared.scenario.num_tasks - 1
+  return checkpoint.to_host(checkpoint.load_task_params(workdir, last, like))
+
+
+def command(data_dir, workdir, *more):
+  flat = SETTINGS | {"data.data_dir": str(data_dir)}
+  return [
+    "--config=configs/sounding_shapes.py",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={_flag(value)}" for key, value in flat.items()),
+    *more,
+  ]
+
+
+def _flag(value):
+  return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def environment(devices=1):
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
+
+
+def start(arguments, devices=1, code=None):
+  program = ["-c", code] if code else ["-m", "mcil_jax.main"]
+  return subprocess.Popen(
+    [sys.executable, *program, *arguments],
+    cwd=ROOT,
+    env=environment(devices),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process, status=0):
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == status, out + err
+  return out, err
+
+
+def results_of(workdir):
+  return json.loads((workdir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reference(data_dir, tmp_path_factory):
+  """The workdir of a run in a process of its own that nothing interrupted."""
+  workdir = tmp_path_factory.mktemp("reference")
+  finish(start(command(data_dir, workdir)))
+  return workdir
+
+
+def assert_identical(workdir, reference):
+  ours, theirs = results_of(workdir), results_of(reference)
+  for key in ("accuracy_matrix", "params_sha256", "task_incremental", "per_modality"):
+    assert ours[key] == theirs[key]
+  logs = [(path / "metrics.jsonl").read_bytes() for path in (workdir, reference)]
+  assert logs[0] == logs[1]
+
+
+def test_a_run_leaves_what_the_readme_promises(reference):
+  results = results_of(reference)
+  assert results["compilations"] == {"train_step": 1, "eval_step": 1}
+  assert results["increments"] == [9, 4, 7]
+  matrix = results["accuracy_matrix"]
+  assert [[x is None for x in row] for row in matrix] == [
+    [False, True, True],
+    [False, False, True],
+    [False, False, False],
+  ]
+  # Every class has three test samples, so seen accuracy weighs tasks by classes.
+  assert results["seen_accuracy"][1] == pytest.approx(
+    (9 * matrix[1][0] + 4 * matrix[1][1]) / 13
+  )
+  assert results["exemplars"] == 40
+  # Task 1: 54 samples, 4 steps of 16; then half of each batch is new: 24 samples are 3
+  # steps of 8, 42 samples 6. Two epochs of each.
+  assert results["steps"] == 2 * (4 + 3 + 6)
+  assert 0 < results["input_wait_share"] < 1
+  assert set(results["per_modality"]) == {"image", "audio"}
+  for name in ("config.json", "plots/accuracy.png", "checkpoints/tasks/2"):
+    assert (reference / name).exists()
+  lines = writers.read(reference / "metrics.jsonl")
+  assert [line["step"] for line in lines if line["event"] == "train"] == [*range(1, 27)]
+  assert [line["accuracy_of_task"] for line in lines if line["event"] == "task"] == [
+    row[: t + 1] for t, row in enumerate(matrix)
+  ]
+
+
+# Each moment replaces one function, so that the process kills itself right there.
+MOMENTS = {
+  "mid-epoch": """
+from mcil_jax import train
+push = train.Scalars.push
+def killed(self, step, *rest):
+  if step == 12: die()
+  push(self, step, *rest)
+train.Scalars.push = killed
+""",
+  "during a save": """
+import orbax.checkpoint._src.path.atomicity as atomicity
+from etils import epath
+rename = os.rename
+def killed(source, target, **kwargs):
+  if "snapshots" in str(target) and str(target).endswith("/3"): die()
+  return rename(source, target, **kwargs)
+os.rename = killed
+""",
+  "between tasks": """
+from mcil_jax import record
+save = record.Record.save
+def killed(self, run):
+  if run.task == 2 and run.train.task_step == 0: die()
+  return save(self, run)
+record.Record.save = killed
+""",
+}
+KILLER = """
+import os, signal
+def die():
+  os.kill(os.getpid(), signal.SIGKILL)
+{moment}
+from mcil_jax import main
+main.entry()
+"""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_to_identical_results(
+  moment, data_dir, reference, tmp_path
+):
+  arguments = command(data_dir, tmp_path)
+  killed = start(arguments, code=KILLER.format(moment=MOMENTS[moment]))
+  finish(killed, status=-signal.SIGKILL)
+  assert not (tmp_path / "results.json").exists()
+  if moment == "during a save":
+    assert list(tmp_path.glob("checkpoints/snapshots/3.*"))  # it was half-written
+  finish(start(arguments))
+  assert_identical(tmp_path, reference)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(data_dir, reference, tmp_path):
+  arguments = command(data_dir, tmp_path, "--config.checkpoint.every_steps=0")
+  process = start(arguments)
+  log = tmp_path / "metrics.jsonl"
+  while not log.exists() or len(log.read_bytes().splitlines()) < 3:
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  _, err = finish(process, status=128 + signal.SIGTERM)
+  assert "saved at step" in err
+  assert "the same command goes on from there" in err
+  out, _ = finish(start(arguments))
+  assert "after task 0" in out
+  assert_identical(tmp_path, reference)
+
+
+def test_a_finished_run_is_only_shown_again(data_dir, reference):
+  before = results_of(reference)
+  out, _ = finish(start(command(data_dir, reference)))
+  assert results_of(reference) == before
+  assert "replay on sounding_shapes" in out
+
+
+def assert_close(params, others):
+  flat, flat_others = state_leaves(params), state_leaves(others)
+  assert flat.keys() == flat_others.keys()
+  for name, value in flat.items():
+    error = np.linalg.norm(value - flat_others[name]) / np.linalg.norm(value)
+    assert error < 1e-4, name
+
+
+def state_leaves(tree):
+  return {k: v.astype(np.float64) for k, v in config.flatten(tree).items()}
+
+
+@pytest.fixture(scope="module")
+def one_device(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one_device")
+  return run_here(data_dir, workdir, **{"mesh.data": 1})
+
+
+def test_eight_devices_give_the_result_of_one(data_dir, one_device, tmp_path):
+  results, params = run_here(data_dir, tmp_path, **{"mesh.data": 8})
+  assert results["devices"]["mesh"] == {"data": 8, "expert": 1}
+  assert results["accuracy_matrix"] == one_device[0]["accuracy_matrix"]
+  assert results["compilations"] == {"train_step": 1, "eval_step": 1}
+  assert_close(params, one_device[1])
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8)])
+def test_a_snapshot_goes_on_in_another_layout(
+  before, after, data_dir, one_device, tmp_path
+):
+  with pytest.raises(StoppedError, match="saved at step 13"):
+    run_here(data_dir, tmp_path, stop_at=13, **{"mesh.data": before})
+  results, params = run_here(data_dir, tmp_path, **{"mesh.data": after})
+  assert results["accuracy_matrix"] == one_device[0]["accuracy_matrix"]
+  assert_close(params, one_device[1])
+
+
+@pytest.mark.parametrize("method", ["finetune", "joint"])
+def test_other_methods_compile_once_and_train_on_what_they_say(
+  method, data_dir, tmp_path
+):
+  results, _ = run_here(data_dir, tmp_path, method=method)
+  assert results["compilations"] == {"train_step": 1, "eval_step": 1}
+  assert results["exemplars"] == 0
+  # Samples per task: 54, 24, 42; joint: 54, 78, 120. Batches of 16, two epochs.
+  steps = {"finetune": 2 * (4 + 2 + 3), "joint": 2 * (4 + 5 + 8)}
+  assert results["steps"] == steps[method]
+
+
+def test_a_model_of_one_modality_has_only_that_tower(data_dir, tmp_path):
+  results, params = run_here(
+    data_dir, tmp_path, **{"train.modalities": "audio", "method": "finetune"}
+  )
+  assert [name for name in params if name.startswith("towers")] == ["towers_audio"]
+  assert results["per_modality"].keys() == {"audio"}
+  assert (
+    results["per_modality"]["audio"]["accuracy_matrix"] == (results["accuracy_matrix"])
+  )
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_a_snapshot(data_dir, tmp_path):
+  overrides = {"train.learning_rate": 1e30, "train.warmup_share": 0.0}
+  with pytest.raises(FloatingPointError, match=r"at step \d+: lower config.train.lear"):
+    run_here(data_dir, tmp_path, **overrides)
+  prepared = setup.prepare(settings(data_dir, **overrides))
+  snapshots = checkpoint.Snapshots(tmp_path)
+  restored = snapshots.restore(state.initial(prepared))
+  snapshots.close()
+  if restored is not None:
+    for leaf in state_leaves(checkpoint.to_host(restored.train.params)).values():
+      assert np.isfinite(leaf).all()
