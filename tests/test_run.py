@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,6 +115,12 @@ def finish(process, status=0):
   return out, err
 
 
+def wait_for_lines(log, count, process):
+  while not log.exists() or len(log.read_bytes().splitlines()) < count:
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+
+
 def results_of(workdir):
   return json.loads((workdir / "results.json").read_text())
 
@@ -218,10 +225,7 @@ def test_a_killed_run_goes_on_to_identical_results(
 def test_sigterm_saves_and_the_same_command_goes_on(data_dir, reference, tmp_path):
   arguments = command(data_dir, tmp_path, "--config.checkpoint.every_steps=0")
   process = start(arguments)
-  log = tmp_path / "metrics.jsonl"
-  while not log.exists() or len(log.read_bytes().splitlines()) < 3:
-    assert process.poll() is None
-    time.sleep(0.05)
+  wait_for_lines(tmp_path / "metrics.jsonl", 3, process)
   process.send_signal(signal.SIGTERM)
   _, err = finish(process, status=128 + signal.SIGTERM)
   assert "saved at step" in err
@@ -309,3 +313,58 @@ def test_a_loss_that_is_no_number_stops_the_run_before_a_snapshot(data_dir, tmp_
   if restored is not None:
     for leaf in state_leaves(checkpoint.to_host(restored.train.params)).values():
       assert np.isfinite(leaf).all()
+
+
+def start_pair(arguments):
+  """Two processes of one device each that run together."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+  return [start([*arguments, *together, f"--process_id={i}"]) for i in range(2)]
+
+
+def test_two_processes_give_the_result_of_one(data_dir, one_device, tmp_path):
+  (out, _), (silent, _) = [
+    finish(process) for process in start_pair(command(data_dir, tmp_path))
+  ]
+  assert "after task 2" in out
+  assert "after task" not in silent  # the main process alone writes
+  results = results_of(tmp_path)
+  assert results["devices"]["processes"] == 2
+  assert results["devices"]["mesh"] == {"data": 2, "expert": 1}
+  assert results["compilations"] == {"train_step": 1, "eval_step": 1}
+  assert results["accuracy_matrix"] == one_device[0]["accuracy_matrix"]
+  prepared = setup.prepare(settings(data_dir))
+  assert_close(params_of(prepared, tmp_path), one_device[1])
+
+
+def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(
+  data_dir, one_device, tmp_path
+):
+  pair = start_pair(command(data_dir, tmp_path, "--config.checkpoint.every_steps=0"))
+  wait_for_lines(tmp_path / "metrics.jsonl", 3, pair[0])
+  pair[1].send_signal(signal.SIGTERM)
+  for process in pair:
+    _, err = finish(process, status=128 + signal.SIGTERM)
+    assert "saved at step" in err
+  results, params = run_here(data_dir, tmp_path)
+  assert results["accuracy_matrix"] == one_device[0]["accuracy_matrix"]
+  assert_close(params, one_device[1])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.train.epoch=3"], 'Did you mean "epochs" instead of "epoch"?'),
+    (["--config.train.epochs=many"], "invalid literal for int"),
+    (["--config.method=replai"], "config.method='replai' does not exist; there are"),
+    (["--config.scenario.increments=4,4"], "that sum to the dataset's 20 classes"),
+    (["--config.data.name=nothing"], "python -m data_prep.npz --source="),
+    (["stray"], "unexpected arguments ['stray']"),
+  ],
+)
+def test_a_mistake_is_one_clear_line(arguments, message, data_dir, tmp_path):
+  _, err = finish(start(command(data_dir, tmp_path, *arguments)), status=1)
+  assert message in err
+  assert "Traceback" not in err
