@@ -13,7 +13,6 @@ import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 
@@ -29,7 +28,7 @@ class Snapshots:
   """The snapshots of one workdir. Every process takes part in saving."""
 
   def __init__(self, workdir: pathlib.Path):
-    root = epath.Path(workdir).resolve() / "checkpoints"
+    root = pathlib.Path(workdir).resolve() / "checkpoints"
     self._snapshots = ocp.CheckpointManager(root / "snapshots", options=_options(2))
     self._tasks = ocp.CheckpointManager(root / "tasks", options=_options(None))
     self._root = root
@@ -93,7 +92,7 @@ def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
     FileNotFoundError: no such task has been finished there.
     ValueError: the parameters are damaged or of another structure.
   """
-  path = epath.Path(workdir).resolve() / "checkpoints" / "tasks" / str(task) / "default"
+  path = pathlib.Path(workdir).resolve() / "checkpoints" / "tasks" / str(task) / "default"
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
   try:

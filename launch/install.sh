@@ -1,0 +1,26 @@
+# Sourced by the other scripts: makes .venv, installs the package with the extras named
+# as the first argument (such as "[test]") in tested versions, and activates it.
+# PYTHON chooses the interpreter.
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "error: $python is older than Python 3.11; set PYTHON to a newer one" >&2
+  exit 1
+fi
+if [ ! -x .venv/bin/python ]; then
+  "$python" -m venv .venv || {
+    echo "error: $python cannot make virtual environments (Debian: python3-venv)" >&2
+    exit 1
+  }
+fi
+# Installing again is for changed requirements only.
+wanted=$(cat setup.cfg pyproject.toml constraints.txt | cksum)
+stamp=.venv/installed$1
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  echo "Installing into .venv (about a minute) ..."
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    --constraint constraints.txt --editable ".$1"
+  echo "$wanted" >"$stamp"
+fi
+. .venv/bin/activate
+# XLA's CPU backend takes fresh memory for every step; huge pages make that cheaper.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Installs everything for development, checks style, runs the tests.
+#   bash launch/test.sh          the tests that run before every commit
+#   bash launch/test.sh --all    the slow ones as well
+# Further arguments are passed on to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/install.sh "[test]"
+markers="not slow and not gpu"
+if [ "${1:-}" = --all ]; then
+  markers="not gpu"
+  shift
+fi
+# Eight simulated devices, with threads enough that their collectives cannot wait for
+# each other forever.
+export JAX_PLATFORMS=cpu NPROC=16
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=8"
+ruff check .
+ruff format --check .
+python -m pytest -m "$markers" "$@"
