@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags
+from absl import app, flags, logging
 
 from data_prep.validation_split import carve_validation
 from mcil_jax.data import schema, sounding_shapes
@@ -287,7 +287,7 @@ def prepare(
   seed: int = 0,
   overwrite: bool = False,
 ) -> str:
-  """Makes `data_dir/name/1.0.0` from a file; returns a line saying what was done.
+  """Makes `data_dir/name/1.0.0` from a file; returns what was done and what comes next.
 
   Does nothing if the same was made before from the same file.
 
@@ -340,7 +340,14 @@ def prepare(
   schema.write(builder)
   names, counts = np.unique(builder.split_of_pair, return_counts=True)
   sizes = ", ".join(f"{n} {name}" for name, n in zip(names, counts, strict=True))
-  return f"Wrote {directory}: {len(pairs.class_names)} classes; samples: {sizes}."
+  tasks = np.array_split(np.arange(len(pairs.class_names)), 5)
+  increments = ",".join(str(len(classes)) for classes in tasks if len(classes))
+  return (
+    f"Wrote {directory}: {len(pairs.class_names)} classes; samples: {sizes}.\n"
+    f"Next: python -m mcil_jax.main --config=configs/custom.py --workdir=runs/{name} "
+    f"--config.data.name={name} --config.data.data_dir={data_dir} "
+    f"--config.scenario.increments={increments}"
+  )
 
 
 def _differences(directory: Path, options: Mapping[str, Any]) -> str:
@@ -373,6 +380,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
   args = flags.FLAGS
+  if not args["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
   print(f"Reading {args.source}", flush=True)
   try:
     done = prepare(
@@ -386,10 +395,7 @@ def main(argv: list[str]) -> None:
     )
   except (ValueError, FileNotFoundError) as error:
     sys.exit(f"Error: {error}")
-  print(
-    f"{done}\nNext: python -m mcil_jax.main --config=configs/custom.py "
-    f"--config.data.name={args.name} --config.data.data_dir={args.data_dir}"
-  )
+  print(done)
 
 
 if __name__ == "__main__":

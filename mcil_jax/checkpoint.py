@@ -92,7 +92,8 @@ def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
     FileNotFoundError: no such task has been finished there.
     ValueError: the parameters are damaged or of another structure.
   """
-  path = pathlib.Path(workdir).resolve() / "checkpoints" / "tasks" / str(task) / "default"
+  tasks = pathlib.Path(workdir).resolve() / "checkpoints" / "tasks"
+  path = tasks / str(task) / "default"  # where CheckpointManager puts its one item
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
   try:

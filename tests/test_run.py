@@ -182,7 +182,6 @@ train.Scalars.push = killed
 """,
   "during a save": """
 import orbax.checkpoint._src.path.atomicity as atomicity
-from etils import epath
 rename = os.rename
 def killed(source, target, **kwargs):
   if "snapshots" in str(target) and str(target).endswith("/3"): die()

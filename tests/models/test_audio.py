@@ -74,8 +74,7 @@ def test_a_clip_below_the_floor_gives_zeros(rng, loudest):
 
 
 def test_decibels_below_the_floor_count_as_the_floor(rng):
-  # The second half is silent, whatever it holds, and is as far below the mean as the
-  # loud half is above it: decibels above the floor are never negative.
+  # Half of the clip is silent: all of its frames are at the floor, below all others.
   loud = np.concatenate([9000 * rng.normal(size=1000), np.zeros(1000)])
   (found,) = np.asarray(log_mel(loud[None].astype(np.int16)))
   silent = found[26:]  # a frame of 100 samples each 40: these start at 1040
