@@ -1,6 +1,6 @@
 """avdigits: a written and a spoken digit, paired by class, in five tasks of two.
 
-What: ten digits, 28 x 28 images and half a second of sound at 16 kHz.
+What: ten digits, 28 x 28 images and one second of sound at 8 kHz.
 Source: MNIST (LeCun et al. 1998) and FSDD (Jackson et al. 2018), from an .npz by
   python -m data_prep.npz --source=avdigits.npz --name=avdigits --data_dir=data
 Command:

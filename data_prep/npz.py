@@ -393,8 +393,8 @@ def main(argv: list[str]) -> None:
       seed=args.seed,
       overwrite=args.overwrite,
     )
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(f"Error: {error}")
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
   print(done)
 
 

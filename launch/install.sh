@@ -6,8 +6,8 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "error: $python is older than Python 3.11; set PYTHON to a newer one" >&2
   exit 1
 fi
-if [ ! -x .venv/bin/python ]; then
-  "$python" -m venv .venv || {
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  "$python" -m venv --clear .venv || {
     echo "error: $python cannot make virtual environments (Debian: python3-venv)" >&2
     exit 1
   }

@@ -43,7 +43,7 @@ def _final(results: dict, modality: str) -> float:
 
 
 def run_once(config: str, method: str, seed: str, passed_on: list[str]) -> dict:
-  """Runs one experiment, unless it is finished, and returns its results."""
+  """Runs one experiment, as far as it is not done, and returns its results."""
   workdir = pathlib.Path(_WORKDIR.value) / config / f"{method}-seed{seed}"
   command = [
     *(sys.executable, "-m", "mcil_jax.main"),
@@ -52,8 +52,10 @@ def run_once(config: str, method: str, seed: str, passed_on: list[str]) -> dict:
     *passed_on,
   ]
   print(" ".join(command), file=sys.stderr, flush=True)
-  if not (workdir / "results.json").exists():
-    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | HUGE_PAGES)
+  # A finished run only shows its results, and one with another config is refused.
+  done = subprocess.run(command, stdout=sys.stderr, env=HUGE_PAGES | os.environ)
+  if done.returncode:
+    sys.exit(done.returncode)
   return json.loads((workdir / "results.json").read_text())
 
 

@@ -16,6 +16,20 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 
+class _Manager(ocp.CheckpointManager):
+  """Leaves preemption to `interrupt.StopSignal`.
+
+  Orbax would ask JAX's preemption service with the numbers of snapshots, on the counter
+  that the training loop asks with steps, and a signal that came during a save would
+  be lost between the two.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """Never."""
+    del step
+    return False
+
+
 def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
   # Synchronous: the state is donated to the next step, which on the CPU may reuse the
   # very memory that a background thread would still be reading.
@@ -29,8 +43,8 @@ class Snapshots:
 
   def __init__(self, workdir: pathlib.Path):
     root = pathlib.Path(workdir).resolve() / "checkpoints"
-    self._snapshots = ocp.CheckpointManager(root / "snapshots", options=_options(2))
-    self._tasks = ocp.CheckpointManager(root / "tasks", options=_options(None))
+    self._snapshots = _Manager(root / "snapshots", options=_options(2))
+    self._tasks = _Manager(root / "tasks", options=_options(None))
     self._root = root
 
   def save(self, state: Any) -> None:
@@ -40,9 +54,10 @@ class Snapshots:
     self._snapshots.save(number, args=ocp.args.StandardSave(state))
 
   def save_task(self, task: int, params: Any) -> None:
-    """Saves the parameters after 0-based task `task`, unless they are there."""
-    if task not in self._tasks.all_steps():
-      self._tasks.save(task, args=ocp.args.StandardSave(params))
+    """Saves the parameters after 0-based task `task`, in place of earlier ones."""
+    if task in self._tasks.all_steps():  # left by a start that died right afterwards
+      self._tasks.delete(task)
+    self._tasks.save(task, args=ocp.args.StandardSave(params))
 
   def restore(self, like: Any) -> Any | None:
     """The newest snapshot, or None when there is none.

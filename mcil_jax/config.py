@@ -192,6 +192,7 @@ def validate(c: ml_collections.ConfigDict) -> None:
     require(values[key] >= 1, key, "a number ≥ 1")
   for key in _NOT_NEGATIVE:
     require(values[key] >= 0, key, "a number ≥ 0")
+  require(c.seed < 2**32, "seed", "a number < 2**32")
   for key in _POSITIVE:
     require(values[key] > 0, key, "a number > 0")
   for key in _BELOW_ONE:

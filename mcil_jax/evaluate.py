@@ -53,7 +53,7 @@ def make_eval_step(
   Returns:
     (params, batch, task) → for each kind, int32 [B] predictions over the seen classes;
     `task_incremental`, int32 [B], over the classes of the sample's own task, with the
-    main modalities; `embedding`, float32 [B, D].
+    main modalities; `embedding`, float32 [B, D], with all modalities.
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
 
@@ -71,8 +71,9 @@ def make_eval_step(
         own = task_of_class == task_of_class[batch["label"]][:, None]
         within = jnp.where(own, outputs.logits, -jnp.inf)
         results[TASK_INCREMENTAL] = within.argmax(-1)
-        results["embedding"] = outputs.embedding
-    return results
+    everything = present(batch["valid"], tuple(model.towers))
+    outputs = model.apply(variables, features, everything, method="classify")
+    return results | {"embedding": outputs.embedding}
 
   replicate = sharding.replicated(mesh)
   return jax.jit(

@@ -39,11 +39,21 @@ def _fail(error: Exception | str) -> None:
 
 
 def _join_processes() -> None:
-  """Makes this process one of several, if the flags say so."""
-  if _COORDINATOR.value == "auto":
+  """Makes this process one of several, if the flags say so.
+
+  Raises:
+    ValueError: only some of the flags are there.
+  """
+  address, count, number = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+  if address == "auto":
     jax.distributed.initialize()
-  elif _COORDINATOR.value is not None:
-    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  elif None not in (address, count, number):
+    jax.distributed.initialize(address, count, number)
+  elif (address, count, number) != (None, None, None):
+    raise ValueError(
+      "several processes need --coordinator, --num_processes and --process_id "
+      "(or --coordinator=auto alone)"
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -52,8 +62,8 @@ def main(argv: list[str]) -> None:
     _fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
-  _join_processes()
   try:
+    _join_processes()
     with StopSignal() as stop:
       run.run(setup.prepare(_CONFIG.value), _WORKDIR.value, stop)
   except (ValueError, OSError, FloatingPointError, ImportError) as error:

@@ -20,13 +20,14 @@ class Record:
 
   Attributes:
     is_main: whether this process writes the log and the terminal.
+    workdir: where everything is kept.
     writer: of metrics.jsonl.
   """
 
   def __init__(self, setup: Setup, workdir: pathlib.Path, stop: StopSignal):
     self.is_main = jax.process_index() == 0
     self._setup = setup
-    self._workdir = workdir
+    self.workdir = workdir
     self._stop = stop
     self._snapshots = checkpoint.Snapshots(workdir)
     self._compiled_before = {name: compilations.count(name) for name in state.COMPILED}
@@ -47,10 +48,10 @@ class Record:
       restored = initial
     log = self._setup.config.log
     self.writer = writers.MetricsWriter(
-      self._workdir / "metrics.jsonl",
+      self.workdir / "metrics.jsonl",
       enabled=self.is_main,
       keep_bytes=int(restored.log_bytes),
-      tensorboard_dir=self._workdir / "tensorboard" if log.tensorboard else None,
+      tensorboard_dir=self.workdir / "tensorboard" if log.tensorboard else None,
       next_step=int(restored.train.step) + 1,
     )
     return restored

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 import platform
 
@@ -74,6 +75,7 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "data": c.data.name,
     "seed": c.seed,
     "split": c.eval.split,
+    "modalities": list(setup.modalities),
     "increments": list(increments),
     "class_names": list(setup.scenario.class_names),
     **by_kind[evaluate.MAIN],
@@ -102,9 +104,21 @@ def summarise(setup: Setup, state: RunState) -> dict:
   }
 
 
-def write(directory: pathlib.Path, summary: dict) -> None:
-  """Writes results.json and the plots, and prints the summary."""
+def write(directory: pathlib.Path, summary: dict, *, keep: bool) -> dict:
+  """Writes results.json and the plots.
+
+  Args:
+    directory: the workdir.
+    summary: from `summarise`.
+    keep: whether a results.json that is there stays as it is, because the run was
+      finished before and this start did nothing but look.
+
+  Returns:
+    What the file holds.
+  """
+  path = directory / "results.json"
+  if keep and path.exists():
+    return json.loads(path.read_text())
   report.save_plots(summary, directory / "plots")
-  writers.write_json(directory / "results.json", summary)
-  print(report.results_table(summary))
-  print(f"Results, plots, log and checkpoints: {directory}", flush=True)
+  writers.write_json(path, summary)
+  return summary

@@ -38,15 +38,19 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
     Record(setup, directory, stop) as record,
   ):
     state = record.restore()
+    was_finished = state.task == setup.scenario.num_tasks
     while state.task < setup.scenario.num_tasks:
       state = learn(setup, state, record)
-      state = assess(setup, state, record)
+      state, validation_accuracy = assess(setup, state, record)
       state = remember(setup, state, record)
+      announce(setup, state, record, validation_accuracy)
       record.save_task(state)
       state = record.save(next_task(setup, state))
     summary = results.summarise(setup, state)
     if record.is_main:
-      results.write(directory, summary)
+      summary = results.write(directory, summary, keep=was_finished)
+      print(report.results_table(summary))
+      print(f"Results, plots, log and checkpoints: {directory}", flush=True)
     return summary
 
 
@@ -76,7 +80,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
     return state.replace(train=train_state).add_seconds(seconds)
 
   bar = tqdm.tqdm(
-    desc=f"task {number + 1}/{setup.scenario.num_tasks}",
+    desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
     total=int(task.steps),
     initial=done,
     unit="step",
@@ -91,10 +95,11 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
       stop = record.stop_requested(step)
       at_end = done == task.steps
       snapshot = c.checkpoint.every_steps and step % c.checkpoint.every_steps == 0
-      log = step % c.log.every_steps == 0 or at_end
-      # Read one step late, but before anything is saved: a snapshot must never hold
-      # what came of a loss that is no number.
-      scalars.read(keep=0 if stop or snapshot or log else 1)
+      # A line covers the steps since the one before, and none may span a snapshot.
+      log = step % c.log.every_steps == 0 or at_end or snapshot or stop
+      # Scalars are read one step late, but before anything is saved: a snapshot must
+      # never hold what came of a loss that is no number.
+      scalars.read(keep=0 if log else 1)
       if log:
         means = scalars.means()
         bar.set_postfix(loss=f"{means['loss']:.3f}")
@@ -103,7 +108,9 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
       if stop:
         record.stop(current())
       if snapshot and not at_end:
+        saving = time.perf_counter()
         record.save(current())
+        seconds["loop_seconds"] -= time.perf_counter() - saving
   return current()
 
 
@@ -151,9 +158,13 @@ def _evaluate(
   )
 
 
-def assess(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Classifies the samples of all seen classes; logs and prints the accuracies."""
-  number, increments = int(state.task), setup.scenario.increments
+def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, float]:
+  """Classifies the samples of all seen classes.
+
+  Returns:
+    The state with the predictions, and the accuracy on the validation split.
+  """
+  number = int(state.task)
   started = time.perf_counter()
   seen = range(number + 1)
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
@@ -168,25 +179,7 @@ def assess(setup: Setup, state: RunState, record: Record) -> RunState:
   predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
   for kind, rows in predictions.items():
     rows[number, ids] = outcome[kind]
-  seen_accuracy = {
-    kind: metrics.seen_accuracy(rows, setup.labels[split], increments)
-    for kind, rows in sorted(predictions.items())  # as Orbax restores them
-  }
-  matrix = metrics.accuracy_matrix(
-    predictions[evaluate.MAIN], setup.labels[split], increments
-  )
-  scalars = {"validation/seen_accuracy": correct.mean()} | {
-    f"{split}/{kind}/seen_accuracy": accuracy[number]
-    for kind, accuracy in seen_accuracy.items()
-  }
-  row = matrix[number, : number + 1]
-  record.writer.write(
-    int(state.train.step), scalars, event="task", task=number, accuracy_of_task=row
-  )
-  if record.is_main:
-    table = report.accuracy_table(matrix, increments, seen_accuracy[evaluate.MAIN])
-    print(f"\n{table}\n", flush=True)
-  return state.replace(predictions=predictions).add_seconds(seconds)
+  return state.replace(predictions=predictions).add_seconds(seconds), correct.mean()
 
 
 def remember(setup: Setup, state: RunState, record: Record) -> RunState:
@@ -196,7 +189,7 @@ def remember(setup: Setup, state: RunState, record: Record) -> RunState:
   c, number = setup.config, int(state.task)
   labels = setup.labels["train"]
   before, seen = (int(n) for n in setup.scenario.boundaries[number : number + 2])
-  rng = np.random.default_rng([c.seed, number, 0x3E3])
+  rng = np.random.default_rng([0x3E3, c.seed, number])
   ids = setup.scenario.samples_of(labels, [number])
   if c.memory.selection == "herding":
     embeddings = _evaluate(setup, state, record, "train", ids)["embedding"]
@@ -209,3 +202,28 @@ def remember(setup: Setup, state: RunState, record: Record) -> RunState:
 
   updated = memory.update(state.memory, labels, range(before, seen), select)
   return state.replace(memory=updated)
+
+
+def announce(
+  setup: Setup, state: RunState, record: Record, validation_accuracy: float
+) -> None:
+  """Logs and prints the accuracies after the current task."""
+  number, split = int(state.task), setup.config.eval.split
+  increments, labels = setup.scenario.increments, setup.labels[split]
+  seen_accuracy = {
+    kind: metrics.seen_accuracy(rows, labels, increments)
+    for kind, rows in sorted(state.predictions.items())  # as Orbax restores them
+  }
+  matrix = metrics.accuracy_matrix(state.predictions[evaluate.MAIN], labels, increments)
+  scalars = {"validation/seen_accuracy": validation_accuracy} | {
+    f"{split}/{kind}/seen_accuracy": accuracy[number]
+    for kind, accuracy in seen_accuracy.items()
+  }
+  row = matrix[number, : number + 1]
+  record.writer.write(
+    int(state.train.step), scalars, event="task", task=number, accuracy_of_task=row
+  )
+  if record.is_main:
+    table = report.accuracy_table(matrix, increments, seen_accuracy[evaluate.MAIN])
+    print(f"\n{table}\n", flush=True)
+    report.save_plots(results.summarise(setup, state), record.workdir / "plots")

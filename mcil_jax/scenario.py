@@ -77,7 +77,7 @@ def seeded_order(
   if not _are_sizes(blocks, num_classes):
     raise ValueError(
       f"config.scenario.shuffle_within={blocks} must be whole numbers ≥ 1 "
-      f"that sum to the dataset's {num_classes} classes, not {sum(blocks)}"
+      f"that sum to the dataset's {num_classes} classes"
     )
   rng = np.random.default_rng([seed, 0x0DE5])
   starts = np.cumsum([0, *blocks[:-1]])
@@ -111,11 +111,11 @@ def make(
   if not _are_sizes(increments, count):
     raise ValueError(
       f"config.scenario.increments={tuple(increments)} must be whole numbers ≥ 1 "
-      f"that sum to the dataset's {count} classes, not {sum(increments)}"
+      f"that sum to the dataset's {count} classes"
     )
   if class_order is None:
     class_order = seeded_order(count, shuffle_within, seed)
-  elif sorted(class_order) != list(range(count)):
+  elif len(class_order) != count or _surplus(class_order, count):
     missing = sorted(set(range(count)) - set(class_order))
     raise ValueError(
       f"config.scenario.class_order is no permutation of 0 … {count - 1}: it has "
@@ -135,12 +135,12 @@ def _are_sizes(sizes: Sequence[int], total: int) -> bool:
   return whole and len(sizes) > 0 and sum(sizes) == total
 
 
-def _surplus(order: Sequence[int], count: int) -> list[int]:
+def _surplus(order: Sequence, count: int) -> list:
   """Entries that are no class or came before, in order."""
   seen: set[int] = set()
   surplus = []
   for entry in order:
-    if entry in seen or not 0 <= entry < count:
+    if entry in seen or not (isinstance(entry, int) and 0 <= entry < count):
       surplus.append(entry)
     seen.add(entry)
   return surplus

@@ -251,9 +251,9 @@ class Scalars:
         samples = np.unique(local[local >= 0])
         raise FloatingPointError(
           f"loss {values['loss']}, gradient norm {values['gradient_norm']} at step "
-          f"{step}: lower config.train.learning_rate, or look at the samples of this "
-          f"batch (indices into the training split): {samples.tolist()}. "
-          "The last snapshot is from before this step."
+          f"{step}: look at the samples of this batch (indices into the training "
+          f"split): {samples.tolist()}; or lower config.train.learning_rate in a new "
+          "workdir. No snapshot holds this step."
         )
       self._read.append(values)
 

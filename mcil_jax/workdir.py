@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import jax
 import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mcil_jax import config as config_lib
 from mcil_jax import writers
@@ -34,12 +36,17 @@ def opened(
   workdir = pathlib.Path(path).expanduser().absolute()
   workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
+    locked = True
     if jax.process_index() == 0:
       lock = stack.enter_context((workdir / ".lock").open("w"))
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise ValueError(f"another run is at work in {workdir}") from error
+      except BlockingIOError:
+        locked = False
+    if jax.process_count() > 1:  # all of them end, or none
+      locked = bool(multihost_utils.broadcast_one_to_all(np.array(locked)))
+    if not locked:
+      raise ValueError(f"another run is at work in {workdir}")
     record = config_lib.as_json(config)
     record["dataset"] = {
       "name": dataset.name,

@@ -152,7 +152,6 @@ OTHERS = {
   "one more": lambda s: s | {"another": np.zeros(3)},
   "one less": lambda s: without(s, "memory"),
   "shape on the host": lambda s: s | {"memory": np.zeros(3, np.int64)},
-  "type on the host": lambda s: s | {"memory": np.zeros(2, np.int32)},
 }
 
 

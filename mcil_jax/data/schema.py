@@ -126,9 +126,13 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
     contextlib.redirect_stdout(io.StringIO()),
     tempfile.TemporaryDirectory() as download_dir,
   ):
-    builder.download_and_prepare(
-      download_dir=download_dir,
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-      file_format="array_record",
-    )
+    try:
+      builder.download_and_prepare(
+        download_dir=download_dir,
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        file_format="array_record",
+      )
+    except FileExistsError:  # another process was faster; it wrote the same
+      if not Path(builder.data_dir).exists():
+        raise
   return Path(builder.data_dir)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import librosa
+import ml_collections
 import numpy as np
 
 from mcil_jax.models.transformer import Encoder
@@ -26,6 +27,32 @@ def frames(waveform: jax.Array, length: int, hop: int) -> jax.Array:
 def mel_filters(sample_rate_hz: int, n_fft: int, num_mels: int) -> np.ndarray:
   """Slaney's mel filter bank, [n_fft/2 + 1, num_mels]."""
   return librosa.filters.mel(sr=sample_rate_hz, n_fft=n_fft, n_mels=num_mels).T
+
+
+def n_fft_of(window_length: int) -> int:
+  """The power of two that a window is padded to."""
+  return 1 << (window_length - 1).bit_length()
+
+
+def check_spectrogram(sample_rate_hz: int, c: ml_collections.ConfigDict) -> None:
+  """Checks `config.model.audio` for sounds of a sample rate.
+
+  Raises:
+    ValueError: window or hop is shorter than a sample, or there are more mel bands
+      than frequencies to fill them.
+  """
+  for key in ("window_seconds", "hop_seconds"):
+    if round(c[key] * sample_rate_hz) < 1:
+      raise ValueError(
+        f"config.model.audio.{key}={c[key]} is no sample at {sample_rate_hz} Hz"
+      )
+  frequencies = n_fft_of(round(c.window_seconds * sample_rate_hz)) // 2 + 1
+  if c.num_mels >= frequencies:
+    raise ValueError(
+      f"config.model.audio.num_mels={c.num_mels} bands cannot be made of "
+      f"{frequencies} frequencies, all that config.model.audio.window_seconds="
+      f"{c.window_seconds} gives at {sample_rate_hz} Hz"
+    )
 
 
 def log_mel(
@@ -51,7 +78,7 @@ def log_mel(
   """
   length = round(window_seconds * sample_rate_hz)
   hop = round(hop_seconds * sample_rate_hz)
-  n_fft = 1 << (length - 1).bit_length()
+  n_fft = n_fft_of(length)
   window = np.hanning(length + 1)[:-1].astype(np.float32)  # periodic
   x = frames(audio.astype(jnp.float32) / 32768.0, length, hop) * window
   power = jnp.square(jnp.abs(jnp.fft.rfft(x, n_fft)))

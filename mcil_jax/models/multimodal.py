@@ -118,6 +118,8 @@ def build(
       f"config.model.image.tubelet_frames={c.image.tubelet_frames} does not divide the "
       f"{shapes['image'][0]} frames of a clip"
     )
+  if "audio" in modalities:
+    audio_lib.check_spectrogram(sample_rate_hz, c.audio)
   shared = {"width": c.width, "num_heads": c.num_heads, "drop_path": c.drop_path}
   towers = {
     "image": image_lib.ImageTower(
