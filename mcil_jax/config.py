@@ -44,10 +44,12 @@ def default() -> ml_collections.ConfigDict:
   c.model.num_heads = 4
   c.model.drop_path = 0.1
   c.model.image = ml_collections.ConfigDict()
+  c.model.image.tower = "vit"  # one of mcil_jax.models.multimodal.TOWERS
   c.model.image.depth = 2
   c.model.image.patch_size = 8  # pixels
   c.model.image.tubelet_frames = 1  # frames per token
   c.model.audio = ml_collections.ConfigDict()
+  c.model.audio.tower = "spectrogram_transformer"
   c.model.audio.depth = 4
   c.model.audio.patch_frames = 2  # spectrogram frames per token
   c.model.audio.num_mels = 64

@@ -171,11 +171,11 @@ def test_parameters_of_a_task_are_kept_for_good(tmp_path, snapshots, eight_devic
     assert_same(found, make_state(eight_devices, task))
 
 
-def test_a_task_is_saved_once(tmp_path, snapshots, eight_devices):
+def test_a_task_saved_again_is_replaced(tmp_path, snapshots, eight_devices):
   snapshots.save_task(0, make_state(eight_devices, 1))
   snapshots.save_task(0, make_state(eight_devices, 2))
   found = checkpoint.load_task_params(tmp_path, 0, make_state(eight_devices))
-  assert_same(found, make_state(eight_devices, 1))
+  assert_same(found, make_state(eight_devices, 2))
 
 
 def test_parameters_of_a_task_that_is_not_finished(tmp_path, snapshots, eight_devices):

@@ -21,6 +21,8 @@ AUDIO = np.array([[0, 2, 0, 0], [0, 0, 9, 0], [9, 0, 0, 4], [0, 0, 0, 7]], np.fl
 class Stub(nn.Module):
   """Adds up what the modalities that are present hold."""
 
+  towers = ("image", "audio")
+
   def preprocess(self, batch):
     return {key: batch[key] for key in ("image", "audio")}
 
@@ -131,3 +133,24 @@ def test_one_compilation_serves_all_tasks(present, one_device):
   for seen in (2, 4):
     jax.block_until_ready(step({}, batch, task(seen)))
   assert compilations.count("eval_step") == before + 1
+
+
+def test_exemplars_do_not_depend_on_the_modalities_of_the_evaluation(one_device):
+  embeddings = []
+  for main in ("image", "audio", "image,audio"):
+    c = config.default()
+    c.eval.modalities = main
+    kinds = evaluate.kinds(c, ("image", "audio"))
+    outcome = evaluate.evaluate(
+      evaluate.make_eval_step(Stub(), SCENARIO, kinds, one_device),
+      {},
+      StubSplit(),
+      LABELS,
+      np.arange(4),
+      task(4),
+      batch_size=4,
+      mesh=one_device,
+    )
+    embeddings.append(outcome["embedding"])
+  for embedding in embeddings:
+    np.testing.assert_array_equal(embedding, 10 * (IMAGE + AUDIO))

@@ -205,11 +205,16 @@ def test_a_run_without_memory_or_loop_time_or_one_modality(setup, state):
   assert summary["per_modality"].keys() == {"audio"}
 
 
-def test_write_leaves_results_and_plots_and_says_where(setup, state, tmp_path, capsys):
+def test_write_leaves_results_and_plots(setup, state, tmp_path):
   summary = results.summarise(setup, state)
-  results.write(tmp_path, summary)
+  assert results.write(tmp_path, summary, keep=False) == summary
   assert json.loads((tmp_path / "results.json").read_text()) == summary
   assert list((tmp_path / "plots").glob("*.png"))
-  printed = capsys.readouterr().out
-  assert "2 of 2 tasks learned" in printed
-  assert printed.endswith(f"Results, plots, log and checkpoints: {tmp_path}\n")
+
+
+def test_a_finished_run_keeps_what_it_wrote(setup, state, tmp_path):
+  summary = results.summarise(setup, state)
+  assert results.write(tmp_path, summary, keep=True) == summary  # nothing was there
+  later = summary | {"versions": {"jax": "another"}}
+  assert results.write(tmp_path, later, keep=True) == summary
+  assert json.loads((tmp_path / "results.json").read_text()) == summary

@@ -52,23 +52,26 @@ def settings(data_dir, **overrides):
 
 
 class StopAt:
-  """Asks a run to stop after one training step."""
+  """Asks a run to stop, after a training step or after a batch of evaluations."""
 
   number = signal.SIGTERM
 
-  def __init__(self, step=None):
-    self._step = step
+  def __init__(self, step=None, evaluated_batch=None):
+    self._step, self._batches_left = step, evaluated_batch
 
   def at_step(self, step):
     return step == self._step
 
   def between_steps(self):
-    return False
+    if self._batches_left is None:
+      return False
+    self._batches_left -= 1
+    return self._batches_left == 0
 
 
-def run_here(data_dir, workdir, stop_at=None, **overrides):
+def run_here(data_dir, workdir, stop=None, **overrides):
   prepared = setup.prepare(settings(data_dir, **overrides))
-  results = run.run(prepared, str(workdir), StopAt(stop_at))
+  results = run.run(prepared, str(workdir), stop or StopAt())
   return results, params_of(prepared, workdir)
 
 
@@ -272,10 +275,30 @@ def test_a_snapshot_goes_on_in_another_layout(
   before, after, data_dir, one_device, tmp_path
 ):
   with pytest.raises(StoppedError, match="saved at step 13"):
-    run_here(data_dir, tmp_path, stop_at=13, **{"mesh.data": before})
+    run_here(data_dir, tmp_path, stop=StopAt(step=13), **{"mesh.data": before})
   results, params = run_here(data_dir, tmp_path, **{"mesh.data": after})
   assert results["accuracy_matrix"] == one_device[0]["accuracy_matrix"]
   assert_close(params, one_device[1])
+
+
+def test_a_stop_while_classifying_or_selecting_repeats_nothing(
+  data_dir, one_device, tmp_path
+):
+  # After the first task, batches of 16: 18 validation samples are 2, 27 test samples 2,
+  # 54 training samples, for herding, 4.
+  for batch in (1, 4, 7):
+    workdir = tmp_path / str(batch)
+    with pytest.raises(StoppedError, match="saved at step 8"):
+      run_here(
+        data_dir, workdir, stop=StopAt(evaluated_batch=batch), **{"mesh.data": 1}
+      )
+    if batch == 7:
+      results, _ = run_here(data_dir, workdir, **{"mesh.data": 1})
+      for key in ("accuracy_matrix", "params_sha256"):
+        assert results[key] == one_device[0][key]
+      lines = writers.read(workdir / "metrics.jsonl")
+      tasks = [line["task"] for line in lines if line["event"] == "task"]
+      assert tasks == [0, 1, 2]
 
 
 @pytest.mark.parametrize("method", ["finetune", "joint"])
@@ -303,7 +326,7 @@ def test_a_model_of_one_modality_has_only_that_tower(data_dir, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run_before_a_snapshot(data_dir, tmp_path):
   overrides = {"train.learning_rate": 1e30, "train.warmup_share": 0.0}
-  with pytest.raises(FloatingPointError, match=r"at step \d+: lower config.train.lear"):
+  with pytest.raises(FloatingPointError, match=r"at step \d+: look at the samples"):
     run_here(data_dir, tmp_path, **overrides)
   prepared = setup.prepare(settings(data_dir, **overrides))
   snapshots = checkpoint.Snapshots(tmp_path)
@@ -341,7 +364,8 @@ def test_two_processes_give_the_result_of_one(data_dir, one_device, tmp_path):
 def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(
   data_dir, one_device, tmp_path
 ):
-  pair = start_pair(command(data_dir, tmp_path, "--config.checkpoint.every_steps=0"))
+  # A snapshot after each step: a signal must not get lost while one is saved.
+  pair = start_pair(command(data_dir, tmp_path, "--config.checkpoint.every_steps=1"))
   wait_for_lines(tmp_path / "metrics.jsonl", 3, pair[0])
   pair[1].send_signal(signal.SIGTERM)
   for process in pair:
@@ -360,6 +384,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(
     (["--config.method=replai"], "config.method='replai' does not exist; there are"),
     (["--config.scenario.increments=4,4"], "that sum to the dataset's 20 classes"),
     (["--config.data.name=nothing"], "python -m data_prep.npz --source="),
+    (["--num_processes=2"], "several processes need --coordinator, --num_processes"),
     (["stray"], "unexpected arguments ['stray']"),
   ],
 )

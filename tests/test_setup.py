@@ -70,6 +70,7 @@ def prepare(data_dir):
     c = config.default()
     c.data.name, c.data.data_dir = "both", str(data_dir)
     c.scenario.increments = (3, 1)
+    c.model.audio.num_mels = 8  # the sounds have 1 kHz
     c.update_from_flattened_dict(changes)
     return setup.prepare(c)
 
@@ -208,9 +209,9 @@ def test_batches_that_do_not_divide_over_the_devices(prepare, key):
     ("train.epochs", -1, r"config\.train\.epochs=-1: expected a number ≥ 0"),
     ("mesh.data", 9, r"config\.mesh\.data=9 by .* needs 9 devices; there are 8"),
     ("method", "forget", r"config\.method='forget' does not exist"),
-    ("scenario.increments", (2, 1), r"increments=\(2, 1\) .* 4 classes, not 3"),
+    ("scenario.increments", (2, 1), r"increments=\(2, 1\) .* 4 classes"),
     ("scenario.class_order", (0, 1), r"class_order is no permutation of 0 … 3"),
-    ("scenario.shuffle_within", (4, 1), r"shuffle_within=\(4, 1\) .* 4 classes, not 5"),
+    ("scenario.shuffle_within", (4, 1), r"shuffle_within=\(4, 1\) .* 4 classes"),
     ("model.num_heads", 3, r"config\.model\.width=128 is no multiple of .*num_heads=3"),
     ("model.image.tubelet_frames", 4, r"tubelet_frames=4 does not divide the 2 frames"),
   ],

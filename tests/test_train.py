@@ -309,7 +309,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_samples(loss, norm, said):
   scalars.push(6, scalars_of(1.0), jnp.array([1, 2]))
   scalars.push(7, scalars_of(loss, norm), jnp.array([30, 10, 30, -1]))  # -1: padding
   scalars.read(keep=1)  # step 6
-  message = rf"{said} at step 7: lower config\.train\.learning_rate.*\[10, 30\]"
+  message = rf"{said} at step 7: look at .*: \[10, 30\]; or lower config"
   with pytest.raises(FloatingPointError, match=message):
     scalars.read(keep=0)
 
@@ -319,7 +319,7 @@ def test_samples_of_all_devices_are_named(eight_devices):
   ids = np.array([9, 8, 7, 6, 5, 4, -1, -1])
   ids = jax.device_put(ids, sharding.batch_sharding(eight_devices))
   scalars.push(1, scalars_of(np.nan), ids)
-  with pytest.raises(FloatingPointError, match=r": \[4, 5, 6, 7, 8, 9\]\. The last sn"):
+  with pytest.raises(FloatingPointError, match=r": \[4, 5, 6, 7, 8, 9\]; or lower"):
     scalars.read(keep=0)
 
 

@@ -87,6 +87,43 @@ class MultimodalClassifier(nn.Module):
     return self.classify(self.encode(inputs, train), present)
 
 
+def _build_vit(c: ml_collections.ConfigDict, **shared) -> nn.Module:
+  return image_lib.ImageTower(
+    depth=c.depth,
+    patch_size=c.patch_size,
+    tubelet_frames=c.tubelet_frames,
+    **shared,
+  )
+
+
+def _build_spectrogram_transformer(c: ml_collections.ConfigDict, **shared) -> nn.Module:
+  return audio_lib.AudioTower(depth=c.depth, patch_frames=c.patch_frames, **shared)
+
+
+# Modality → name of a tower → (`config.model.MODALITY`, shared settings) → module.
+TOWERS = {
+  "image": {"vit": _build_vit},
+  "audio": {"spectrogram_transformer": _build_spectrogram_transformer},
+}
+
+
+def _build_tower(c: ml_collections.ConfigDict, modality: str) -> nn.Module:
+  """The tower of a modality that `config.model` names.
+
+  Raises:
+    ValueError: there is none of that name; lists those that exist.
+  """
+  known, settings = TOWERS[modality], c[modality]
+  if settings.tower not in known:
+    raise ValueError(
+      f"config.model.{modality}.tower={settings.tower!r} does not exist; there are "
+      f"{', '.join(known)}"
+    )
+  return known[settings.tower](
+    settings, width=c.width, num_heads=c.num_heads, drop_path=c.drop_path
+  )
+
+
 def build(
   c: ml_collections.ConfigDict,
   *,
@@ -105,8 +142,8 @@ def build(
     sample_rate_hz: of the audio; None without audio.
 
   Raises:
-    ValueError: the width is no multiple of the number of heads, or the clips cannot be
-      cut into tubelets.
+    ValueError: the width is no multiple of the number of heads, the clips cannot be cut
+      into tubelets, the spectrogram cannot be made, or there is no such tower.
   """
   if c.width % c.num_heads:
     raise ValueError(
@@ -120,20 +157,8 @@ def build(
     )
   if "audio" in modalities:
     audio_lib.check_spectrogram(sample_rate_hz, c.audio)
-  shared = {"width": c.width, "num_heads": c.num_heads, "drop_path": c.drop_path}
-  towers = {
-    "image": image_lib.ImageTower(
-      depth=c.image.depth,
-      patch_size=c.image.patch_size,
-      tubelet_frames=c.image.tubelet_frames,
-      **shared,
-    ),
-    "audio": audio_lib.AudioTower(
-      depth=c.audio.depth, patch_frames=c.audio.patch_frames, **shared
-    ),
-  }
   return MultimodalClassifier(
-    towers={name: towers[name] for name in modalities},
+    towers={name: _build_tower(c, name) for name in modalities},
     num_classes=num_classes,
     sample_rate_hz=sample_rate_hz or 0,
     spectrogram={

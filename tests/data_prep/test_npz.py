@@ -363,6 +363,6 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(save, tmp_path):
   refused = run_command(*flags, "--validation_share=0.3")
   assert refused.returncode == 1
   assert refused.stderr.strip().startswith(
-    f"Error: {tmp_path}/data/tiny/1.0.0 was made"
+    f"error: {tmp_path}/data/tiny/1.0.0 was made"
   )
   assert "Traceback" not in refused.stderr

@@ -4,6 +4,7 @@ import librosa
 import numpy as np
 import pytest
 
+from mcil_jax import config
 from mcil_jax.models import audio
 
 RATE_HZ = 4000
@@ -105,3 +106,20 @@ def test_the_last_frames_of_an_uneven_spectrogram_count(tower):
   assert np.abs(after - before).max() > 1e-3
   padded = jnp.pad(spectrogram, ((0, 0), (0, 1), (0, 0)))
   np.testing.assert_array_equal(module.apply(variables, padded, False), before)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("window_seconds", 4e-5, "window_seconds=4e-05 is no sample at 8000 Hz"),
+    ("hop_seconds", 4e-5, "hop_seconds=4e-05 is no sample at 8000 Hz"),
+    # 25 ms are 200 samples, padded to 256: 129 frequencies.
+    ("num_mels", 129, "num_mels=129 bands cannot be made of 129 frequencies"),
+  ],
+)
+def test_spectrograms_that_cannot_be(key, value, message):
+  c = config.default().model.audio
+  audio.check_spectrogram(8000, c)
+  c[key] = value
+  with pytest.raises(ValueError, match=message):
+    audio.check_spectrogram(8000, c)

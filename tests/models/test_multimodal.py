@@ -146,3 +146,17 @@ def test_a_width_that_the_heads_do_not_share():
   message = r"config\.model\.width=10 is no multiple of config\.model\.num_heads=4"
   with pytest.raises(ValueError, match=message):
     build(width=10, num_heads=4)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_a_tower_that_does_not_exist(modality):
+  c = config.default().model
+  c[modality].tower = "resnet"
+  with pytest.raises(ValueError, match=rf"{modality}\.tower='resnet' does not exist"):
+    multimodal.build(
+      c,
+      modalities=("image", "audio"),
+      num_classes=2,
+      shapes={"image": (2, 8, 8, 3), "audio": (8000,)},
+      sample_rate_hz=8000,
+    )
