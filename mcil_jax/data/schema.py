@@ -33,6 +33,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   code_path = None
 
 
+class _Info(tfds.core.DatasetInfo):
+  """Of a dataset that nobody has published."""
+
+  def initialize_from_bucket(self) -> None:
+    """Does nothing; TFDS would look the name up online and leave an empty directory."""
+
+
 def dataset_info(
   builder: tfds.core.DatasetBuilder,
   *,
@@ -68,7 +75,7 @@ def dataset_info(
     features["audio"] = tfds.features.Tensor(
       shape=(audio_samples,), dtype=np.int16, encoding="bytes"
     )
-  return tfds.core.DatasetInfo(
+  return _Info(
     builder=builder,
     description=description,
     features=tfds.features.FeaturesDict(features),

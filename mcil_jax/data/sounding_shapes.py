@@ -50,8 +50,8 @@ class Sound(NamedTuple):
 class Nuisance(NamedTuple):
   """Ranges `(low, high)` of what varies within a class, drawn uniformly.
 
-  Whoever changes them raises the VERSION of `SoundingShapes`, which is how prepared
-  data are known to be of another kind.
+  Whoever changes them, or anything else that changes a sample, raises the VERSION of
+  `SoundingShapes`, which is how prepared data are known to be of another kind.
   """
 
   centre_px: tuple[float, float] = (-2.5, 2.5)  # middle of the path − middle of frame
@@ -227,8 +227,11 @@ class SoundingShapes(schema.Builder):
   """
 
   name = NAME
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (so TFDS declares it)
+  VERSION = tfds.core.Version("1.0.1")
+  RELEASE_NOTES = {  # noqa: RUF012 (so TFDS declares it)
+    "1.0.0": "First version.",
+    "1.0.1": "Buzzing sounds are as loud as whistling ones.",
+  }
 
   def __init__(
     self,
