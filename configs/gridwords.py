@@ -26,4 +26,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.model.image.tubelet_frames = 5
   c.train.epochs = 12
   c.memory.size = 255
-  return config_lib.with_variant(c, variant, smoke={"train.epochs": 1})
+  smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
+  return config_lib.with_variant(c, variant, smoke=smoke)

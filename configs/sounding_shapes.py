@@ -6,7 +6,7 @@ reach more than 50 %, and the seed decides which tasks the partners fall into.
 Source: `mcil_jax/data/sounding_shapes.py`.
 Command:
   python -m mcil_jax.main --config=configs/sounding_shapes.py --workdir=runs/shapes
-Expected: see the table in the README; about 1.5 minutes on 2 cores,
+Expected: see the table in the README; about 2 minutes on 2 cores,
 `configs/sounding_shapes.py:smoke` half a minute.
 """
 
@@ -25,4 +25,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.model.audio.patch_frames = 4
   c.train.epochs = 8
   c.memory.size = 60
-  return config_lib.with_variant(c, variant, smoke={"train.epochs": 1})
+  smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
+  return config_lib.with_variant(c, variant, smoke=smoke)

@@ -26,7 +26,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,10 +34,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import flags, logging
 
 from data_prep.validation_split import carve_validation
+from mcil_jax import cli
 from mcil_jax.data import schema, sounding_shapes
+from mcil_jax.data import source as source_lib
 
 VERSION = "1.0.0"
 
@@ -100,6 +101,8 @@ def read_pairs(source: Path, frames: str | None = None) -> Pairs:
 
 
 def _load(source: Path) -> dict[str, np.ndarray]:
+  if source.is_dir():
+    raise ValueError(f"{source} is a directory, not an .npz file.")
   if not source.is_file():
     raise FileNotFoundError(f"There is no file {source}.")
   if not zipfile.is_zipfile(source):
@@ -113,7 +116,14 @@ def _load(source: Path) -> dict[str, np.ndarray]:
 
 def _parse(arrays: Mapping[str, np.ndarray], frames: str | None) -> Pairs:
   labels = _take(arrays, "labels", "iu", 1).astype(np.int64)
-  split = _take(arrays, "split", "iu", 1, len(labels))
+  split = _take(arrays, "split", "iu", 1)
+  lengths = {"labels": len(labels), "split": len(split)}
+  for key in ("image_index", "audio_index"):
+    if key in arrays:
+      lengths[key] = len(_take(arrays, key, "iu", 1))
+  if len(set(lengths.values())) > 1:
+    found = ", ".join(f"{length} in {key}" for key, length in lengths.items())
+    raise ValueError(f"every pair needs one entry in each of these: {found}.")
   for n in np.flatnonzero((split != 0) & (split != 1))[:1]:
     raise ValueError(f"split of sample {n} is {split[n]}, not 0 (train) or 1 (test).")
   content: dict[str, Any] = {}
@@ -123,11 +133,11 @@ def _parse(arrays: Mapping[str, np.ndarray], frames: str | None) -> Pairs:
   if frames or default in arrays or "image_index" in arrays:
     content["frames"] = frames or default
     content["clips"] = _clips(arrays, content["frames"])
-    units["image"] = _index(arrays, "image_index", len(labels), len(content["clips"]))
+    units["image"] = _index(arrays, "image_index", len(content["clips"]))
 
   if "audio" in arrays or "audio_index" in arrays:
     audio = _take(arrays, "audio", "i", 2, dtype=np.int16)
-    units["sound"] = _index(arrays, "audio_index", len(labels), len(audio))
+    units["sound"] = _index(arrays, "audio_index", len(audio))
     content["audio"] = _without_padding(arrays, audio)
     rate = _take(arrays, "sample_rate", "iu", 0)
     if rate <= 0:
@@ -144,9 +154,19 @@ def _parse(arrays: Mapping[str, np.ndarray], frames: str | None) -> Pairs:
   return Pairs(names, labels, split == 1, units, **content)
 
 
+# What else to do about a missing key than to add it.
+_REMEDIES = {
+  "images": " Add it or video_frames, or remove image_index.",
+  "audio": " Add it, or remove audio_index.",
+}
+
+
 def _get(arrays: Mapping[str, np.ndarray], key: str) -> np.ndarray:
   if key not in arrays:
-    raise ValueError(f"key {key!r} is missing; there are {', '.join(sorted(arrays))}.")
+    raise ValueError(
+      f"key {key!r} is missing; there are {', '.join(sorted(arrays))}."
+      + _REMEDIES.get(key, "")
+    )
   return arrays[key]
 
 
@@ -155,27 +175,29 @@ def _take(
   key: str,
   kinds: str,
   rank: int,
-  length: int | None = None,
+  num_sounds: int | None = None,
   dtype: Any = None,
 ) -> np.ndarray:
   """Returns an array, whose dtype is of one of the `kinds` (NumPy's letters)."""
   array = _get(arrays, key)
   words = {"iu": "integers", "i": "int16", "U": "text", "iuUS": "text or integers"}
   if array.dtype.kind not in kinds or (dtype and array.dtype != dtype):
-    raise ValueError(f"{key} is {array.dtype}, not {words[kinds]}.")
+    floats = "; multiply by 32767 and convert to int16" if key == "audio" else ""
+    raise ValueError(
+      f"{key} is {array.dtype}, not {words[kinds]}"
+      f"{floats if array.dtype.kind == 'f' else ''}."
+    )
   if array.ndim != rank or 0 in array.shape:
     raise ValueError(
       f"{key} has shape {list(array.shape)}; needs {rank} dimensions, none 0."
     )
-  if length is not None and len(array) != length:
-    raise ValueError(f"{key} has {len(array)} entries, not {length}.")
+  if num_sounds is not None and len(array) != num_sounds:
+    raise ValueError(f"{key} has {len(array)} entries, but audio has {num_sounds}.")
   return array
 
 
-def _index(
-  arrays: Mapping[str, np.ndarray], key: str, num_pairs: int, num_items: int
-) -> np.ndarray:
-  index = _take(arrays, key, "iu", 1, num_pairs).astype(np.int64)
+def _index(arrays: Mapping[str, np.ndarray], key: str, num_items: int) -> np.ndarray:
+  index = _take(arrays, key, "iu", 1).astype(np.int64)
   for n in np.flatnonzero((index < 0) | (index >= num_items))[:1]:
     raise ValueError(f"{key} of sample {n} is {index[n]}, not in [0, {num_items}).")
   return index
@@ -289,7 +311,7 @@ def prepare(
 ) -> str:
   """Makes `data_dir/name/1.0.0` from a file; returns what was done and what comes next.
 
-  Does nothing if the same was made before from the same file.
+  Does nothing if the same was made before from the same file and is whole.
 
   Args:
     source: the .npz file.
@@ -298,11 +320,12 @@ def prepare(
     validation_share: of train that becomes validation, see `carve_validation`.
     frames: the key of the pixels, see `read_pairs`.
     seed: chooses the validation samples.
-    overwrite: replace what was made from another file or with other options.
+    overwrite: make it anew, whatever is there.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: the file or an option is wrong, or another dataset is there.
+    ValueError: the file or an option is wrong, or another dataset is there, or a
+      damaged one.
   """
   if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == sounding_shapes.NAME:
     raise ValueError(
@@ -325,29 +348,48 @@ def prepare(
     "seed": seed,
   }
   directory = Path(data_dir) / name / VERSION
-  if directory.exists():
+  if directory.exists() and not overwrite:
     different = _differences(directory, options)
-    if not different:
-      return f"{directory} is there already, made from the same file. Nothing to do."
-    if not overwrite:
+    if different:
       raise ValueError(
         f"{directory} was made from another file or with other options ({different}). "
         "Pass --overwrite to replace it, or another --name."
       )
+    try:
+      source_lib.load(name, data_dir)  # reads every record
+    except (ValueError, OSError) as error:
+      raise ValueError(f"{error} Or pass --overwrite.") from error
+    return f"{directory} is there already, made from the same file. Nothing to do."
+  if directory.exists():
     # Before the builder is made: it would take its description from what is there.
     shutil.rmtree(directory)
   builder = NpzBuilder(name, data_dir, pairs, in_validation, options)
   schema.write(builder)
   names, counts = np.unique(builder.split_of_pair, return_counts=True)
   sizes = ", ".join(f"{n} {name}" for name, n in zip(names, counts, strict=True))
-  tasks = np.array_split(np.arange(len(pairs.class_names)), 5)
-  increments = ",".join(str(len(classes)) for classes in tasks if len(classes))
+  pixels = f", pixels of {pairs.frames}" if pairs.frames else ""
   return (
-    f"Wrote {directory}: {len(pairs.class_names)} classes; samples: {sizes}.\n"
-    f"Next: python -m mcil_jax.main --config=configs/custom.py --workdir=runs/{name} "
-    f"--config.data.name={name} --config.data.data_dir={data_dir} "
-    f"--config.scenario.increments={increments}"
+    f"Wrote {directory}: {len(pairs.class_names)} classes{pixels}; samples: {sizes}.\n"
+    f"Next: {_next_command(name, data_dir, len(pairs.class_names))}"
   )
+
+
+def _next_command(name: str, data_dir: str, num_classes: int) -> str:
+  """Returns a command that trains on the dataset."""
+  own = Path("configs") / f"{name}.py"
+  if own.exists() and name != "custom":  # that is the template
+    config, settings = own, f"--config.data.data_dir={data_dir}"
+  else:
+    tasks = np.array_split(np.arange(num_classes), 5)
+    increments = ",".join(str(len(classes)) for classes in tasks if len(classes))
+    config, settings = (
+      "configs/custom.py",
+      (
+        f"--config.data.name={name} --config.data.data_dir={data_dir} "
+        f"--config.scenario.increments={increments}"
+      ),
+    )
+  return f"python -m mcil_jax.main --config={config} --workdir=runs/{name} {settings}"
 
 
 def _differences(directory: Path, options: Mapping[str, Any]) -> str:
@@ -372,13 +414,13 @@ def _define_flags() -> None:
     "frames", None, "Key of the pixels; default: video_frames if there, else images."
   )
   flags.DEFINE_integer("seed", 0, "Chooses the validation samples.")
-  flags.DEFINE_bool("overwrite", False, "Replace a dataset of this name.")
+  flags.DEFINE_bool("overwrite", False, "Make it anew, whatever is there.")
 
 
 def main(argv: list[str]) -> None:
   """Prepares what the flags say; input errors end it with one line."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+  if argv[1:]:
+    cli.fail(f"unexpected arguments {argv[1:]}; options look like --name=NAME")
   args = flags.FLAGS
   if not args["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
@@ -394,10 +436,10 @@ def main(argv: list[str]) -> None:
       overwrite=args.overwrite,
     )
   except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+    cli.fail(error)
   print(done)
 
 
 if __name__ == "__main__":
   _define_flags()
-  app.run(main)
+  cli.run(main)

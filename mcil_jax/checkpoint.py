@@ -3,10 +3,16 @@
 `snapshots/N` holds the whole state, the newest two of them; `tasks/T/params` the
 parameters after task T, for good: distillation, analysis and comparison read them.
 Orbax writes into a temporary directory and renames it, so that what was cut off in
-the middle is never seen, and restores onto any mesh.
+the middle is never seen, and restores onto any mesh. A digest is saved along, for what
+the disk damages afterwards Orbax would read without a word.
 """
 
+import functools
+import hashlib
+import inspect
+import logging
 import pathlib
+import sys
 from typing import Any
 
 import chex
@@ -51,42 +57,111 @@ class Snapshots:
     """Saves the whole state as the newest snapshot."""
     latest = self._snapshots.latest_step()
     number = 0 if latest is None else latest + 1
-    self._snapshots.save(number, args=ocp.args.StandardSave(state))
+    self._snapshots.save(number, args=ocp.args.StandardSave(_sealed(state)))
 
   def save_task(self, task: int, params: Any) -> None:
     """Saves the parameters after 0-based task `task`, in place of earlier ones."""
     if task in self._tasks.all_steps():  # left by a start that died right afterwards
       self._tasks.delete(task)
-    self._tasks.save(task, args=ocp.args.StandardSave(params))
+    self._tasks.save(task, args=ocp.args.StandardSave(_sealed(params)))
 
   def restore(self, like: Any) -> Any | None:
-    """The newest snapshot, or None when there is none.
+    """The newest snapshot that is whole, or None when there is no snapshot.
+
+    A damaged one is passed over, with a warning on stderr.
 
     Args:
       like: a state of the same structure; its shapes, dtypes and shardings are those
         of the result, whatever layout the snapshot was saved from.
 
     Raises:
-      ValueError: the snapshot is damaged or of another structure; names it.
+      ValueError: every snapshot is damaged or of another structure; names them.
     """
-    latest = self._snapshots.latest_step()
-    if latest is None:
-      return None
-    template = jax.tree.map(_abstract, like)
-    try:
-      state = self._snapshots.restore(latest, args=ocp.args.StandardRestore(template))
-      chex.assert_trees_all_equal_shapes_and_dtypes(state, like)
+    directory = self._root / "snapshots"
+    problems = []
+    for number in sorted(self._snapshots.all_steps(), reverse=True):
+      try:
+        state = _read(directory / str(number) / _ITEM, like)
+      except ValueError as error:
+        problems.append(f"snapshot {number} {error}")
+        continue
+      if problems and jax.process_index() == 0:
+        text = f"{directory}: {'; '.join(problems)}; going on from snapshot {number}"
+        print(f"warning: {text}", file=sys.stderr, flush=True)
       return state
-    except Exception as error:
+    if problems:
       raise ValueError(
-        f"snapshot {self._root / 'snapshots' / str(latest)} cannot be restored: {error}"
-        "\nDelete this directory to go on from the snapshot before it."
-      ) from error
+        f"{directory}: {'; '.join(problems)}. Put back a copy of this directory, or "
+        "delete it to start the run from the beginning."
+      )
+    return None
 
   def close(self) -> None:
     """Waits for Orbax and releases its threads."""
     self._snapshots.close()
     self._tasks.close()
+
+
+# Where CheckpointManager puts its one item.
+_ITEM = "default"
+
+
+def _sealed(tree: Any) -> dict[str, Any]:
+  """What is saved: the tree and its digest."""
+  digest = np.frombuffer(bytes.fromhex(sha256(tree)), np.uint8)
+  return {"tree": tree, "digest": digest}
+
+
+def _read(path: pathlib.Path, like: Any) -> Any:
+  """The tree that was saved in `path`, checked against its digest.
+
+  Several processes call this together, and it fails in all of them or in none.
+
+  Raises:
+    ValueError: it is damaged or of another structure; says why in one line.
+  """
+  _ignore_abandoned_reads()
+  template = {"tree": jax.tree.map(_abstract, like), "digest": np.zeros(32, np.uint8)}
+  problem = None
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      sealed = checkpointer.restore(path, template)
+    chex.assert_trees_all_equal_shapes_and_dtypes(sealed["tree"], like)
+  except Exception as error:  # Orbax and TensorStore raise whatever they like
+    reason = " ".join(str(error).split())[:200]
+    problem = f"cannot be restored ({type(error).__name__}: {reason})"
+  if _in_all_processes(problem is None):
+    intact = bytes(sealed["digest"]).hex() == sha256(sealed["tree"])
+    if _in_all_processes(intact):
+      return sealed["tree"]
+    problem = "is damaged (its digest is another)"
+  raise ValueError(problem or "cannot be restored by another process")
+
+
+def _in_all_processes(condition: bool) -> bool:
+  if jax.process_count() == 1:
+    return condition
+  return bool(multihost_utils.process_allgather(np.array(condition)).all())
+
+
+@functools.cache
+def _ignore_abandoned_reads() -> None:
+  """Silences the reads that Orbax abandons when one of them fails.
+
+  They fail later and have nobody to tell: asyncio logs each of them, the event loop
+  that they report to is closed, and so are the coroutines that wait for them.
+  """
+  logging.getLogger("asyncio").addFilter(
+    lambda record: "exception was never retrieved" not in record.getMessage()
+  )
+  report = sys.unraisablehook
+
+  def hook(unraisable) -> None:
+    closed = str(unraisable.exc_value) == "Event loop is closed"
+    if not closed and not inspect.iscoroutine(unraisable.object):
+      report(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _abstract(leaf):
@@ -96,7 +171,7 @@ def _abstract(leaf):
 
 
 def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
-  """The parameters that a finished task left.
+  """The parameters that a finished task left; all processes call this together.
 
   Args:
     workdir: of the run.
@@ -108,14 +183,23 @@ def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
     ValueError: the parameters are damaged or of another structure.
   """
   tasks = pathlib.Path(workdir).resolve() / "checkpoints" / "tasks"
-  path = tasks / str(task) / "default"  # where CheckpointManager puts its one item
+  path = tasks / str(task) / _ITEM
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.restore(path, jax.tree.map(_abstract, like))
-  except Exception as error:
-    raise ValueError(f"{path} cannot be restored: {error}") from error
+    return _read(path, like)
+  except ValueError as error:
+    raise ValueError(f"{path} {error}") from None
+
+
+def sha256(tree: Any) -> str:
+  """Hex digest of all leaves: names, dtypes, shapes and bytes."""
+  digest = hashlib.sha256()
+  leaves = jax.tree_util.tree_leaves_with_path(to_host(tree))
+  for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in leaves):
+    digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()
 
 
 def to_host(tree: Any) -> Any:

@@ -35,6 +35,9 @@ class StopSignal:
 
   def _handle(self, number: int, frame) -> None:
     del frame
+    if self.number == 0:
+      # Not print: the signal may have come in the middle of one.
+      os.write(2, b"\nstopping: saving after this step; Ctrl-C now stops at once\n")
     self.number = number
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if self._several:

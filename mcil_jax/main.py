@@ -6,15 +6,17 @@ Any setting can be overridden: `--config.train.epochs=5`. The same command again
 where the run ended, whatever ended it.
 """
 
+import difflib
+import re
 import sys
 
-import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from mcil_jax import run, setup
-from mcil_jax.interrupt import StopSignal
-from mcil_jax.record import StoppedError
+# What needs JAX is imported in the functions: that takes seconds, and a mistyped flag
+# or a Ctrl-C should not have to wait for it.
+from mcil_jax import cli
+from mcil_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, FILE.py[:VARIANT]."
@@ -32,18 +34,14 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "The number of this one, fro
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def _fail(error: Exception | str) -> None:
-  """Ends the program with one clear line."""
-  print(f"error: {error}", file=sys.stderr, flush=True)
-  sys.exit(1)
-
-
 def _join_processes() -> None:
   """Makes this process one of several, if the flags say so.
 
   Raises:
     ValueError: only some of the flags are there.
   """
+  import jax
+
   address, count, number = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
   if address == "auto":
     jax.distributed.initialize()
@@ -59,32 +57,60 @@ def _join_processes() -> None:
 def main(argv: list[str]) -> None:
   """Runs the experiment that the flags describe."""
   if argv[1:]:
-    _fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
+    cli.fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
+  import jax
+
+  from mcil_jax import run, setup
+  from mcil_jax.interrupt import StopSignal
+  from mcil_jax.record import StoppedError
+
   try:
     _join_processes()
     with StopSignal() as stop:
       run.run(setup.prepare(_CONFIG.value), _WORKDIR.value, stop)
   except (ValueError, OSError, FloatingPointError, ImportError) as error:
     logging.info("Where it happened:", exc_info=True)  # shown by --verbosity=0
-    _fail(error)
+    cli.fail(error)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    cli.fail(
+      "out of memory: lower config.train.batch_size or config.eval.batch_size, and use "
+      "another --workdir"
+    )
   except StoppedError as stopped:
     print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
     sys.exit(128 + stop.number)
 
 
+def _check_keys(argv: list[str]) -> None:
+  """Ends the program if an override names a setting that does not exist."""
+  keys = list(config_lib.flatten(config_lib.default().to_dict()))
+  for argument in argv[1:]:
+    override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+    if override and override[1] not in keys:
+      near = difflib.get_close_matches(override[1], keys, n=1)
+      hint = f"did you mean config.{near[0]}?" if near else "see mcil_jax/config.py"
+      cli.fail(f"setting config.{override[1]} does not exist; {hint}")
+
+
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; an unknown or mistyped setting is one line, not a traceback."""
+  """Parses the flags and executes the config file."""
+  _check_keys(argv)
   try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    _fail(str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'"))
+    rest = cli.parse_flags(argv)
+    _CONFIG.value.to_dict()  # if the file could not be read, this raises
+    return rest
+  except (AttributeError, ImportError, LookupError, OSError, SyntaxError) as error:
+    logging.info("Where it happened:", exc_info=True)
+    cli.fail(f"in --config: {cli.last_line(error)}")
 
 
 def entry() -> None:
   """Entry point of `python -m mcil_jax.main`."""
-  app.run(main, flags_parser=_parse)
+  cli.run(main, _parse)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """results.json: what came out of a run, as a function of its final state."""
 
-import hashlib
+import contextlib
 import importlib.metadata
 import json
 import pathlib
@@ -23,16 +23,6 @@ _PACKAGES = (
   "tensorflow-datasets",
   "numpy",
 )
-
-
-def sha256(params) -> str:
-  """Hex digest of all parameters: names, dtypes, shapes and bytes."""
-  digest = hashlib.sha256()
-  leaves = jax.tree_util.tree_leaves_with_path(checkpoint.to_host(params))
-  for path, leaf in sorted((jax.tree_util.keystr(p), x) for p, x in leaves):
-    digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -93,7 +83,7 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "input_wait_share": seconds["wait_seconds"] / loop if loop else None,
     "exemplars": 0 if state.memory is None else len(memory.stored(state.memory)),
     "params": sum(x.size for x in jax.tree.leaves(state.train.params)),
-    "params_sha256": sha256(state.train.params),
+    "params_sha256": checkpoint.sha256(state.train.params),
     "devices": {
       "count": jax.device_count(),
       "kind": jax.devices()[0].device_kind,
@@ -110,15 +100,16 @@ def write(directory: pathlib.Path, summary: dict, *, keep: bool) -> dict:
   Args:
     directory: the workdir.
     summary: from `summarise`.
-    keep: whether a results.json that is there stays as it is, because the run was
-      finished before and this start did nothing but look.
+    keep: whether a results.json that is there and whole stays as it is, because the
+      run was finished before and this start did nothing but look.
 
   Returns:
     What the file holds.
   """
   path = directory / "results.json"
   if keep and path.exists():
-    return json.loads(path.read_text())
+    with contextlib.suppress(ValueError):  # damaged: no JSON, or no text
+      return json.loads(path.read_text())
   report.save_plots(summary, directory / "plots")
   writers.write_json(path, summary)
   return summary

@@ -74,11 +74,7 @@ def seeded_order(
     ValueError: the blocks do not sum to C.
   """
   blocks = tuple(shuffle_within) or (num_classes,)
-  if not _are_sizes(blocks, num_classes):
-    raise ValueError(
-      f"config.scenario.shuffle_within={blocks} must be whole numbers ≥ 1 "
-      f"that sum to the dataset's {num_classes} classes"
-    )
+  _check_sizes("shuffle_within", blocks, num_classes)
   rng = np.random.default_rng([seed, 0x0DE5])
   starts = np.cumsum([0, *blocks[:-1]])
   order = [
@@ -108,11 +104,7 @@ def make(
     ValueError: impossible increments, or a class order that is no permutation.
   """
   count = len(class_names)
-  if not _are_sizes(increments, count):
-    raise ValueError(
-      f"config.scenario.increments={tuple(increments)} must be whole numbers ≥ 1 "
-      f"that sum to the dataset's {count} classes"
-    )
+  _check_sizes("increments", tuple(increments), count)
   if class_order is None:
     class_order = seeded_order(count, shuffle_within, seed)
   elif len(class_order) != count or _surplus(class_order, count):
@@ -129,10 +121,16 @@ def make(
   )
 
 
-def _are_sizes(sizes: Sequence[int], total: int) -> bool:
-  """Whether these are whole numbers ≥ 1 that sum to `total`."""
-  whole = all(isinstance(size, int) and size >= 1 for size in sizes)
-  return whole and len(sizes) > 0 and sum(sizes) == total
+def _check_sizes(key: str, sizes: tuple, num_classes: int) -> None:
+  """Raises a ValueError unless these are whole numbers ≥ 1 that sum to C."""
+  whole = all(isinstance(size, int) for size in sizes)
+  if whole and min(sizes, default=0) >= 1 and sum(sizes) == num_classes:
+    return
+  raise ValueError(
+    f"config.scenario.{key}={sizes} must be whole numbers ≥ 1 that sum to the "
+    f"dataset's {num_classes} classes"
+    + (f"; they sum to {sum(sizes)}" if whole else "")
+  )
 
 
 def _surplus(order: Sequence, count: int) -> list:

@@ -31,22 +31,35 @@ def opened(
     pathlib.Path of the directory.
 
   Raises:
-    ValueError: another config or dataset, or another run at work in there.
+    ValueError: another config or dataset, or none where checkpoints are; another run
+      at work in there; or no directory that can be written to.
   """
   workdir = pathlib.Path(path).expanduser().absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
-    locked = True
-    if jax.process_index() == 0:
-      lock = stack.enter_context((workdir / ".lock").open("w"))
-      try:
+    problem = None
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      if jax.process_index() == 0:
+        lock = stack.enter_context((workdir / ".lock").open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        locked = False
+    except BlockingIOError:
+      problem = f"another run is at work in {workdir}"
+    except OSError as error:
+      problem = f"--workdir={workdir} is no directory to write to ({error.strerror})"
     if jax.process_count() > 1:  # all of them end, or none
-      locked = bool(multihost_utils.broadcast_one_to_all(np.array(locked)))
-    if not locked:
-      raise ValueError(f"another run is at work in {workdir}")
+      failed = multihost_utils.process_allgather(np.array(problem is not None)).any()
+      problem = problem or (f"another process cannot use {workdir}" if failed else None)
+    if problem:
+      raise ValueError(problem)
+    for name in ("metrics.jsonl", "results.json"):
+      if (workdir / name).is_dir():
+        raise ValueError(f"{workdir / name} is a directory, not a file: remove it")
+    # In this order: the main process writes config.json before any makes checkpoints.
+    if (workdir / "checkpoints").exists() and not (workdir / "config.json").exists():
+      raise ValueError(
+        f"{workdir} has checkpoints, but no config.json: put that back, or use "
+        "another --workdir"
+      )
     record = config_lib.as_json(config)
     record["dataset"] = {
       "name": dataset.name,

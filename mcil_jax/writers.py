@@ -2,7 +2,8 @@
 
 `metrics.jsonl` only grows, one line per call and flushed, so that it can be followed
 during the run. A snapshot remembers its length, and a resumed run cuts the file back to
-that, so that every event is in it once, wherever the run was killed. Files that are
+that, so that every event is in it once, wherever the run was killed. Nothing else
+depends on it, so a part that was lost is no reason not to go on. Files that are
 written as a whole replace the old ones atomically.
 """
 
@@ -11,6 +12,7 @@ import math
 import operator
 import os
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,12 +25,12 @@ class MetricsWriter:
   Args:
     path: the JSON-lines file.
     enabled: False writes nothing at all: for all processes but the main one.
-    keep_bytes: length of what is continued; the rest of the file is cut off.
+    keep_bytes: length of what is continued; the rest of the file is cut off. A file
+      that is shorter keeps its whole lines, with a warning on stderr.
     tensorboard_dir: where to write TensorBoard events as well, or None.
     next_step: TensorBoard hides earlier events from this step on.
 
   Raises:
-    ValueError: the file is shorter than `keep_bytes`.
     ImportError: TensorBoard is asked for and tensorboardX is not installed.
   """
 
@@ -48,10 +50,13 @@ class MetricsWriter:
     path.parent.mkdir(parents=True, exist_ok=True)
     size = path.stat().st_size if path.exists() else 0
     if size < keep_bytes:
-      raise ValueError(
-        f"{path} has {size} bytes, the snapshot to continue from knows {keep_bytes}: "
-        "put the file back, or start again in another workdir"
+      print(
+        f"warning: {path} has {size} bytes, the snapshot knows {keep_bytes}: going on "
+        "after the lines that are left",
+        file=sys.stderr,
+        flush=True,
       )
+      keep_bytes = path.read_bytes().rfind(b"\n") + 1 if size else 0
     if tensorboard_dir is not None:
       self._tensorboard = _open_tensorboard(tensorboard_dir, next_step)
     self._file = path.open("ab")

@@ -1,4 +1,5 @@
 import gc
+import hashlib
 import shutil
 
 import jax
@@ -7,19 +8,6 @@ import numpy as np
 import pytest
 
 from mcil_jax import checkpoint, sharding
-
-# A restore that fails leaves reads behind that report to an event loop which Orbax has
-# closed by then.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def leave_nothing_behind():
-  """Collects those reads here, before they surface in the test of another file."""
-  yield
-  gc.collect()
 
 
 def make_state(mesh, number: int = 0) -> dict:
@@ -125,22 +113,91 @@ def damage(directory) -> None:
   largest.write_bytes(b"\0" * largest.stat().st_size)
 
 
-def test_a_damaged_snapshot_names_its_directory_and_what_to_do(
-  tmp_path, snapshots, eight_devices
+@pytest.mark.parametrize("how", [damage, lambda path: shutil.rmtree(path / "default")])
+def test_a_damaged_snapshot_is_passed_over_with_one_line(
+  tmp_path, snapshots, eight_devices, capfd, how
 ):
   for number in (3, 4):
     snapshots.save(make_state(eight_devices, number))
-  path = tmp_path / "checkpoints" / "snapshots" / "1"
-  damage(path)
+  directory = tmp_path / "checkpoints" / "snapshots"
+  how(directory / "1")
+  like = make_state(eight_devices)
+  assert_same(reopened(tmp_path, like), make_state(eight_devices, 3))
+  gc.collect()  # nor does what Orbax left behind say anything
+  (warning,) = capfd.readouterr().err.splitlines()
+  assert warning.startswith(f"warning: {directory}: snapshot 1 cannot be restored (")
+  assert warning.endswith("); going on from snapshot 0")
+  assert len(warning) < len(str(directory)) + 320
+
+  again = checkpoint.Snapshots(tmp_path)  # the numbers go on after the damaged one
+  again.save(make_state(eight_devices, 5))
+  again.close()
+  assert_same(reopened(tmp_path, like), make_state(eight_devices, 5))
+
+
+def test_without_any_whole_snapshot_the_directory_and_what_to_do_are_named(
+  tmp_path, snapshots, eight_devices
+):
+  directory = tmp_path / "checkpoints" / "snapshots"
+  for number in (0, 1):
+    snapshots.save(make_state(eight_devices, number))
+    damage(directory / str(number))
   message = (
-    rf"snapshot {path} cannot be restored: [\s\S]*Delete this directory to go on"
+    rf"^{directory}: snapshot 1 cannot be restored \(.*\); snapshot 0 cannot be "
+    r"restored \(.*\)\. Put back a copy of this directory, or delete it to start the "
+    r"run from the beginning\.$"
   )
   with pytest.raises(ValueError, match=message):
     reopened(tmp_path, make_state(eight_devices))
-  shutil.rmtree(path)
-  assert_same(
-    reopened(tmp_path, make_state(eight_devices)), make_state(eight_devices, 3)
-  )
+  shutil.rmtree(directory)
+  assert reopened(tmp_path, make_state(eight_devices)) is None
+
+
+def test_flipped_bytes_are_never_read_as_numbers(tmp_path, eight_devices, capfd):
+  # Random bytes, which do not shrink, so that most of the file is this array.
+  noise = np.random.default_rng(0).integers(0, 256, (2, 1 << 14), np.uint8)
+  saved = [make_state(eight_devices, n) | {"noise": noise[n]} for n in (0, 1)]
+  snapshots = checkpoint.Snapshots(tmp_path)
+  for state in saved:
+    snapshots.save(state)
+  snapshots.save_task(0, saved[1])
+  root = tmp_path / "checkpoints"
+  by_digest = 0
+  for path in (root / "snapshots" / "1", root / "tasks" / "0"):
+    data = max(path.rglob("ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size)
+    whole = data.read_bytes()
+    for start in range(1 << 10, len(whole), 1 << 12):
+      flipped = bytes(byte ^ 0xFF for byte in whole[start : start + 64])
+      data.write_bytes(whole[:start] + flipped + whole[start + 64 :])
+      if path.parent.name == "snapshots":
+        assert_same(snapshots.restore(saved[0]), saved[0])
+        by_digest += "1 is damaged (its digest is another);" in capfd.readouterr().err
+      else:
+        with pytest.raises(ValueError, match=rf"{path}/default (is|cannot) "):
+          checkpoint.load_task_params(tmp_path, 0, saved[0])
+    data.write_bytes(whole)
+  snapshots.close()
+  assert by_digest  # else Orbax notices itself, and the digest is of no use
+
+
+def test_what_another_process_cannot_read_is_not_used(
+  tmp_path, snapshots, eight_devices, monkeypatch
+):
+  snapshots.save(make_state(eight_devices, 3))
+  path = tmp_path / "checkpoints" / "snapshots" / "0" / "default"
+  asked = []
+
+  def others_disagree(condition):
+    asked.append(condition)
+    return False
+
+  monkeypatch.setattr(checkpoint, "_in_all_processes", others_disagree)
+  with pytest.raises(ValueError, match="cannot be restored by another process"):
+    checkpoint._read(path, make_state(eight_devices))
+  damage(path)
+  with pytest.raises(ValueError, match=r"^cannot be restored \("):
+    checkpoint._read(path, make_state(eight_devices))
+  assert asked == [True, False]  # asked once each time, whether it could read or not
 
 
 def without(state: dict, key: str) -> dict:
@@ -159,7 +216,7 @@ OTHERS = {
 def test_a_snapshot_of_another_structure(snapshots, eight_devices, name):
   state = make_state(eight_devices)
   snapshots.save(state)
-  with pytest.raises(ValueError, match=r"checkpoints/snapshots/0 cannot be restored"):
+  with pytest.raises(ValueError, match=r"snapshots: snapshot 0 cannot be restored"):
     snapshots.restore(OTHERS[name](state))
 
 
@@ -189,7 +246,7 @@ def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
   snapshots.save_task(0, make_state(eight_devices))
   path = tmp_path / "checkpoints" / "tasks" / "0" / "default"
   damage(path)
-  with pytest.raises(ValueError, match=rf"{path} cannot be restored: "):
+  with pytest.raises(ValueError, match=rf"{path} cannot be restored \("):
     checkpoint.load_task_params(tmp_path, 0, make_state(eight_devices))
 
 
@@ -207,3 +264,58 @@ def test_to_host_gathers_numpy_arrays(eight_devices):
   assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(found))
   for key in ("replicated", "sharded", "memory"):
     np.testing.assert_array_equal(found[key], state[key])
+
+
+PARAMS = {
+  "classifier": {
+    "bias": np.array([1.0, 2.0], np.float32),
+    "kernel": np.arange(6, dtype=np.float32).reshape(3, 2),
+  },
+  "scale": np.float32(4.0).reshape(()),
+}
+
+
+def test_sha256_of_one_leaf_by_hand():
+  leaf = np.array([1.5, -2.0], np.float32)
+  expected = hashlib.sha256(b"['a'] float32 (2,)" + leaf.tobytes()).hexdigest()
+  assert checkpoint.sha256({"a": leaf}) == expected
+
+
+def test_equal_trees_have_equal_digests(eight_devices):
+  expected = checkpoint.sha256(PARAMS)
+  assert checkpoint.sha256(jax.tree.map(np.array, PARAMS)) == expected
+  reverse = {"scale": PARAMS["scale"], "classifier": {}}
+  for name in ("kernel", "bias"):
+    reverse["classifier"][name] = np.asfortranarray(PARAMS["classifier"][name])
+  assert checkpoint.sha256(reverse) == expected
+  on_devices = jax.device_put(PARAMS, sharding.replicated(eight_devices))
+  assert checkpoint.sha256(on_devices) == expected
+
+
+def test_the_digest_does_not_depend_on_how_leaves_are_sharded(eight_devices):
+  x = np.arange(16, dtype=np.float32)
+  sharded = jax.device_put(x, sharding.batch_sharding(eight_devices))
+  assert checkpoint.sha256({"x": sharded}) == checkpoint.sha256({"x": x})
+
+
+@pytest.mark.parametrize("leaf", range(3))
+def test_one_bit_of_any_leaf_changes_the_digest(leaf):
+  leaves, structure = jax.tree.flatten(jax.tree.map(np.array, PARAMS))
+  leaves[leaf].reshape(-1).view(np.uint8)[-4] ^= 1  # the least of the last number
+  assert checkpoint.sha256(structure.unflatten(leaves)) != checkpoint.sha256(PARAMS)
+
+
+@pytest.mark.parametrize(
+  "other",
+  [
+    pytest.param({"b": np.arange(6, dtype=np.int32)}, id="name"),
+    pytest.param({"a": {"b": np.arange(6, dtype=np.int32)}}, id="path"),
+    pytest.param({"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, id="shape"),
+    pytest.param({"a": np.arange(6, dtype=np.int32).view(np.uint32)}, id="dtype"),
+    pytest.param({"a": np.arange(6, dtype=np.int32), "b": np.empty(0)}, id="leaf"),
+  ],
+)
+def test_another_name_shape_or_type_changes_the_digest(other):
+  assert checkpoint.sha256(other) != checkpoint.sha256(
+    {"a": np.arange(6, dtype=np.int32)}
+  )

@@ -33,6 +33,16 @@ def test_the_first_signal_asks_to_stop(number):
     assert stop.between_steps()
 
 
+def test_the_first_signal_is_answered_once(capfd):
+  with StopSignal():
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+  assert capfd.readouterr().err.splitlines() == [
+    "",  # ends the line of a progress bar
+    "stopping: saving after this step; Ctrl-C now stops at once",
+  ]
+
+
 @pytest.mark.parametrize("first", CAUGHT)
 def test_a_second_ctrl_c_interrupts_at_once(first, before):
   with StopSignal() as stop, pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import types
 
@@ -7,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import __version__, config, results, scenario, sharding
+from mcil_jax import __version__, checkpoint, config, results, scenario, sharding
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
@@ -18,50 +17,6 @@ PARAMS = {
   },
   "scale": np.float32(4.0).reshape(()),
 }
-
-
-def test_sha256_of_one_leaf_by_hand():
-  leaf = np.array([1.5, -2.0], np.float32)
-  expected = hashlib.sha256(b"['a'] float32 (2,)" + leaf.tobytes()).hexdigest()
-  assert results.sha256({"a": leaf}) == expected
-
-
-def test_equal_trees_have_equal_digests(eight_devices):
-  expected = results.sha256(PARAMS)
-  assert results.sha256(jax.tree.map(np.array, PARAMS)) == expected
-  reverse = {"scale": PARAMS["scale"], "classifier": {}}
-  for name in ("kernel", "bias"):
-    reverse["classifier"][name] = np.asfortranarray(PARAMS["classifier"][name])
-  assert results.sha256(reverse) == expected
-  on_devices = jax.device_put(PARAMS, sharding.replicated(eight_devices))
-  assert results.sha256(on_devices) == expected
-
-
-def test_the_digest_does_not_depend_on_how_leaves_are_sharded(eight_devices):
-  x = np.arange(16, dtype=np.float32)
-  sharded = jax.device_put(x, sharding.batch_sharding(eight_devices))
-  assert results.sha256({"x": sharded}) == results.sha256({"x": x})
-
-
-@pytest.mark.parametrize("leaf", range(3))
-def test_one_bit_of_any_leaf_changes_the_digest(leaf):
-  leaves, structure = jax.tree.flatten(jax.tree.map(np.array, PARAMS))
-  leaves[leaf].reshape(-1).view(np.uint8)[-4] ^= 1  # the least of the last number
-  assert results.sha256(structure.unflatten(leaves)) != results.sha256(PARAMS)
-
-
-@pytest.mark.parametrize(
-  "other",
-  [
-    pytest.param({"b": np.arange(6, dtype=np.int32)}, id="name"),
-    pytest.param({"a": {"b": np.arange(6, dtype=np.int32)}}, id="path"),
-    pytest.param({"a": np.arange(6, dtype=np.int32).reshape(2, 3)}, id="shape"),
-    pytest.param({"a": np.arange(6, dtype=np.int32).view(np.uint32)}, id="dtype"),
-    pytest.param({"a": np.arange(6, dtype=np.int32), "b": np.empty(0)}, id="leaf"),
-  ],
-)
-def test_another_name_shape_or_type_changes_the_digest(other):
-  assert results.sha256(other) != results.sha256({"a": np.arange(6, dtype=np.int32)})
 
 
 def test_versions_are_those_that_are_installed():
@@ -165,7 +120,7 @@ def test_what_the_run_was(setup, state):
     "input_wait_share": 0.25,
     "exemplars": 2,
     "params": 9,
-    "params_sha256": results.sha256(PARAMS),
+    "params_sha256": checkpoint.sha256(PARAMS),
     "versions": results.versions(),
   }
   assert {key: summary[key] for key in expected} == expected
@@ -217,4 +172,14 @@ def test_a_finished_run_keeps_what_it_wrote(setup, state, tmp_path):
   assert results.write(tmp_path, summary, keep=True) == summary  # nothing was there
   later = summary | {"versions": {"jax": "another"}}
   assert results.write(tmp_path, later, keep=True) == summary
+  assert json.loads((tmp_path / "results.json").read_text()) == summary
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff"])
+def test_damaged_results_of_a_finished_run_are_written_again(
+  setup, state, tmp_path, content
+):
+  summary = results.summarise(setup, state)
+  (tmp_path / "results.json").write_bytes(content)
+  assert results.write(tmp_path, summary, keep=True) == summary
   assert json.loads((tmp_path / "results.json").read_text()) == summary

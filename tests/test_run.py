@@ -379,8 +379,6 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--config.train.epoch=3"], 'Did you mean "epochs" instead of "epoch"?'),
-    (["--config.train.epochs=many"], "invalid literal for int"),
     (["--config.method=replai"], "config.method='replai' does not exist; there are"),
     (["--config.scenario.increments=4,4"], "that sum to the dataset's 20 classes"),
     (["--config.data.name=nothing"], "python -m data_prep.npz --source="),

@@ -80,6 +80,23 @@ def test_impossible_increments(increments):
 
 
 @pytest.mark.parametrize(
+  ("sizes", "end"),
+  [
+    ((2, 2), "classes; they sum to 4"),
+    ((6, -1), "classes; they sum to 5"),
+    ((), "classes; they sum to 0"),
+    ((4, "x"), "classes"),
+  ],
+)
+def test_the_sum_is_said_where_there_is_one(sizes, end):
+  with pytest.raises(ValueError, match=f"increments=.* the dataset's 5 {end}$"):
+    scenario.make(NAMES, increments=sizes)
+  if sizes:
+    with pytest.raises(ValueError, match=f"shuffle_within=.* the dataset's 5 {end}$"):
+      scenario.make(NAMES, increments=(5,), shuffle_within=sizes)
+
+
+@pytest.mark.parametrize(
   ("order", "message"),
   [
     ((0, 1, 2), r"0 … 4: it has 3 entries; missing \[3, 4\], unknown or repeated none"),

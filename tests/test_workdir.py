@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from mcil_jax import config, workdir
@@ -71,6 +72,61 @@ def test_a_damaged_config_file(tmp_path, c, content):
   (tmp_path / "config.json").write_text(content)
   with pytest.raises(ValueError, match=rf"{tmp_path}/config\.json is damaged"):
     start(tmp_path, c)
+
+
+def test_checkpoints_without_a_config_file_are_refused(tmp_path, c):
+  start(tmp_path, c)
+  (tmp_path / "checkpoints").mkdir()
+  start(tmp_path, c)
+  (tmp_path / "config.json").unlink()
+  message = rf"{tmp_path} has checkpoints, but no config.json: put that back, or use an"
+  with pytest.raises(ValueError, match=message):
+    start(tmp_path, c)
+
+
+def test_a_start_that_was_killed_right_away_is_no_obstacle(tmp_path, c):
+  (tmp_path / ".lock").touch()
+  start(tmp_path, c)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json"])
+def test_a_directory_in_the_place_of_a_file(tmp_path, c, name):
+  (tmp_path / name).mkdir()
+  with pytest.raises(
+    ValueError, match=rf"{tmp_path}/{name} is a directory, not a file"
+  ):
+    start(tmp_path, c)
+
+
+@pytest.mark.parametrize(
+  ("name", "reason"),
+  [
+    ("file", "File exists"),
+    ("file/run", "Not a directory"),
+    ("locked", "Is a directory"),  # stands for whatever keeps .lock from being written
+  ],
+)
+def test_a_workdir_that_cannot_be_written_to(tmp_path, c, name, reason):
+  (tmp_path / "file").touch()
+  (tmp_path / "locked" / ".lock").mkdir(parents=True)
+  message = rf"--workdir={tmp_path}/{name} is no directory to write to \({reason}\)"
+  with pytest.raises(ValueError, match=message):
+    start(tmp_path / name, c)
+
+
+def test_one_process_that_cannot_use_the_workdir_ends_all(tmp_path, c, monkeypatch):
+  gathered = []
+
+  def gather(failed):
+    gathered.append(bool(failed))
+    return np.array([True, False])  # the main process has failed
+
+  monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+  monkeypatch.setattr(workdir.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(workdir.multihost_utils, "process_allgather", gather)
+  with pytest.raises(ValueError, match=f"another process cannot use {tmp_path}"):
+    start(tmp_path, c)
+  assert gathered == [False]
 
 
 def test_one_run_at_a_time(tmp_path, c):

@@ -100,12 +100,29 @@ def test_a_run_without_a_snapshot_starts_the_file_anew(tmp_path):
   assert path.read_bytes() == b""
 
 
-def test_a_file_shorter_than_the_snapshot_knows_is_refused_and_left_alone(tmp_path):
+@pytest.mark.parametrize(
+  ("left", "kept"),
+  [('{"step": 1}\n{"ste', '{"step": 1}\n'), ("{", ""), (None, "")],
+)
+def test_a_file_shorter_than_the_snapshot_knows_goes_on_after_whole_lines(
+  tmp_path, capsys, left, kept
+):
   path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1}\n')
-  with pytest.raises(ValueError, match=r"metrics.jsonl has 12 bytes.* knows 13"):
-    writers.MetricsWriter(path, keep_bytes=13)
-  assert path.read_text() == '{"step": 1}\n'
+  if left is not None:
+    path.write_text(left)
+  with writers.MetricsWriter(path, keep_bytes=40) as writer:
+    assert writer.size_bytes == len(kept)
+    writer.write(3, {})
+  assert path.read_text() == kept + '{"step": 3}\n'
+  assert capsys.readouterr().err == (
+    f"warning: {path} has {len(left or '')} bytes, the snapshot knows 40: going on "
+    "after the lines that are left\n"
+  )
+
+
+def test_only_the_main_process_misses_a_lost_file(tmp_path, capsys):
+  writers.MetricsWriter(tmp_path / "metrics.jsonl", enabled=False, keep_bytes=40)
+  assert capsys.readouterr().err == ""
 
 
 def test_half_written_last_line_is_not_read(tmp_path):

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,6 +112,7 @@ def load(name: str, data_dir: str, *, cache_bytes: int = 2**30) -> Dataset:
 
   Raises:
     FileNotFoundError: there is no such dataset, or one of its files is missing.
+    PermissionError: it must not be read.
     ValueError: the dataset is damaged or lacks a split, a feature or a label.
   """
   if name == sounding_shapes.NAME:
@@ -157,6 +159,8 @@ def load(name: str, data_dir: str, *, cache_bytes: int = 2**30) -> Dataset:
 
 def _newest_version(name: str, data_dir: Path) -> Path:
   """Returns the directory of the newest version of a dataset."""
+  if (data_dir / name).is_dir():
+    os.listdir(data_dir / name)  # PermissionError; glob would find nothing instead
   versions = _versions(data_dir / name)
   if versions:
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
@@ -178,7 +182,7 @@ def _again(directory: Path) -> str:
 
 def _open(directory: Path) -> tfds.core.DatasetBuilder:
   """Opens a dataset, all of whose files are there."""
-  for name in ("dataset_info.json", "features.json"):
+  for name in ("dataset_info.json", "features.json", "metadata.json"):
     path = directory / name
     if not path.is_file():
       raise FileNotFoundError(f"{path} is missing. {_again(directory)}")

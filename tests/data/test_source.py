@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -221,6 +223,22 @@ def test_a_missing_dataset_is_looked_for_in_vain(directory, tmp_path):
     source.load("gridwords", str(tmp_path / "nowhere"))
 
 
+def test_a_dataset_that_must_not_be_read_is_not_called_missing(
+  directory, tmp_path, monkeypatch
+):
+  scandir, listdir = os.scandir, os.listdir
+
+  def refuse(path):
+    if Path(path) == directory.parent:
+      raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+  # Permissions themselves would not keep a superuser out.
+  monkeypatch.setattr(os, "scandir", lambda path: refuse(path) or scandir(path))
+  monkeypatch.setattr(os, "listdir", lambda path: refuse(path) or listdir(path))
+  with pytest.raises(PermissionError, match=rf"Permission denied: '{tmp_path}/tiny'"):
+    load(tmp_path)
+
+
 def truncate(path: Path) -> None:
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -247,6 +265,8 @@ SHARD = "tiny-train.array_record-00000-of-00001"
     ("features.json", Path.unlink, FileNotFoundError, "{path} is missing"),
     ("dataset_info.json", truncate, ValueError, "{path} is damaged"),
     ("features.json", truncate, ValueError, "{path} is damaged"),
+    ("metadata.json", truncate, ValueError, "{path} is damaged"),
+    ("metadata.json", Path.unlink, FileNotFoundError, "{path} is missing"),
     (
       "dataset_info.json",
       lambda path: path.write_text("[]"),

@@ -145,7 +145,8 @@ def test_preparing_again_does_nothing_or_refuses_or_overwrites(save, tmp_path):
   directory = tmp_path / "data/tiny/1.0.0"
   done = npz.prepare(path, "tiny", data_dir)
   assert done.splitlines()[0] == (
-    f"Wrote {directory}: 2 classes; samples: 6 test, 10 train, 4 validation."
+    f"Wrote {directory}: 2 classes, pixels of images; samples: 6 test, 10 train, 4 "
+    "validation."
   )
   before = source_lib.load("tiny", data_dir)
   written_at = (directory / "dataset_info.json").stat().st_mtime_ns
@@ -181,6 +182,43 @@ def test_a_damaged_dataset_is_replaced_only_on_demand(save, tmp_path):
   npz.prepare(path, "tiny", data_dir, overwrite=True)
   assert json.loads(metadata.read_text())["seed"] == 0
 
+  (shard,) = metadata.parent.glob("tiny-test.array_record*")
+  whole = shard.read_bytes()
+  shard.write_bytes(whole[: len(whole) // 2])
+  message = rf"Cannot read {shard} .*prepare the dataset again\. Or pass --overwrite\.$"
+  with pytest.raises(ValueError, match=message):
+    npz.prepare(path, "tiny", data_dir)
+  # Made from the same file with the same options, and written nevertheless.
+  npz.prepare(path, "tiny", data_dir, overwrite=True)
+  assert len(source_lib.load("tiny", data_dir).splits["test"]) == 6
+
+
+def test_the_config_of_the_dataset_is_recommended_if_there_is_one(
+  save, tmp_path, monkeypatch
+):
+  path = save()
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").mkdir()
+  for name in ("tiny", "custom"):
+    (tmp_path / "configs" / f"{name}.py").touch()
+  assert npz.prepare(path, "tiny", "data").splitlines()[1] == (
+    "Next: python -m mcil_jax.main --config=configs/tiny.py --workdir=runs/tiny "
+    "--config.data.data_dir=data"
+  )
+  # The template knows neither the name nor the classes of a dataset called like it.
+  assert npz.prepare(path, "custom", "data").splitlines()[1] == (
+    "Next: python -m mcil_jax.main --config=configs/custom.py --workdir=runs/custom "
+    "--config.data.name=custom --config.data.data_dir=data "
+    "--config.scenario.increments=1,1"
+  )
+
+
+def test_the_pixels_that_are_used_are_said(save, tmp_path):
+  path = save(video_frames=np.zeros((NUM_PAIRS, 2, 4, 5), np.uint8))
+  for name, frames, used in (("a", None, "video_frames"), ("b", "images", "images")):
+    done = npz.prepare(path, name, str(tmp_path), frames=frames)
+    assert f"2 classes, pixels of {used}; samples:" in done
+
 
 def changed(key: str, *entries, value) -> dict[str, np.ndarray]:
   array = contents()[key]
@@ -193,9 +231,23 @@ ERRORS = {
   "no labels": ({"labels": None}, "key 'labels' is missing; there are audio, audio_gr"),
   "no split": ({"split": None}, "key 'split' is missing"),
   "no names": ({"class_names": None}, "key 'class_names' is missing"),
-  "no images": ({"images": None}, "key 'images' is missing"),
+  "no images": (
+    {"images": None},
+    (
+      "key 'images' is missing; there are audio, audio_group, audio_index, audio_len, "
+      "class_names, image_index, labels, sample_rate, split. Add it or video_frames, "
+      "or remove image_index."
+    ),
+  ),
   "no image index": ({"image_index": None}, "key 'image_index' is missing"),
-  "no audio": ({"audio": None}, "key 'audio' is missing"),
+  "no audio": (
+    {"audio": None},
+    (
+      "key 'audio' is missing; there are audio_group, audio_index, audio_len, "
+      "class_names, image_index, images, labels, sample_rate, split. Add it, or remove "
+      "audio_index."
+    ),
+  ),
   "no audio index": ({"audio_index": None}, "key 'audio_index' is missing"),
   "no rate": ({"sample_rate": None}, "key 'sample_rate' is missing"),
   "no modality": (
@@ -205,7 +257,7 @@ ERRORS = {
   "float labels": ({"labels": np.zeros(20)}, "labels is float64, not integers."),
   "float audio": (
     {"audio": np.zeros((20, 9), np.float32)},
-    "audio is float32, not int16.",
+    "audio is float32, not int16; multiply by 32767 and convert to int16.",
   ),
   "wide audio": ({"audio": np.zeros((20, 9), int)}, "audio is int64, not int16."),
   "byte names": (
@@ -236,7 +288,15 @@ ERRORS = {
     {"video_frames": np.zeros((20, 5, 6), np.uint8)},
     "video_frames is uint8 [20, 5, 6], not uint8 [Ni, T, H, W] or that with 1 or 3",
   ),
-  "short split": ({"split": np.zeros(19, np.uint8)}, "split has 19 entries, not 20."),
+  "short split": (
+    {"split": np.zeros(19, np.uint8), "audio_index": np.zeros(21, int)},
+    "every pair needs one entry in each of these: 20 in labels, 19 in split, 20 in "
+    "image_index, 21 in audio_index.",
+  ),
+  "short audio len": (
+    {"audio_len": np.full(19, 5)},
+    "audio_len has 19 entries, but audio has 20.",
+  ),
   "split value": (
     changed("split", 3, value=2),
     "split of sample 3 is 2, not 0 (train) or 1 (test).",
@@ -310,6 +370,9 @@ def test_what_is_no_npz_file_is_said(save, tmp_path):
   with pytest.raises(FileNotFoundError, match=r"There is no file .*/none\.npz\."):
     npz.prepare(str(tmp_path / "none.npz"), "tiny", str(tmp_path))
 
+  with pytest.raises(ValueError, match=f"{tmp_path} is a directory, not an .npz file"):
+    npz.prepare(str(tmp_path), "tiny", str(tmp_path))
+
   np.save(tmp_path / "array.npy", np.zeros(3))
   whole = Path(save()).read_bytes()
   (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
@@ -354,8 +417,8 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(save, tmp_path):
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines() == [
     f"Reading {tmp_path}/pairs.npz",
-    f"Wrote {tmp_path}/data/tiny/1.0.0: 2 classes; samples: 6 test, 10 train, "
-    "4 validation.",
+    f"Wrote {tmp_path}/data/tiny/1.0.0: 2 classes, pixels of images; samples: "
+    "6 test, 10 train, 4 validation.",
     "Next: python -m mcil_jax.main --config=configs/custom.py --workdir=runs/tiny "
     f"--config.data.name=tiny --config.data.data_dir={tmp_path}/data "
     "--config.scenario.increments=1,1",
@@ -366,3 +429,17 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(save, tmp_path):
     f"error: {tmp_path}/data/tiny/1.0.0 was made"
   )
   assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--seed=x", "flag --seed=x: invalid literal for int() with base 10: 'x'"),
+    ("--nmae=x", "Unknown command line flag 'nmae'. Did you mean: name ?"),
+    ("stray", "unexpected arguments ['stray']; options look like --name=NAME"),
+  ],
+)
+def test_a_mistyped_flag_is_one_line(flag, message):
+  refused = run_command("--source=pairs.npz", "--name=tiny", flag)
+  assert refused.returncode == 1
+  assert refused.stderr == f"error: {message}\n"
