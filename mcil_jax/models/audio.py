@@ -9,6 +9,7 @@ import librosa
 import ml_collections
 import numpy as np
 
+from mcil_jax import moe
 from mcil_jax.models.transformer import Encoder
 
 
@@ -98,12 +99,23 @@ class AudioTower(nn.Module):
   num_heads: int
   patch_frames: int
   drop_path: float = 0.0
+  adapters: moe.AdapterConfig | None = None
 
   @nn.compact
-  def __call__(self, spectrogram: jax.Array, train: bool) -> jax.Array:
-    """`spectrogram` float32 [B, F, mels] → feature [B, width]."""
+  def __call__(
+    self, spectrogram: jax.Array, train: bool, route: moe.Route | None = None
+  ) -> tuple[jax.Array, moe.Routing | None]:
+    """`spectrogram` float32 [B, F, mels] → feature [B, width] and routing."""
     b, count, mels = spectrogram.shape
     x = jnp.pad(spectrogram, ((0, 0), (0, -count % self.patch_frames), (0, 0)))
     x = x.reshape(b, -1, self.patch_frames * mels)
     x = nn.Dense(self.width, name="embed")(x)
-    return Encoder(self.depth, self.num_heads, self.drop_path, name="encoder")(x, train)
+    encoder = Encoder(
+      self.depth,
+      self.num_heads,
+      self.drop_path,
+      adapters=self.adapters,
+      summary="mean",  # there is no class token
+      name="encoder",
+    )
+    return encoder(x, train, route)

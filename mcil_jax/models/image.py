@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mcil_jax import moe
 from mcil_jax.models.transformer import Encoder
 
 
@@ -40,10 +41,21 @@ class ImageTower(nn.Module):
   patch_size: int
   tubelet_frames: int
   drop_path: float = 0.0
+  adapters: moe.AdapterConfig | None = None
 
   @nn.compact
-  def __call__(self, image: jax.Array, train: bool) -> jax.Array:
-    """`image` float32 [B, T, H, W, 3] → feature [B, width]."""
+  def __call__(
+    self, image: jax.Array, train: bool, route: moe.Route | None = None
+  ) -> tuple[jax.Array, moe.Routing | None]:
+    """`image` float32 [B, T, H, W, 3] → feature [B, width] and routing."""
     x = tubelets(image, self.tubelet_frames, self.patch_size)
     x = nn.Dense(self.width, name="embed")(x)
-    return Encoder(self.depth, self.num_heads, self.drop_path, name="encoder")(x, train)
+    encoder = Encoder(
+      self.depth,
+      self.num_heads,
+      self.drop_path,
+      adapters=self.adapters,
+      summary="mean",  # there is no class token
+      name="encoder",
+    )
+    return encoder(x, train, route)

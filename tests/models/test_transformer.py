@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax.models.transformer import DropPath, Encoder
+from mcil_jax.models.transformer import (
+  Block,
+  DropPath,
+  Encoder,
+  quick_gelu,
+  summarise,
+)
+from mcil_jax.moe import AdapterConfig, Route
 
 
 def drop(rate, x, train=True, seed=0):
@@ -32,7 +39,7 @@ def encoder():
   module = Encoder(depth=1, num_heads=2, drop_path=0.5)
   tokens = jax.random.normal(jax.random.key(1), (16, 5, 8))
   variables = jax.jit(lambda key: module.init(key, tokens, False))(jax.random.key(0))
-  features = jax.jit(lambda variables, x: module.apply(variables, x, False))
+  features = jax.jit(lambda variables, x: module.apply(variables, x, False)[0])
   return features, variables, tokens
 
 
@@ -68,7 +75,195 @@ def test_drop_path_of_a_block_drops_either_branch(encoder):
   same = jnp.broadcast_to(tokens[:1], tokens.shape)
   module = Encoder(depth=1, num_heads=2, drop_path=0.5)
   features = jax.jit(
-    lambda key: module.apply(variables, same, True, rngs={"dropout": key})
+    lambda key: module.apply(variables, same, True, rngs={"dropout": key})[0]
   )(jax.random.key(2))
   # Two branches, each kept or dropped: four different outcomes for the same sample.
   assert len(np.unique(np.round(features, 4), axis=0)) == 4
+
+
+def test_quick_gelu_by_hand():
+  # σ(1.702) = 0.845796, σ(−3.404) = 0.032173.
+  found = quick_gelu(jnp.array([0.0, 1.0, -2.0]))
+  np.testing.assert_allclose(found, [0, 0.845796, -0.064346], atol=1e-5)
+
+
+def test_summaries_of_tokens():
+  x = jnp.arange(12.0).reshape(2, 3, 2)
+  end = jnp.array([2, 1])
+  assert summarise(x, "first", None).tolist() == [[0, 1], [6, 7]]
+  assert summarise(x, "mean", None).tolist() == [[2, 3], [8, 9]]
+  assert summarise(x, "end", end).tolist() == [[4, 5], [8, 9]]
+  beyond = summarise(x, "end", jnp.array([2, 3]))
+  assert np.isnan(beyond).tolist() == [[False, False], [True, True]]
+
+
+@pytest.mark.parametrize(
+  ("how", "message"),
+  [
+    ("last", "summary 'last': expected 'first', 'mean' or 'end'"),
+    ("end", "summary 'end' needs the position of each sample's last token"),
+  ],
+)
+def test_impossible_summaries(how, message):
+  with pytest.raises(ValueError, match=message):
+    summarise(jnp.zeros((2, 3, 4)), how, None)
+
+
+def block_output(tokens, **settings):
+  block = Block(2, **settings)
+
+  @jax.jit
+  def run(key):
+    return block.init_with_output(key, tokens, False)
+
+  (y, routing), variables = run(jax.random.key(0))
+  assert routing is None
+  return y, variables["params"]
+
+
+def test_in_a_causal_block_no_token_sees_a_later_one(encoder):
+  _, _, tokens = encoder
+  changed = tokens.at[:, 3].multiply(-1.0)
+  for causal in (True, False):
+    before, _ = block_output(tokens, causal=causal)
+    after, _ = block_output(changed, causal=causal)
+    difference = np.abs(after - before).max(axis=(0, 2))
+    assert (difference[3:] > 1e-3).all()
+    assert difference[:3].any() != causal
+
+
+def test_settings_of_a_block_take_effect(encoder):
+  _, _, tokens = encoder
+  plain, params = block_output(tokens)
+  assert "bias" not in params["attention"]["query"]
+  _, params = block_output(tokens, use_bias=True)
+  assert "bias" in params["attention"]["query"]
+  for settings in ({"activation": quick_gelu}, {"norm_epsilon": 0.1}):
+    changed, _ = block_output(tokens, **settings)
+    assert np.abs(changed - plain).max() > 1e-4
+
+
+ADAPTERS = AdapterConfig(num_experts=3, bottleneck=4, num_routers=2)
+
+
+def route(samples=16, **fields) -> Route:
+  everything = Route(router=jnp.zeros(samples, int), valid=jnp.ones(samples, bool))
+  return everything.replace(**fields)
+
+
+@pytest.fixture(scope="module")
+def adapted(encoder):
+  """A jitted encoder with adapters that do something, and its variables."""
+  _, _, tokens = encoder
+  module = Encoder(
+    depth=2, num_heads=2, adapters=ADAPTERS, causal=True, summary="end", pool="end"
+  )
+  end = jnp.arange(16) % 5
+  shapes = jax.eval_shape(
+    lambda: module.init(jax.random.key(0), tokens, False, route(), end)
+  )
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), shapes
+  )
+  run = jax.jit(lambda v, x, route, end: module.apply(v, x, False, route, end))
+  return run, variables, tokens, end
+
+
+def without_experts(variables):
+  """The variables with adapters that are zero functions."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, p: p * 0 if any("experts" in str(key) for key in path) else p,
+    variables,
+  )
+
+
+def test_without_a_route_adapters_are_skipped(adapted):
+  run, variables, tokens, end = adapted
+  found, routing = run(variables, tokens, None, end)
+  assert routing is None
+  expected, routing = run(without_experts(variables), tokens, route(), end)
+  assert routing is not None
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  routed, _ = run(variables, tokens, route(), end)
+  assert np.abs(routed - found).max() > 1e-2
+
+
+def test_a_block_adds_its_adapters_to_the_output_of_the_mlp(encoder):
+  # Adapters that are constants: every kernel is 0, the bias of expert e is e + 1. The
+  # router's bias chooses expert 2 with the probability e⁰ / (2·e⁻³ + e⁰) = 0.909443.
+  _, _, tokens = encoder
+  block = Block(2, adapters=ADAPTERS)
+  init = jax.jit(lambda key: block.init(key, tokens, False, route()))
+  params = init(jax.random.key(0))["params"]
+  adapters = jax.tree.map(jnp.zeros_like, params["adapters"])
+  adapters["router_bias"] += jnp.array([-3.0, -3.0, 0.0])
+  adapters["experts"]["up_bias"] += jnp.array([1.0, 2.0, 3.0])[:, None]
+  variables = {"params": params | {"adapters": adapters}}
+  valid = jnp.arange(16) < 10
+  plain, _ = block.apply(variables, tokens, False)
+  found, routing = block.apply(variables, tokens, False, route(valid=valid))
+  assert routing.expert_index[:10].tolist() == [[2]] * 10
+  expected = jnp.where(valid, 0.1 * 3 * 0.909443, 0.0)[:, None, None]
+  np.testing.assert_allclose(
+    found - plain, jnp.broadcast_to(expected, tokens.shape), atol=1e-5
+  )
+
+
+def test_routings_are_stacked_over_blocks(adapted):
+  run, variables, tokens, end = adapted
+  _, routing = run(variables, tokens, route(), end)
+  assert routing.expert_index.shape == (2, 16, 1)
+  assert routing.probs.shape == (2, 16, 3)
+  # Blocks have routers of their own.
+  assert np.abs(routing.probs[0] - routing.probs[1]).max() > 0.01
+
+
+def test_text_is_routed_and_pooled_at_its_end(adapted):
+  run, variables, tokens, end = adapted
+  feature, routing = run(variables, tokens, route(), end)
+  # Tokens behind the end are not seen, the one at the end is.
+  behind = jnp.arange(5) > end[:, None]
+  changed = jnp.where(behind[..., None], -tokens, tokens)
+  same, same_routing = run(variables, changed, route(), end)
+  np.testing.assert_allclose(same, feature, atol=1e-5)
+  np.testing.assert_allclose(same_routing.probs, routing.probs, atol=1e-5)
+  at_end = jnp.arange(5) == end[:, None]
+  changed = jnp.where(at_end[..., None], -tokens, tokens)
+  other, other_routing = run(variables, changed, route(), end)
+  assert (np.abs(other - feature).max(axis=1) > 1e-3).all()
+  assert (np.abs(other_routing.probs - routing.probs).max(axis=(0, 2)) > 1e-4).all()
+
+
+def test_experts_are_frozen_per_block(adapted):
+  _, variables, tokens, _ = adapted
+  config = {"num_experts": 3, "bottleneck": 4, "num_routers": 2, "top_k": 3}
+  module = Encoder(depth=2, num_heads=2, adapters=AdapterConfig(**config))
+  trainable = jnp.array([[True, True, False], [False, True, True]])
+
+  @jax.jit
+  @jax.grad
+  def gradients(variables):
+    frozen = route(trainable=trainable)
+    return (module.apply(variables, tokens, False, frozen)[0] ** 3).sum()
+
+  found = gradients(variables)["params"]
+  for i in range(2):
+    for gradient in found[f"block_{i}"]["adapters"]["experts"].values():
+      assert [bool(g.any()) for g in gradient] == trainable[i].tolist()
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3)])
+def test_a_mask_of_experts_needs_a_row_per_block(adapted, shape):
+  run, variables, tokens, end = adapted
+  message = r"route\.trainable has the shape .*: expected \(2, E\), a row per layer"
+  with pytest.raises(ValueError, match=message):
+    run(variables, tokens, route(trainable=jnp.ones(shape, bool)), end)
+
+
+def test_an_encoder_without_adapters_ignores_a_route(encoder):
+  features, variables, tokens = encoder
+  module = Encoder(depth=1, num_heads=2)
+  found, routing = jax.jit(lambda v: module.apply(v, tokens, False, route()))(variables)
+  assert routing is None
+  np.testing.assert_array_equal(found, features(variables, tokens))

@@ -1,0 +1,210 @@
+"""Every backend against a dense mixture of all experts, values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcil_jax.moe import dispatch as dispatch_lib
+from mcil_jax.moe.dispatch import BACKENDS, dispatch
+from mcil_jax.moe.plan import make_plan
+from mcil_jax.moe.routing import top_k
+
+S, D = 3, 4
+
+
+def expert_fn(params, items):
+  """`items` [n, S, D] → [n, S, D]; not zero for zeros."""
+  return jnp.tanh(items @ params["kernel"] + params["bias"])
+
+
+def make_inputs(num_items: int, num_experts: int) -> tuple:
+  keys = jax.random.split(jax.random.key(num_items), 4)
+  x = jax.random.normal(keys[0], (num_items, S, D))
+  logits = jax.random.normal(keys[1], (num_items, num_experts))
+  params = {
+    "kernel": jax.random.normal(keys[2], (num_experts, D, D)),
+    "bias": jax.random.normal(keys[3], (num_experts, D)),
+  }
+  return x, logits, params
+
+
+def planned(logits, valid, k, factor):
+  """The plan, with weights that gradients go through."""
+  return make_plan(top_k(logits, valid, k=k, normalise="all"), factor)
+
+
+def dense(x, plan, params):
+  """Σ_e (weight of e for each item)·f_e(all items)."""
+  one_hot = jax.nn.one_hot(plan.expert_index, plan.num_experts)
+  weights = jnp.einsum("nk,nke->ne", plan.weights, one_hot)
+  outputs = jax.vmap(expert_fn, in_axes=(0, None))(params, x)
+  return jnp.einsum("ne,ensd->nsd", weights, outputs)
+
+
+@functools.partial(jax.jit, static_argnames=("backend", "k", "factor"))
+def compute(x, logits, params, valid, *, backend, k, factor=None):
+  """y, its plan, and the gradients of a loss by x, logits and params."""
+  pattern = jnp.cos(jnp.arange(S * D)).reshape(S, D)
+
+  def loss(x, logits, params):
+    plan = planned(logits, valid, k, factor)
+    if backend == "dense":
+      y = dense(x, plan, params)
+    else:
+      y = dispatch(x, plan, expert_fn, params, backend=backend)
+    return jnp.sum(pattern * jnp.sin(3 * y)), (y, plan)
+
+  gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+  gradients, (y, plan) = gradient(x, logits, params)
+  return y, plan, gradients
+
+
+def assert_close(found, expected):
+  """Relative to each array's scale."""
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    scale = max(np.abs(b).max(initial=0), 1e-3)
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
+
+
+CASES = {
+  "k=1": {"k": 1},
+  "k=2": {"k": 2},
+  "k=3": {"k": 3},
+  "k=E": {"k": 4},
+  "k=1, drops": {"k": 1, "factor": 0.5, "drops": True},
+  "k=2, drops": {"k": 2, "factor": 0.5, "drops": True},
+  "k=E, drops": {"k": 4, "factor": 0.5, "drops": True},
+  "padding": {"k": 2, "padding": 5},
+  "padding, drops": {"k": 2, "padding": 5, "factor": 0.5, "drops": True},
+  "all to one": {"k": 1, "bias": 50.0},
+  "all to one, drops": {"k": 1, "bias": 50.0, "factor": 1.0, "drops": True},
+  "N < E": {"k": 2, "num_items": 2},
+  "N < E, factor": {"k": 2, "num_items": 2, "factor": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backends_equal_the_dense_mixture(name):
+  case = {"factor": None, "padding": 0, "bias": 0.0, "num_items": 12, "drops": False}
+  case |= CASES[name]
+  num_items = case["num_items"]
+  x, logits, params = make_inputs(num_items, 4)
+  logits = logits.at[:, 2].add(case["bias"])
+  valid = jnp.arange(num_items) < num_items - case["padding"]
+  settings = {"k": case["k"], "factor": case["factor"]}
+  y, plan, gradients = compute(x, logits, params, valid, backend="dense", **settings)
+  assert bool((valid[:, None] & ~plan.executed).any()) == case["drops"]
+  assert np.abs(y).max() > 0.1
+  for backend in BACKENDS:
+    found = compute(x, logits, params, valid, backend=backend, **settings)
+    assert_close((found[0], found[2]), (y, gradients))
+
+
+def test_all_experts_with_all_weights_are_a_dense_mixture():
+  x, logits, params = make_inputs(6, 4)
+  outputs = jax.vmap(expert_fn, in_axes=(0, None))(params, x)
+  expected = jnp.einsum("ne,ensd->nsd", jax.nn.softmax(logits), outputs)
+  plan = planned(logits, jnp.ones(6, bool), 4, None)
+  for backend in BACKENDS:
+    assert_close(dispatch(x, plan, expert_fn, params, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_changes_nothing_whatever_it_holds(backend):
+  x, logits, params = make_inputs(7, 4)
+  expected_y, _, expected = compute(
+    x, logits, params, jnp.ones(7, bool), backend=backend, k=2
+  )
+  # Rows of NaN before, between and behind the others.
+  rows = np.array([1, 2, 4, 5, 6, 7, 9])
+  padding = jnp.setdiff1d(jnp.arange(10), rows)
+  x, logits = (
+    jnp.full((10, *a.shape[1:]), jnp.nan).at[rows].set(a) for a in (x, logits)
+  )
+  valid = jnp.zeros(10, bool).at[rows].set(True)
+  y, _, gradients = compute(x, logits, params, valid, backend=backend, k=2)
+  of_items, of_params = (y, *gradients[:2]), gradients[2]
+  assert_close([a[rows] for a in of_items], [expected_y, *expected[:2]])
+  assert_close(of_params, expected[2])
+  assert not any(a[padding].any() for a in of_items)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("num_items", "factor"), [(0, None), (0, 1.0), (3, 1.0)])
+def test_batches_without_a_valid_item_give_zeros(backend, num_items, factor):
+  inputs = make_inputs(num_items, 4)
+  valid = jnp.zeros(num_items, bool)
+  y, _, gradients = compute(*inputs, valid, backend=backend, k=2, factor=factor)
+  assert y.shape == (num_items, S, D)
+  assert not any(a.any() for a in jax.tree.leaves((y, gradients)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_items_may_be_trees_of_arrays_of_any_shape_and_type(backend):
+  # Expert e adds e + 1 times an integer of the item to its vector; both weigh 1/2.
+  x = {"vector": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "integer": jnp.array([10, 20])}
+  plan = planned(jnp.zeros((2, 2)), jnp.ones(2, bool), 2, None)
+  y = dispatch(
+    x,
+    plan,
+    lambda factor, item: item["vector"] + (factor * item["integer"])[:, None],
+    jnp.array([1, 2]),
+    backend=backend,
+  )
+  np.testing.assert_allclose(y, [[16, 17], [33, 34]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_precision_of_the_experts_is_kept(backend):
+  x, logits, params = make_inputs(6, 4)
+  plan = planned(logits, jnp.ones(6, bool), 2, None)
+  exact = dispatch(x, plan, expert_fn, params, backend=backend)
+  x, params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, params))
+  y = dispatch(x, plan, expert_fn, params, backend=backend)
+  assert y.dtype == jnp.bfloat16
+  # Eight bits in x, kernel, product and sum, over values of about 1.
+  np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)
+
+
+# 12 items for 4 experts: buffers of 12 or, with the factor 1, of 3 places on every
+# device; or 12, 6 or 1.5 rows of the batch.
+@pytest.mark.parametrize(
+  ("devices", "factor", "expected"),
+  [
+    (1, None, "indices"),
+    (1, 1.0, "indices"),
+    (2, None, "loop"),
+    (2, 1.0, "indices"),
+    (8, 1.0, "loop"),
+  ],
+)
+def test_auto_takes_what_computes_less(monkeypatch, devices, factor, expected):
+  def taken(name):
+    return lambda *_: name
+
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
+  monkeypatch.setattr(
+    dispatch_lib, "BACKENDS", {name: taken(name) for name in BACKENDS}
+  )
+  x, logits, params = make_inputs(12, 4)
+  plan = planned(logits, jnp.ones(12, bool), 1, factor)
+  assert dispatch(x, plan, expert_fn, params) == expected
+
+
+@pytest.mark.parametrize(
+  ("num_items", "num_experts", "backend", "message"),
+  [
+    (6, 4, "sort", r"backend='sort': .* one of \['loop', 'indices'\]"),
+    (5, 4, "loop", r"leading axes of x are \[\(5,\)\]: the plan is for 6"),
+    (6, 3, "loop", r"leading axes of params are \[\(3,\)\]: the plan is for 4"),
+  ],
+)
+def test_impossible_arguments(num_items, num_experts, backend, message):
+  _, logits, _ = make_inputs(6, 4)
+  plan = planned(logits, jnp.ones(6, bool), 1, None)
+  x, _, params = make_inputs(num_items, num_experts)
+  with pytest.raises(ValueError, match=message):
+    dispatch(x, plan, expert_fn, params, backend=backend)

@@ -1,0 +1,309 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcil_jax import sharding
+from mcil_jax.moe import AdapterConfig, MoEAdapters, Route
+from mcil_jax.moe.plan import make_plan
+from mcil_jax.moe.stats import stats
+
+N, S, D, E = 8, 3, 6, 4
+
+
+def make_layer(**settings) -> MoEAdapters:
+  return MoEAdapters(AdapterConfig(num_experts=E, bottleneck=5, **settings))
+
+
+def make_route(router=0, valid=True, trainable=None) -> Route:
+  return Route(
+    router=jnp.broadcast_to(jnp.asarray(router), (N,)),
+    valid=jnp.broadcast_to(jnp.asarray(valid), (N,)),
+    trainable=None if trainable is None else jnp.array(trainable),
+  )
+
+
+@pytest.fixture(scope="module")
+def h():
+  return jax.random.normal(jax.random.key(7), (N, S, D))
+
+
+def init(layer, h):
+  return layer.init(jax.random.key(0), h, h[:, 0], make_route(), False)["params"]
+
+
+def random_params(layer, h):
+  """Parameters of size one, so that samples spread over experts that do something."""
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda: init(layer, h))
+  return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
+
+
+@functools.partial(jax.jit, static_argnames=("layer", "train"))
+def apply(layer, params, h, route, train=False, seed=0):
+  rngs = {"dropout": jax.random.key(seed)}
+  return layer.apply({"params": params}, h, h[:, 0], route, train, rngs=rngs)
+
+
+def squared(layer, params, h, route):
+  y, _ = apply(layer, params, h, route)
+  return (y**2).sum()
+
+
+gradients = jax.jit(jax.grad(squared, argnums=1), static_argnums=0)
+
+
+def test_the_layer_starts_as_zero_with_routers_that_differ(h):
+  layer = make_layer(num_routers=30, noise=True)
+  params = jax.jit(init, static_argnums=0)(layer, h)
+  assert params["router_kernel"].shape == (30, D, E)
+  # 720 samples: the standard error of a deviation is 2.6 %.
+  np.testing.assert_allclose(params["router_kernel"].std(), 0.02, rtol=0.1)
+  np.testing.assert_array_equal(params["router_bias"], np.zeros((30, E)))
+  np.testing.assert_array_equal(params["noise_kernel"], np.zeros((30, D, E)))
+  y, routing = apply(layer, params, h, make_route())
+  np.testing.assert_array_equal(y, np.zeros((N, S, D)))
+  assert len(np.unique(routing.expert_index)) > 1
+
+
+@pytest.mark.parametrize("backend", ["loop", "indices"])
+@pytest.mark.parametrize("normalise", ["all", "chosen"])
+def test_the_layer_is_its_formula(h, backend, normalise):
+  layer = make_layer(top_k=2, normalise=normalise, backend=backend, scale=0.5)
+  params = jax.tree.map(np.asarray, random_params(layer, h))
+  y, _ = apply(layer, params, h, make_route())
+  p = params["experts"]
+  for x, found in zip(np.asarray(h), y, strict=True):
+    logits = x[0] @ params["router_kernel"][0] + params["router_bias"][0]
+    first, second = np.argsort(-logits)[:2]
+    exp = np.exp(logits)
+    total = exp.sum() if normalise == "all" else exp[first] + exp[second]
+    expected = np.zeros((S, D))
+    for e in (first, second):
+      z = np.maximum(x @ p["down_kernel"][e] + p["down_bias"][e], 0)
+      expected += 0.5 * exp[e] / total * (z @ p["up_kernel"][e] + p["up_bias"][e])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_each_sample_uses_its_own_router(h):
+  layer = make_layer(num_routers=3)
+  params = random_params(layer, h)
+  router = jnp.array([2, 0, 1, 1, 2, 0, 0, 2])
+  _, found = apply(layer, params, h, make_route(router))
+  alone = [apply(layer, params, h, make_route(r))[1].probs for r in range(3)]
+  expected = np.stack(alone)[router, np.arange(N)]
+  np.testing.assert_allclose(found.probs, expected, rtol=1e-5)
+  assert np.abs(alone[0] - alone[1]).max() > 0.1
+
+
+def test_routers_that_no_sample_uses_get_no_gradient(h):
+  layer = make_layer(num_routers=3)
+  params = random_params(layer, h)
+  gradient = gradients(layer, params, h, make_route(1))["router_kernel"]
+  assert np.abs(gradient[1]).max() > 0.01
+  assert not gradient[::2].any()
+
+
+@pytest.mark.parametrize("router", [3, 99])
+def test_a_router_that_does_not_exist_is_not_silently_another(h, router):
+  layer = make_layer(num_routers=3)
+  routers = make_route(jnp.zeros(N, int).at[2].set(router))
+  y, _ = apply(layer, random_params(layer, h), h, routers)
+  assert np.isnan(y[2]).all()
+  assert np.isfinite(np.delete(y, 2, axis=0)).all()
+
+
+@pytest.mark.parametrize(("normalise", "learns"), [("all", True), ("chosen", False)])
+def test_with_one_expert_per_sample_weights_over_all_teach_the_router(
+  h, normalise, learns
+):
+  layer = make_layer(normalise=normalise)
+  found = gradients(layer, random_params(layer, h), h, make_route())
+  assert found["router_kernel"].any() == learns
+
+
+@pytest.mark.parametrize("backend", ["loop", "indices"])
+def test_frozen_experts_get_exactly_no_gradient_and_change_no_other(h, backend):
+  layer = make_layer(top_k=E, backend=backend)  # every expert is used
+  params = random_params(layer, h)
+  frozen = make_route(trainable=[True, False, False, True])
+  expected = gradients(layer, params, h, make_route())
+  found = gradients(layer, params, h, frozen)
+  for name, gradient in found.pop("experts").items():
+    original = expected["experts"][name]
+    assert all(original[e].any() for e in range(E))
+    assert not gradient[1:3].any()
+    np.testing.assert_allclose(gradient[::3], original[::3], rtol=1e-5, atol=1e-5)
+  for name, gradient in found.items():
+    np.testing.assert_allclose(gradient, expected[name], rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(
+    apply(layer, params, h, frozen)[0], apply(layer, params, h, make_route())[0]
+  )
+
+
+def test_invalid_samples_get_zeros(h):
+  layer = make_layer()
+  valid = jnp.arange(N) % 2 == 0
+  y, routing = apply(layer, random_params(layer, h), h, make_route(valid=valid))
+  assert not y[1::2].any()
+  assert all(row.any() for row in y[::2])
+  assert routing.valid.tolist() == valid.tolist()
+
+
+@pytest.mark.parametrize("factor", [None, 0.5])
+def test_all_backends_drop_the_same_units(h, factor):
+  params = random_params(make_layer(), h)
+  found = {}
+  for backend in ("loop", "indices"):
+    layer = make_layer(top_k=2, dropout=0.5, backend=backend, capacity_factor=factor)
+    found[backend], _ = apply(layer, params, h, make_route(), train=True)
+  np.testing.assert_allclose(found["loop"], found["indices"], rtol=1e-5, atol=1e-5)
+
+
+def test_units_are_dropped_in_training_only(h):
+  layer = make_layer(top_k=2, dropout=0.5)
+  params = random_params(layer, h)
+
+  def run(train, seed):
+    return apply(layer, params, h, make_route(), train=train, seed=seed)[0]
+
+  np.testing.assert_array_equal(run(False, 0), run(False, 1))
+  np.testing.assert_array_equal(run(True, 0), run(True, 0))
+  assert np.abs(run(True, 0) - run(False, 0)).max() > 0.01
+  assert np.abs(run(True, 0) - run(True, 1)).max() > 0.01
+
+
+def test_each_expert_drops_units_of_its_own(h):
+  layer = make_layer(dropout=0.5)
+  params = random_params(layer, h)
+  params["router_kernel"] *= 0
+  params["experts"] = jax.tree.map(
+    lambda p: np.broadcast_to(p[:1], p.shape), params["experts"]
+  )
+
+  def only(expert):
+    params["router_bias"] = np.where(np.arange(E) == expert, 99.0, 0.0)[None]
+    return apply(layer, params, h, make_route(), train=True)[0]
+
+  # The same parameters and samples, so only what is dropped differs.
+  assert np.abs(only(1) - only(2)).max() > 0.01
+
+
+def test_noise_changes_choices_in_training_only(h):
+  layer = make_layer(noise=True)
+  params = random_params(layer, h)
+
+  def probs(train, seed):
+    return apply(layer, params, h, make_route(), train=train, seed=seed)[1].probs
+
+  np.testing.assert_array_equal(probs(False, 0), probs(False, 1))
+  assert (probs(True, 0).argmax(axis=1) != probs(True, 1).argmax(axis=1)).any()
+
+
+def test_noise_of_no_standard_deviation_changes_nothing(h):
+  layer = make_layer(noise=True)
+  params = random_params(layer, h)
+  params["noise_kernel"] = np.full_like(params["noise_kernel"], -999.0)
+  positive = jnp.abs(h)  # so that x·W_noise is far below 0, and its softplus is 0
+  with_noise, without = (
+    apply(layer, params, positive, make_route(), train=train)[1].probs
+    for train in (True, False)
+  )
+  np.testing.assert_allclose(with_noise, without, rtol=1e-6)
+
+
+def test_a_full_expert_drops_samples(h):
+  layer = make_layer(capacity_factor=1.0)  # ⌈8/4⌉ = 2 samples per expert
+  params = random_params(layer, h)
+  params["router_bias"] = jnp.array([[0.0, 99.0, 0.0, 0.0]])
+  y, _ = apply(layer, params, h, make_route())
+  assert all(row.any() for row in y[:2])
+  assert not y[2:].any()
+
+
+def test_routing_is_in_float32_whatever_the_precision_of_the_tokens(h):
+  layer = make_layer()
+  params = random_params(layer, h)
+  rounded = h.astype(jnp.bfloat16)
+  _, found = apply(layer, params, rounded, make_route())
+  _, expected = apply(layer, params, rounded.astype(jnp.float32), make_route())
+  np.testing.assert_array_equal(found.probs, expected.probs)
+  assert found.weights.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  ("shape", "backend", "factor"), [((8, 1), "loop", None), ((2, 4), "indices", 0.5)]
+)
+def test_sharded_equals_unsharded(h, shape, backend, factor):
+  layer = make_layer(
+    top_k=2, num_routers=2, dropout=0.5, backend=backend, capacity_factor=factor
+  )
+  params = random_params(layer, h)
+  batch = {
+    "h": np.asarray(h),
+    "router": np.arange(N, dtype=np.int32) % 2,
+    "valid": np.arange(N) != 5,
+  }
+
+  def step(params, batch):
+    def loss(params):
+      route = Route(router=batch["router"], valid=batch["valid"])
+      y, routing = apply(layer, params, batch["h"], route, train=True)
+      found = stats(routing, make_plan(routing, factor))
+      return (y**2).sum() + found.balance_loss, (y, found)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+  expected = jax.jit(step)(params, batch)
+  mesh = sharding.make_mesh(*shape)
+  placed = sharding.place(batch, mesh, N)
+  found = jax.jit(step)(jax.device_put(params, sharding.replicated(mesh)), placed)
+  assert (expected[0][1][1].dropped > 0) == (factor is not None)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    scale = max(float(np.abs(b).max()), 1e-3)
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"num_experts": 0}, "num_experts=0: expected a number ≥ 1"),
+    ({"bottleneck": 0}, "bottleneck=0: expected a number ≥ 1"),
+    ({"num_routers": -1}, "num_routers=-1: expected a number ≥ 1"),
+    ({"dropout": 1.0}, r"dropout=1\.0: expected a rate in \[0, 1\)"),
+    ({"dropout": -0.1}, r"dropout=-0\.1: expected a rate in \[0, 1\)"),
+  ],
+)
+def test_impossible_settings(settings, message):
+  with pytest.raises(ValueError, match=message):
+    AdapterConfig(**{"num_experts": 4} | settings)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"top_k": 5}, "top_k=5 of 4 experts"),
+    ({"normalise": "some"}, "normalise='some'"),
+    ({"backend": "some"}, "backend='some'"),
+    ({"capacity_factor": 0.0}, r"capacity_factor=0\.0"),
+  ],
+)
+def test_settings_that_other_modules_refuse(h, settings, message):
+  with pytest.raises(ValueError, match=message):
+    init(make_layer(**settings), h)
+
+
+@pytest.mark.parametrize(
+  ("field", "message"),
+  [
+    ("router", r"route\.router has the shape \(2,\): expected \(8,\)"),
+    ("valid", r"route\.valid has the shape \(2,\): expected \(8,\)"),
+    ("trainable", r"route\.trainable has the shape \(2,\): expected \(4,\)"),
+  ],
+)
+def test_routes_of_wrong_shapes(h, field, message):
+  route = make_route().replace(**{field: jnp.zeros(2, int)})
+  with pytest.raises(ValueError, match=message):
+    make_layer().init(jax.random.key(0), h, h[:, 0], route, False)
