@@ -1,0 +1,247 @@
+"""Tables: of one run for the terminal, of many in Markdown and LaTeX.
+
+A table of many has a row per group of runs that differ in their seed only, and the
+columns that `columns` defines, for everything that compares runs.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mcil_jax.report import reading
+from mcil_jax.report.reading import Results
+
+# Metrics in the order and by the names in which people read them.
+METRIC_NAMES = {
+  "average_incremental_accuracy": "average incremental accuracy",
+  "final_accuracy": "final accuracy",
+  "final_class_mean_accuracy": "final accuracy, mean over classes",
+  "mean_accuracy": "final accuracy, mean over tasks",
+  "plasticity": "accuracy just after learning (plasticity)",
+  "forgetting_max": "forgetting since the best",
+  "forgetting_first": "forgetting since just learned",
+  "forgetting_avcil": "forgetting as AV-CIL counts it",
+  "bwt": "backward transfer (BWT)",
+  "fwt": "forward transfer (FWT)",
+  "intransigence": "intransigence",
+}
+# These two are columns of the accuracy table, not lines below it.
+_COLUMNS = ("average_incremental_accuracy", "final_accuracy")
+
+# Those that a comparison shows, by the heading of their column.
+_COMPARED = {
+  "average": "average_incremental_accuracy",
+  "final": "final_accuracy",
+  "final, class mean": "final_class_mean_accuracy",
+  "forgetting (max)": "forgetting_max",
+}
+
+_LATEX = str.maketrans(
+  {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\n": " ",
+  }
+)
+_MARKDOWN = str.maketrans(
+  {**{character: f"\\{character}" for character in "\\|*`<"}, "\n": " "}
+)
+
+
+# --- Of one run.
+
+
+def accuracy_table(
+  matrix: ArrayLike, increments: Sequence[int], seen_accuracy: ArrayLike | None = None
+) -> str:
+  """The accuracy matrix in percent, as aligned text with a row per learned task.
+
+  Args:
+    matrix: float [T, T], fractions; NaN or None where there is no value.
+    increments: classes per task, T of them.
+    seen_accuracy: float [T], the last column. Every sample counts the same in it, so
+      that it does not follow from the matrix; None leaves the column out.
+
+  Raises:
+    ValueError: the shapes disagree.
+  """
+  num_tasks = len(increments)
+  matrix = reading.floats("accuracy_matrix", matrix, (num_tasks, num_tasks))
+  rows = [
+    ["accuracy (%) on task", *(f"{task:5}" for task in range(num_tasks))],
+    ["classes", *map(str, increments)],
+  ]
+  learned = np.flatnonzero(~np.isnan(matrix[:, 0]))
+  rows += [[f"after task {t}", *map(reading.percent, matrix[t])] for t in learned]
+  if seen_accuracy is not None:
+    seen = reading.floats("seen_accuracy", seen_accuracy, (num_tasks,))
+    column = ["seen", str(sum(increments)), *map(reading.percent, seen[learned])]
+    rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
+  return _align(rows)
+
+
+def results_table(results: Results) -> str:
+  """The summary that a user sees at the end: accuracies, metrics, time, what is absent.
+
+  Raises:
+    ValueError: a key that every run has is missing, or shapes disagree.
+  """
+  curves = reading.accuracy_curves(results)
+  num_tasks, learned = len(results["increments"]), reading.num_learned(results)
+  blocks = [
+    f"{reading.title(results)}: {learned} of {num_tasks} tasks learned",
+    _align(_accuracy_rows(curves, learned) if learned else []),
+    _align(metric_rows(results.get("metrics", {}), without=_COLUMNS)),
+    _undefined_lines(results.get("undefined", {})),
+    _cost_line(results),
+  ]
+  return "\n\n".join(block for block in blocks if block)
+
+
+def _accuracy_rows(curves: Mapping[str, np.ndarray], learned: int) -> list[list[str]]:
+  finished = learned == len(curves[reading.CLASS_INCREMENTAL])
+  last = "final" if finished else f"after task {learned - 1}"
+  rows = [["accuracy (%)", "average", last]]
+  for name, curve in curves.items():
+    shown = curve[:learned].mean(), curve[learned - 1]
+    rows.append([name, *map(reading.percent, shown)])
+  return rows
+
+
+def metric_rows(
+  metrics: Mapping[str, float], without: Sequence[str] = ()
+) -> list[list[str]]:
+  """Name and value of each metric, known ones first, as people read them."""
+  known = [name for name in METRIC_NAMES if name in metrics and name not in without]
+  rows = [[METRIC_NAMES[k], f"{reading.percent(metrics[k])} %"] for k in known]
+  # What a method adds need not be a fraction, and is shown as it is.
+  own = [name for name in metrics if name not in METRIC_NAMES]
+  return rows + [[name, f"{metrics[name]:.4g}"] for name in own]
+
+
+def _undefined_lines(undefined: Mapping[str, str]) -> str:
+  lines = [f"  {METRIC_NAMES.get(k, k)}: {reason}" for k, reason in undefined.items()]
+  return "\n".join(["no value for", *lines]) if lines else ""
+
+
+def _cost_line(results: Results) -> str:
+  parts = {
+    "train_seconds": lambda seconds: f"{seconds / 60:.1f} min of training",
+    "steps_per_second": lambda rate: f"{rate:.1f} steps/s",
+    "input_wait_share": lambda share: (
+      f"{reading.percent(share)} % of the time waiting for input"
+    ),
+  }
+  known = [(key, text) for key, text in parts.items() if results.get(key) is not None]
+  return ", ".join(text(results[key]) for key, text in known)
+
+
+def _align(rows: list[list[str]]) -> str:
+  """Text with the first column flush left and the others flush right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = (
+    [row[0].ljust(widths[0])]
+    + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    for row in rows
+  )
+  return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+# --- Of many runs.
+
+
+def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
+  """What a comparison shows of a run, by heading: percent, at the end minutes.
+
+  Args:
+    modalities: those with a column for the accuracy with this modality alone at test.
+
+  Returns:
+    Functions of the results of a finished run. They return NaN for what the run has no
+    value for, and raise ValueError if it does not say why.
+  """
+  metrics = {
+    heading: functools.partial(_metric, name=name)
+    for heading, name in _COMPARED.items()
+  }
+  alone = {f"{m} only": functools.partial(_final, modality=m) for m in modalities}
+  minutes = {"minutes": lambda results: reading.get(results, "train_seconds") / 60}
+  return metrics | alone | minutes
+
+
+def cells(
+  runs: Sequence[Results], values: Mapping[str, Callable[[Results], float]]
+) -> list[str]:
+  """A cell per column: mean ± standard deviation (n − 1) over runs.
+
+  Args:
+    runs: results of one run or more; one has no deviation.
+    values: from `columns`. If a run has no value, neither have all of them: "n/a".
+
+  Raises:
+    ValueError: a run lacks a key that every finished run has.
+  """
+  texts = []
+  for value in values.values():
+    sample = np.array([value(results) for results in runs])
+    spread = f" ± {sample.std(ddof=1):.1f}" if len(sample) > 1 else ""
+    mean = round(sample.mean(), 1) + 0.0  # not "-0.0"
+    texts.append("n/a" if np.isnan(sample).any() else f"{mean:.1f}{spread}")
+  return texts
+
+
+def markdown_row(row: Sequence[str]) -> str:
+  """One line of a Markdown table; what Markdown or HTML would interpret is escaped."""
+  return f"| {' | '.join(cell.translate(_MARKDOWN) for cell in row)} |"
+
+
+def markdown_heading(row: Sequence[str], num_labels: int) -> str:
+  """The first two lines of a Markdown table.
+
+  Args:
+    row: the headings.
+    num_labels: how many columns, the first ones, are text; the others align right.
+  """
+  rule = "|---" * num_labels + "|---:" * (len(row) - num_labels) + "|"
+  return f"{markdown_row(row)}\n{rule}"
+
+
+def markdown(rows: Sequence[Sequence[str]], num_labels: int) -> str:
+  """A Markdown table; arguments as those of `latex`."""
+  lines = [markdown_heading(rows[0], num_labels), *map(markdown_row, rows[1:])]
+  return "\n".join(lines) + "\n"
+
+
+def latex(rows: Sequence[Sequence[str]], num_labels: int) -> str:
+  r"""A LaTeX table; it needs \usepackage{booktabs}.
+
+  Args:
+    rows: the headings, then the cells, as plain text.
+    num_labels: how many columns, the first ones, are text; the others align right.
+  """
+  lines = [f"{' & '.join(cell.translate(_LATEX) for cell in row)} \\\\" for row in rows]
+  alignment = "l" * num_labels + "r" * (len(rows[0]) - num_labels)
+  head = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", lines[0], r"\midrule"]
+  return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _metric(results: Results, name: str) -> float:
+  if name in results.get("undefined", {}):
+    return np.nan
+  value = reading.get(reading.get(results, "metrics"), name)
+  return np.nan if value is None else 100 * value
+
+
+def _final(results: Results, modality: str) -> float:
+  """Final accuracy with one modality present, percent; NaN if it was not trained."""
+  accuracies = (reading.get(results, "per_modality") or {}).get(modality)
+  return 100 * reading.get(accuracies, "seen_accuracy")[-1] if accuracies else np.nan
