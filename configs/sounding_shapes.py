@@ -26,4 +26,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.train.epochs = 8
   c.memory.size = 60
   smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
-  return config_lib.with_variant(c, variant, smoke=smoke)
+  trimodal = config_lib.TRIMODAL | {"train.epochs": 12}
+  return config_lib.with_variant(c, variant, trimodal=trimodal, smoke=smoke)

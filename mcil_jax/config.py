@@ -40,6 +40,13 @@ def default() -> ml_collections.ConfigDict:
   c.scenario.shuffle_within = ()
 
   c.model = ml_collections.ConfigDict()
+  c.model.classifier = "linear"  # or "text": cosine with the prompts of the classes
+  c.model.fusion = "concat"  # or "aavfm"; or one modality: "image", "audio"
+  c.model.anchor = "image"  # aavfm: the modality that is kept where the other is masked
+  # aavfm: correlation below which the other modality is masked; a number, or
+  # "quantile:q" of the training samples at the start of each task. −1 masks nothing.
+  c.model.theta = "-1"
+  c.model.variant = "paper"  # or "released", what the authors' code of MIFE computes
   c.model.width = 128
   c.model.num_heads = 4
   c.model.drop_path = 0.1
@@ -56,11 +63,37 @@ def default() -> ml_collections.ConfigDict:
   c.model.audio.window_seconds = 0.025
   c.model.audio.hop_seconds = 0.01
 
+  c.model.text = ml_collections.ConfigDict()
+  c.model.text.tower = "byte_transformer"
+  c.model.text.depth = 2
+  c.model.text.templates = ()  # own prompts, each with one {}; (): those of the dataset
+  c.model.text.num_templates = 8  # L, the first of them
+
+  c.moe = ml_collections.ConfigDict()  # adapters beside every MLP of every tower
+  c.moe.num_experts = 0  # E; 0: no adapters
+  c.moe.top_k = 1
+  c.moe.bottleneck = 64
+  c.moe.dropout = 0.1
+  c.moe.routers = "auto"  # "shared" by all tasks, or "per_task", which is mife's way
+  c.moe.noise = False
+  c.moe.capacity_factor = 0.0  # 0: nothing is dropped
+  c.moe.backend = "auto"  # or "loop", "indices"
+
   c.train = ml_collections.ConfigDict()
   c.train.modalities = "image,audio"  # comma-separated; the model has no others
+  c.train.modality_dropout = 0.0  # share of samples that lose each of the modalities
+  # "always", or "first_task": frozen from then on, but for adapters, fusion and a
+  # linear classifier. "auto": as the method says.
+  c.train.towers = "auto"
+  c.train.templates_per_step = 0  # prompts per class, drawn for each step; 0: all
   c.train.epochs = 20  # per task
   c.train.batch_size = 64  # over all devices
   c.train.learning_rate = 1e-3  # peak: linear warm-up, then cosine to 0, per task
+  c.train.frozen_learning_rate = 1e-2  # the peak where towers are frozen
+  # Share of the learning rate for the text tower. From scratch, one that learns as fast
+  # as the others lets the prompts of classes coincide before an image or sound can tell
+  # them apart, and then there is no way back.
+  c.train.text_rate = 0.1
   c.train.warmup_share = 0.1  # of a task's steps
   c.train.weight_decay = 0.05  # AdamW, matrices only
   c.train.clip_norm = 1.0  # of the gradient
@@ -79,7 +112,18 @@ def default() -> ml_collections.ConfigDict:
   # Share of each batch drawn from the memory; 0: new samples and exemplars are mixed.
   c.memory.batch_share = 0.5
 
+  c.mife = ml_collections.ConfigDict()
+  c.mife.wccl_share = 0.5  # of the first loss; the rest is cross-entropy to prototypes
+  c.mife.mi = "paper"  # or "released", "infonce"
+  c.mife.mi_weight = 0.3  # the first loss has the rest
+  c.mife.trimodal_weight = 0.0  # of AudioCLIP's contrastive loss, while towers train
+  c.mife.balance_weight = 0.0  # of the experts' load balance loss
+  c.mife.freeze_above = 1.0  # experts with a larger share of a task's samples freeze
+  c.mife.task_inference = "prototype"  # or "oracle": the task is told at test
+  c.mife.within_task = True  # whether only classes of the inferred task compete
+
   c.eval = ml_collections.ConfigDict()
+  c.eval.templates = "mean"  # of all prompts of a class; or "one", the first
   c.eval.modalities = "image,audio"  # present at test in the main result
   c.eval.split = "test"  # or "validation", to tune
   c.eval.batch_size = 128
@@ -99,26 +143,43 @@ def default() -> ml_collections.ConfigDict:
   return c.lock()
 
 
+# Image, audio and text in one space, with experts in all towers: the model of MIFE.
+TRIMODAL = {
+  "model.classifier": "text",
+  "model.fusion": "aavfm",
+  "moe.num_experts": 5,
+  "train.modality_dropout": 0.15,
+}
+
+
 def with_variant(
   c: ml_collections.ConfigDict, variant: str, **variants: dict[str, object]
 ) -> ml_collections.ConfigDict:
-  """Overwrites settings by the variant that `--config=FILE.py:VARIANT` names.
+  """Overwrites settings by the variants that `--config=FILE.py:VARIANT` names.
 
   Args:
     c: of the plain experiment.
-    variant: a name, or empty for the plain experiment.
-    **variants: name → {dotted key: value}.
+    variant: names separated by commas, the later ones win; empty for none.
+    **variants: name → {dotted key: value}; "trimodal" exists everywhere.
 
   Raises:
     ValueError: there is no such variant; lists those that exist.
   """
-  if variant and variant not in variants:
-    raise ValueError(
-      f"there is no variant {variant!r} of this config, only {', '.join(variants)}"
-    )
-  if variant:
-    c.update_from_flattened_dict(variants[variant])
+  variants = {"trimodal": TRIMODAL} | variants
+  for name in filter(None, variant.split(",")):
+    if name not in variants:
+      raise ValueError(
+        f"there is no variant {name!r} of this config, only {', '.join(variants)}"
+      )
+    c.update_from_flattened_dict(variants[name])
   return c
+
+
+def per_task_routers(c: ml_collections.ConfigDict) -> bool:
+  """Whether each task has routers of its own, as `config.moe.routers` says."""
+  if c.moe.routers == "auto":
+    return c.method == "mife" and c.moe.num_experts > 0
+  return c.moe.routers == "per_task"
 
 
 def modalities(text: str, key: str) -> tuple[str, ...]:
@@ -136,6 +197,27 @@ def modalities(text: str, key: str) -> tuple[str, ...]:
   return tuple(name for name in MODALITIES if name in names)
 
 
+def theta(text: str) -> tuple[str, float]:
+  """What `config.model.theta` says: ("number", θ) or ("quantile", q).
+
+  Raises:
+    ValueError: it is neither.
+  """
+  kind, _, value = text.rpartition(":")
+  try:
+    number = float(value)
+    if kind == "quantile" and 0 <= number <= 1:
+      return kind, number
+    if kind == "" and math.isfinite(number):
+      return "number", number
+  except ValueError:
+    pass
+  raise ValueError(
+    f"config.model.theta={text!r}: expected a number such as '0.8', or 'quantile:q' "
+    "with q in [0, 1]"
+  )
+
+
 _AT_LEAST_ONE = (
   "model.width",
   "model.num_heads",
@@ -143,6 +225,10 @@ _AT_LEAST_ONE = (
   "model.image.patch_size",
   "model.image.tubelet_frames",
   "model.audio.depth",
+  "model.text.depth",
+  "model.text.num_templates",
+  "moe.top_k",
+  "moe.bottleneck",
   "model.audio.patch_frames",
   "model.audio.num_mels",
   "train.batch_size",
@@ -160,16 +246,39 @@ _NOT_NEGATIVE = (
   "augment.mask_frames",
   "augment.mask_mels",
   "memory.size",
+  "moe.num_experts",
+  "moe.capacity_factor",
+  "train.templates_per_step",
+  "mife.trimodal_weight",
+  "mife.balance_weight",
+  "mife.freeze_above",
   "checkpoint.every_steps",
 )
 _POSITIVE = (
+  "train.text_rate",
+  "train.frozen_learning_rate",
   "model.audio.window_seconds",
   "model.audio.hop_seconds",
   "train.learning_rate",
   "train.clip_norm",
 )
-_BELOW_ONE = ("model.drop_path", "train.label_smoothing", "memory.batch_share")
+_BELOW_ONE = (
+  "model.drop_path",
+  "moe.dropout",
+  "train.label_smoothing",
+  "memory.batch_share",
+)
+_SHARES = ("train.warmup_share", "mife.wccl_share", "mife.mi_weight")
 _CHOICES = {
+  "model.classifier": ("linear", "text"),
+  "model.fusion": ("concat", "aavfm", *MODALITIES),
+  "model.anchor": MODALITIES,
+  "model.variant": ("paper", "released"),
+  "moe.routers": ("auto", "shared", "per_task"),
+  "train.towers": ("auto", "always", "first_task"),
+  "mife.mi": ("paper", "released", "infonce"),
+  "mife.task_inference": ("prototype", "oracle"),
+  "eval.templates": ("mean", "one"),
   "memory.selection": ("herding", "random"),
   "eval.split": ("test", "validation"),
 }
@@ -199,7 +308,10 @@ def validate(c: ml_collections.ConfigDict) -> None:
     require(values[key] > 0, key, "a number > 0")
   for key in _BELOW_ONE:
     require(0 <= values[key] < 1, key, "a number in [0, 1)")
-  require(0 <= c.train.warmup_share <= 1, "train.warmup_share", "a share in [0, 1]")
+  for key in _SHARES:
+    require(0 <= values[key] <= 1, key, "a share in [0, 1]")
+  require(0 <= c.train.modality_dropout <= 0.5, "train.modality_dropout", "0 to 0.5")
+  theta(c.model.theta)
   for key, choices in _CHOICES.items():
     require(values[key] in choices, key, " or ".join(map(repr, choices)))
   for key in ("train.modalities", "eval.modalities"):

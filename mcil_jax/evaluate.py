@@ -1,6 +1,7 @@
 """The jitted evaluation step and the loops that use it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +10,28 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mcil_jax import config as config_lib
-from mcil_jax import sharding
+from mcil_jax import moe, sharding
 from mcil_jax.data import pipeline
 from mcil_jax.data.source import Split
 from mcil_jax.losses import classification
-from mcil_jax.methods.base import Task
-from mcil_jax.models.multimodal import Batch, MultimodalClassifier
+from mcil_jax.methods.base import Method, Task
+from mcil_jax.models.multimodal import (
+  Batch,
+  MultimodalClassifier,
+  Outputs,
+  Prototypes,
+  Routings,
+)
 from mcil_jax.scenario import Scenario
 from mcil_jax.train import present
 
 MAIN = "main"
 TASK_INCREMENTAL = "task_incremental"
 
-EvalStep = Callable[[dict, Batch, Task], Batch]
+OPEN = "open"
+EVAL_STEP = "eval_step"
+
+EvalStep = Callable[[dict, Batch, Task, Any, Any], Batch]
 
 
 def kinds(
@@ -38,49 +48,100 @@ def kinds(
 
 def make_eval_step(
   model: MultimodalClassifier,
+  method: Method,
   scenario: Scenario,
   present_by_kind: dict[str, tuple[str, ...]],
   mesh: Mesh,
+  *,
+  per_task: bool = False,
 ) -> EvalStep:
   """The jitted step that classifies a batch.
 
   Args:
     model: of the run.
+    method: says how tasks are inferred.
     scenario: for the task-incremental prediction.
-    present_by_kind: from `kinds`; the towers run once for all of them.
+    present_by_kind: from `kinds`; without routers of tasks the towers run once for all.
     mesh: the batch is split over it; results are replicated.
+    per_task: whether each task has routers of its own.
 
   Returns:
-    (params, batch, task) → for each kind, int32 [B] predictions over the seen classes;
-    `task_incremental`, int32 [B], over the classes of the sample's own task, with the
-    main modalities; `embedding`, float32 [B, D], with all modalities.
+    (params, batch, task, prototypes, knowledge) → for each kind, int32 [B] predictions
+    over the seen classes; `task_incremental`, int32 [B], over the classes of the
+    sample's own task, with the main modalities; `embedding`, float32 [B, D], with all
+    modalities; and what `observe` asks for, with the main modalities:
+    `open` [B], predictions over all seen classes even where the method lets only the
+    inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
+    modality; `frozen/M`, the same without adapters; `expert/M` [B, layers, k];
+    `correlation`, `masked` [B] of the fusion.
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
+  knows_tasks = method.tasks is not None
 
-  def eval_step(params, batch: Batch, task: Task) -> Batch:
-    variables = {"params": params}
+  def eval_step(params, batch: Batch, task: Task, prototypes, knowledge) -> Batch:
     inputs = model.apply({}, batch, method="preprocess")
-    features = model.apply(variables, inputs, method="encode")
+    own_task = task_of_class[batch["label"]]
+
+    def encode(router):
+      route = None if router is None else moe.Route(router, batch["valid"])
+      return model.apply({"params": params}, inputs, route, method="encode")
+
+    def classify(features, mask):
+      return model.apply(
+        {"params": params}, features, mask, task.theta, prototypes, method="classify"
+      )
+
+    frozen = encode(None)[0] if knows_tasks else {}
+    shared = None if per_task else encode(jnp.zeros_like(own_task))
+
+    def infer(mask):
+      if not knows_tasks or method.tasks.infer is None:
+        return own_task  # told, or of no consequence
+      nearest = method.tasks.infer(knowledge, frozen, mask)
+      return task_of_class[nearest]
+
+    def within(logits, tasks):
+      return jnp.where(task_of_class == tasks[:, None], logits, -jnp.inf).argmax(-1)
+
     results = {}
     for kind, names in present_by_kind.items():
       mask = present(batch["valid"], names)
-      outputs = model.apply(variables, features, mask, method="classify")
-      logits = classification.mask_unseen(outputs.logits, task.seen)
-      results[kind] = logits.argmax(-1)
+      tasks = infer(mask)
+      features, routing = encode(tasks) if per_task else shared
+      outputs = classify(features, mask)
+      everywhere = classification.mask_unseen(outputs.logits, task.seen).argmax(-1)
+      competes = knows_tasks and method.tasks.within_task
+      results[kind] = within(outputs.logits, tasks) if competes else everywhere
       if kind == MAIN:
-        own = task_of_class == task_of_class[batch["label"]][:, None]
-        within = jnp.where(own, outputs.logits, -jnp.inf)
-        results[TASK_INCREMENTAL] = within.argmax(-1)
+        results |= {OPEN: everywhere, "task": tasks}
+        results |= _observations(outputs, routing)
+        told = classify(encode(own_task)[0], mask) if per_task else outputs
+        results[TASK_INCREMENTAL] = within(told.logits, own_task)
     everything = present(batch["valid"], tuple(model.towers))
-    outputs = model.apply(variables, features, everything, method="classify")
+    features = encode(infer(everything))[0] if per_task else shared[0]
+    outputs = classify(features, everything)
+    results |= {f"frozen/{m}": x for m, x in frozen.items()}
     return results | {"embedding": outputs.embedding}
 
   replicate = sharding.replicated(mesh)
+  batches = sharding.batch_sharding(mesh)
   return jax.jit(
     eval_step,
-    in_shardings=(replicate, sharding.batch_sharding(mesh), replicate),
+    in_shardings=(replicate, batches, replicate, replicate, replicate),
     out_shardings=replicate,
   )
+
+
+def _observations(outputs: Outputs, routing: Routings) -> Batch:
+  """What else is kept of a batch's outputs, see `make_eval_step`."""
+  results = {f"feature/{m}": x for m, x in outputs.features.items()}
+  results["fused"] = outputs.embedding
+  for m, of_tower in routing.items():
+    results[f"expert/{m}"] = of_tower.expert_index.swapaxes(0, 1)
+  if outputs.fused is not None and outputs.fused.correlation is not None:
+    results["correlation"] = outputs.fused.correlation
+    results["masked"] = outputs.fused.masked
+  return results
 
 
 def evaluate(
@@ -93,6 +154,8 @@ def evaluate(
   *,
   batch_size: int,
   mesh: Mesh,
+  prototypes: Prototypes | None = None,
+  knowledge: Any = None,
   after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
   """Runs the evaluation step over some samples.
@@ -106,6 +169,8 @@ def evaluate(
     task: the current one.
     batch_size: of the evaluation.
     mesh: of the run.
+    prototypes: of all classes, for a model with a text tower.
+    knowledge: of the method about tasks.
     after_batch: may raise to end the evaluation early.
 
   Returns:
@@ -114,6 +179,6 @@ def evaluate(
   parts = []
   plan = pipeline.in_order(ids, batch_size)
   for batch in pipeline.batches(split, labels, plan, mesh):
-    parts.append(jax.device_get(step_fn(params, batch, task)))
+    parts.append(jax.device_get(step_fn(params, batch, task, prototypes, knowledge)))
     after_batch()
   return {key: np.concatenate([p[key] for p in parts])[: len(ids)] for key in parts[0]}

@@ -30,7 +30,7 @@ class Record:
     self.workdir = workdir
     self._stop = stop
     self._snapshots = checkpoint.Snapshots(workdir)
-    self._compiled_before = {name: compilations.count(name) for name in state.COMPILED}
+    self._compiled_before = {name: compilations.count(name) for name in setup.compiled}
     self.writer = writers.MetricsWriter(workdir / "metrics.jsonl", enabled=False)
 
   def __enter__(self) -> "Record":

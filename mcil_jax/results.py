@@ -9,7 +9,17 @@ import platform
 import jax
 import numpy as np
 
-from mcil_jax import __version__, checkpoint, evaluate, memory, metrics, report, writers
+from mcil_jax import (
+  __version__,
+  checkpoint,
+  evaluate,
+  memory,
+  metrics,
+  observe,
+  report,
+  writers,
+)
+from mcil_jax import config as config_lib
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
@@ -57,7 +67,15 @@ def summarise(setup: Setup, state: RunState) -> dict:
     for kind, rows in state.predictions.items()
   }
   main = state.predictions[evaluate.MAIN]
-  summary = metrics.summary(main, labels, increments)
+  zero_shot = _zero_shot(setup, state, labels)
+  summary = metrics.summary(main, labels, increments, zero_shot=zero_shot)
+  mife = observe.mife_metrics(
+    state.observed,
+    by_kind[evaluate.MAIN]["seen_accuracy"],
+    metrics.accuracy_matrix(main, labels, increments),
+    zero_shot,
+    metrics.chance_accuracy(increments),
+  )
   seconds = {key: float(value) for key, value in state.seconds.items()}
   loop = seconds["loop_seconds"]
   return {
@@ -72,10 +90,22 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "per_class_accuracy": _lists(
       metrics.per_class_accuracy(main, labels, increments)[-1]
     ),
-    "metrics": summary.values,
-    "undefined": summary.undefined,
+    "metrics": summary.values | mife.values,
+    "undefined": summary.undefined | mife.undefined,
     "task_incremental": by_kind[evaluate.TASK_INCREMENTAL],
+    "open": by_kind[evaluate.OPEN] if setup.method.tasks else None,
     "per_modality": {m: by_kind[m] for m in setup.modalities},
+    "confusion_matrix": _confusion(setup, state, labels),
+    "zero_shot": None if zero_shot is None else _lists(zero_shot),
+    "task_inference_accuracy": observe.task_inference_accuracy(
+      state.observed, labels, setup.scenario
+    )
+    if setup.method.tasks
+    else None,
+    "expert_usage": observe.expert_usage(
+      state.observed, labels, setup.scenario, c.moe.num_experts
+    ),
+    "fusion": observe.fusion(state.observed, labels, setup.scenario, state.theta),
     "compilations": {name: int(n) for name, n in state.compilations.items()},
     "train_seconds": seconds["train_seconds"],
     "steps": int(state.train.step),
@@ -91,7 +121,28 @@ def summarise(setup: Setup, state: RunState) -> dict:
       "processes": jax.process_count(),
     },
     "versions": versions(),
+    "config": config_lib.as_json(c),
   }
+
+
+def _zero_shot(setup: Setup, state: RunState, labels: np.ndarray) -> np.ndarray | None:
+  """[T]: accuracy on each task just before learning it; NaN where there is none."""
+  if setup.reading is None:
+    return None
+  right = np.where(state.zero_shot >= 0, state.zero_shot == labels, np.nan)
+  tasks = setup.scenario.task_of_class[labels]
+  return np.array([right[tasks == t].mean() for t in range(setup.scenario.num_tasks)])
+
+
+def _confusion(setup: Setup, state: RunState, labels: np.ndarray) -> list | None:
+  """Of the last task learned, true classes in rows; None before the first."""
+  rows = state.predictions[evaluate.MAIN]
+  learned = (rows >= 0).any(axis=1)
+  if not learned.any():
+    return None
+  last = int(np.flatnonzero(learned)[-1])
+  increments = setup.scenario.increments
+  return metrics.confusion_matrix(rows, labels, increments, last).tolist()
 
 
 def write(directory: pathlib.Path, summary: dict, *, keep: bool) -> dict:
@@ -111,5 +162,6 @@ def write(directory: pathlib.Path, summary: dict, *, keep: bool) -> dict:
     with contextlib.suppress(ValueError):  # damaged: no JSON, or no text
       return json.loads(path.read_text())
   report.save_plots(summary, directory / "plots")
+  report.write_page(summary, directory / "report" / "index.html")
   writers.write_json(path, summary)
   return summary

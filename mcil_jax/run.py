@@ -1,16 +1,29 @@
-"""The task loop: for each task train, evaluate, remember what must be kept, save."""
+"""The task loop: for each task train, remember what must be kept, evaluate, save."""
 
 import time
 from collections.abc import Iterator
 
+import jax
 import ml_collections
 import numpy as np
 import tqdm
 
-from mcil_jax import evaluate, memory, metrics, report, results, train, workdir
+from mcil_jax import config as config_lib
+from mcil_jax import (
+  evaluate,
+  memory,
+  metrics,
+  observe,
+  report,
+  results,
+  sharding,
+  train,
+  workdir,
+)
 from mcil_jax.data import pipeline
 from mcil_jax.interrupt import StopSignal
 from mcil_jax.methods.base import Samples
+from mcil_jax.models import multimodal
 from mcil_jax.models.multimodal import Batch
 from mcil_jax.record import Record
 from mcil_jax.setup import Setup
@@ -40,9 +53,11 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
     state = record.restore()
     was_finished = state.task == setup.scenario.num_tasks
     while state.task < setup.scenario.num_tasks:
+      if state.train.task_step == 0:
+        state = begin(setup, state, record)
       state = learn(setup, state, record)
-      state, validation_accuracy = assess(setup, state, record)
       state = remember(setup, state, record)
+      state, validation_accuracy = assess(setup, state, record)
       announce(setup, state, record, validation_accuracy)
       record.save_task(state)
       state = record.save(next_task(setup, state))
@@ -62,6 +77,37 @@ def next_task(setup: Setup, state: RunState) -> RunState:
   )
 
 
+def begin(setup: Setup, state: RunState, record: Record) -> RunState:
+  """What comes before a task's first step: forward transfer, θ, new routers."""
+  number, method = int(state.task), setup.method
+  if setup.reading is not None and number > 0:  # before the task leaves any trace
+    split = setup.config.eval.split
+    ids = setup.scenario.samples_of(setup.labels[split], [number])
+    zero_shot = state.zero_shot.copy()
+    zero_shot[ids] = _evaluate(setup, state, record, split, ids)[evaluate.OPEN]
+    state = state.replace(zero_shot=zero_shot)
+  theta = state.theta.copy()
+  theta[number] = _theta(setup, state, record)
+  if method.tasks is not None:
+    knowledge = _on_devices(setup, state.knowledge)
+    params = setup.begin_task(state.train.params, knowledge, number)
+    state = state.replace(train=state.train.replace(params=params))
+  return state.replace(theta=theta)
+
+
+def _theta(setup: Setup, state: RunState, record: Record) -> float:
+  """The fusion's threshold in the current task; quantiles are of its new samples."""
+  kind, value = config_lib.theta(setup.config.model.theta)
+  if kind == "number":
+    return value
+  labels = setup.labels["train"]
+  ids = setup.scenario.samples_of(labels, [int(state.task)])
+  outcome = _evaluate(setup, state, record, "train", ids)
+  if "correlation" not in outcome:
+    return -1.0
+  return float(np.nanquantile(outcome["correlation"], value))
+
+
 def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   """Trains on the current task, from wherever `state` is in it."""
   c, number = setup.config, int(state.task)
@@ -71,7 +117,10 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
     setup.labels["train"], setup.scenario, number, state.memory
   )
   steps_per_epoch = _steps_per_epoch(c, samples)
-  task = setup.task(number, steps_per_epoch * c.train.epochs)
+  steps = steps_per_epoch * c.train.epochs
+  task = setup.task(number, steps, state.theta[number])
+  train_step = setup.train_step(number)
+  knowledge = _on_devices(setup, state.knowledge)
   done, step = int(state.train.task_step), int(state.train.step)
   train_state, scalars = state.train, train.Scalars()
 
@@ -81,19 +130,19 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
 
   bar = tqdm.tqdm(
     desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
-    total=int(task.steps),
+    total=steps,
     initial=done,
     unit="step",
     disable=not (c.log.progress and record.is_main),
   )
   with bar:
     for batch in train.timed(_batches(setup, samples, number, done), seconds):
-      train_state, values = setup.train_step(train_state, batch, task)
+      train_state, values = train_step(train_state, batch, task, knowledge)
       done, step = done + 1, step + 1
       scalars.push(step, values, batch["id"])
       bar.update()
       stop = record.stop_requested(step)
-      at_end = done == task.steps
+      at_end = done == steps
       snapshot = c.checkpoint.every_steps and step % c.checkpoint.every_steps == 0
       # A line covers the steps since the one before, and none may span a snapshot.
       log = step % c.log.every_steps == 0 or at_end or snapshot or stop
@@ -123,7 +172,10 @@ def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
 def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator[Batch]:
   """Batches of all epochs of a task, from its step `done` on."""
   c = setup.config
-  first_epoch, start = divmod(done, _steps_per_epoch(c, samples))
+  steps_per_epoch = _steps_per_epoch(c, samples)
+  if not steps_per_epoch:  # a method may leave a task alone
+    return
+  first_epoch, start = divmod(done, steps_per_epoch)
   for epoch in range(first_epoch, c.train.epochs):
     plan = pipeline.shuffled(
       samples.new,
@@ -144,18 +196,32 @@ def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator
 def _evaluate(
   setup: Setup, state: RunState, record: Record, split: str, ids: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Predictions and embeddings of samples of a split, see `evaluate.evaluate`."""
+  """What the evaluation step returns for samples of a split."""
+  number = int(state.task)
+  theta = state.theta[number]
+  if np.isnan(theta):  # before the task has begun
+    theta = state.theta[number - 1] if number else -1.0
   return evaluate.evaluate(
     setup.eval_step,
     state.train.params,
     setup.dataset.splits[split],
     setup.labels[split],
     ids,
-    setup.task(int(state.task)),
+    setup.task(number, theta=theta),
     batch_size=setup.config.eval.batch_size,
     mesh=setup.mesh,
+    prototypes=_read(setup, state),
+    knowledge=_on_devices(setup, state.knowledge),
     after_batch=lambda: record.stop_here(state),
   )
+
+
+def _read(setup: Setup, state: RunState) -> multimodal.Prototypes | None:
+  return None if setup.read_step is None else setup.read_step(state.train.params)
+
+
+def _on_devices(setup: Setup, knowledge):
+  return jax.device_put(knowledge, sharding.replicated(setup.mesh))
 
 
 def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, float]:
@@ -179,29 +245,55 @@ def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, flo
   predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
   for kind, rows in predictions.items():
     rows[number, ids] = outcome[kind]
-  return state.replace(predictions=predictions).add_seconds(seconds), correct.mean()
+  observed = observe.update(
+    state.observed,
+    outcome,
+    jax.device_get(_read(setup, state)),
+    ids=ids,
+    labels=setup.labels[split][ids],
+    scenario=setup.scenario,
+    number=number,
+  )
+  state = state.replace(predictions=predictions, observed=observed)
+  return state.add_seconds(seconds), correct.mean()
 
 
 def remember(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Selects exemplars of the task's classes, if the method keeps any."""
-  if not setup.method.uses_memory:
-    return state
+  """Keeps what the method needs of the task: exemplars, knowledge of the task."""
+  method, number = setup.method, int(state.task)
+  needs_outcome = method.tasks is not None or (
+    method.uses_memory and setup.config.memory.selection == "herding"
+  )
+  ids = setup.scenario.samples_of(setup.labels["train"], [number])
+  outcome = _evaluate(setup, state, record, "train", ids) if needs_outcome else {}
+  if method.uses_memory:
+    state = state.replace(memory=_select(setup, state, ids, outcome))
+  if method.tasks is not None:
+    labels = setup.labels["train"][ids]
+    routing = jax.device_get(_read(setup, state)).routing
+    if routing is not None:
+      own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
+      outcome["expert/text"] = routing.expert_index.swapaxes(0, 1)[own == number]
+    knowledge = method.tasks.end(state.knowledge, outcome, labels, number)
+    state = state.replace(knowledge=knowledge)
+  return state
+
+
+def _select(
+  setup: Setup, state: RunState, ids: np.ndarray, outcome: dict[str, np.ndarray]
+) -> np.ndarray:
+  """The memory with exemplars of the current task, whose samples are `ids`."""
   c, number = setup.config, int(state.task)
-  labels = setup.labels["train"]
   before, seen = (int(n) for n in setup.scenario.boundaries[number : number + 2])
   rng = np.random.default_rng([0x3E3, c.seed, number])
-  ids = setup.scenario.samples_of(labels, [number])
-  if c.memory.selection == "herding":
-    embeddings = _evaluate(setup, state, record, "train", ids)["embedding"]
 
   def select(of_class: np.ndarray, count: int) -> np.ndarray:
     if c.memory.selection == "random":
       return rng.permutation(of_class)[:count]
-    rows = embeddings[np.searchsorted(ids, of_class)]
+    rows = outcome["embedding"][np.searchsorted(ids, of_class)]
     return of_class[memory.herding(rows, count)]
 
-  updated = memory.update(state.memory, labels, range(before, seen), select)
-  return state.replace(memory=updated)
+  return memory.update(state.memory, setup.labels["train"], range(before, seen), select)
 
 
 def announce(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import ml_collections
@@ -10,7 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mcil_jax import config as config_lib
-from mcil_jax import evaluate, memory, methods, scenario, sharding, train
+from mcil_jax import evaluate, memory, methods, moe, scenario, sharding, train
+from mcil_jax import reading as reading_lib
 from mcil_jax.data import pipeline, source
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models import multimodal
@@ -28,6 +30,7 @@ class Setup:
     mesh: of devices.
     model: Linen module.
     method: what distinguishes this run from another method's.
+    reading: prompts of a model with a text tower, else None.
     modalities: those that the model is trained on.
     present: kind of prediction → modalities present, see `evaluate.kinds`.
   """
@@ -39,6 +42,7 @@ class Setup:
   mesh: jax.sharding.Mesh
   model: multimodal.MultimodalClassifier
   method: Method
+  reading: reading_lib.Reading | None
   modalities: tuple[str, ...]
   present: dict[str, tuple[str, ...]]
 
@@ -47,20 +51,75 @@ class Setup:
     """Jitted, see `train.make_next_task`."""
     return train.make_next_task(self.config.train, self.mesh)
 
+  def freezes_towers(self, number: int) -> bool:
+    """Whether task `number` is learned with frozen towers."""
+    wanted = self.config.train.towers
+    when = self.method.train_towers if wanted == "auto" else wanted
+    return when == "first_task" and number > 0
+
+  def train_step(self, number: int) -> train.TrainStep:
+    """Jitted, for task `number`, see `train.make_train_step`."""
+    return self._train_steps[self.freezes_towers(number)]
+
   @functools.cached_property
-  def train_step(self) -> train.TrainStep:
-    """Jitted, see `train.make_train_step`."""
-    return train.make_train_step(self.model, self.method, self.config, self.mesh)
+  def _train_steps(self) -> dict[bool, train.TrainStep]:
+    return {
+      freeze: train.make_train_step(
+        self.model,
+        self.method,
+        self.config,
+        self.mesh,
+        self.reading,
+        freeze_towers=freeze,
+      )
+      for freeze in (False, True)
+    }
+
+  @functools.cached_property
+  def begin_task(self) -> Callable[..., Any]:
+    """Jitted `Method.tasks.begin`."""
+    replicate = sharding.replicated(self.mesh)
+    return jax.jit(self.method.tasks.begin, out_shardings=replicate)
 
   @functools.cached_property
   def eval_step(self) -> evaluate.EvalStep:
     """Jitted, see `evaluate.make_eval_step`."""
-    return evaluate.make_eval_step(self.model, self.scenario, self.present, self.mesh)
+    return evaluate.make_eval_step(
+      self.model,
+      self.method,
+      self.scenario,
+      self.present,
+      self.mesh,
+      per_task=config_lib.per_task_routers(self.config),
+    )
 
-  def task(self, number: int, steps: int = 0) -> Task:
+  @functools.cached_property
+  def read_step(self) -> Callable[[Any], multimodal.Prototypes] | None:
+    """Jitted, see `reading.make_read_step`; None without a text tower."""
+    if self.reading is None:
+      return None
+    return reading_lib.make_read_step(self.model, self.reading, self.mesh)
+
+  @property
+  def compiled(self) -> tuple[str, ...]:
+    """Names of the functions that compile, each of them once for all tasks."""
+    names = [train.TRAIN_STEP, evaluate.EVAL_STEP]
+    if self.reading is not None:
+      names.append(reading_lib.READ_STEP)
+    if self.freezes_towers(self.scenario.num_tasks - 1):
+      names.append(train.TRAIN_STEP_FROZEN)
+    return tuple(names)
+
+  def task(self, number: int, steps: int = 0, theta: float = -1.0) -> Task:
     """What the jitted steps know of task `number`; evaluation needs no `steps`."""
     before, seen = self.scenario.boundaries[number : number + 2]
-    return Task(index=np.int32(number), before=before, seen=seen, steps=np.int32(steps))
+    return Task(
+      index=np.int32(number),
+      before=before,
+      seen=seen,
+      steps=np.int32(steps),
+      theta=np.float32(theta),
+    )
 
 
 def prepare(c: ml_collections.ConfigDict) -> Setup:
@@ -90,6 +149,7 @@ def prepare(c: ml_collections.ConfigDict) -> Setup:
   _check_classes(labels, tasks)
   modalities = _modalities(c, "train.modalities", dataset.modalities, dataset.name)
   _modalities(c, "eval.modalities", modalities, f"the model of {c.train.modalities!r}")
+  reading = reading_lib.make(c, tasks, dataset.name)
   return Setup(
     config=c,
     dataset=dataset,
@@ -102,10 +162,44 @@ def prepare(c: ml_collections.ConfigDict) -> Setup:
       num_classes=tasks.num_classes,
       shapes=dataset.shapes,
       sample_rate_hz=dataset.sample_rate_hz,
+      adapters=_adapters(c, method, tasks),
     ),
     method=method,
+    reading=reading,
     modalities=modalities,
     present=evaluate.kinds(c, modalities),
+  )
+
+
+def _adapters(
+  c: ml_collections.ConfigDict, method: Method, tasks: scenario.Scenario
+) -> moe.AdapterConfig | None:
+  """The adapters that `config.moe` asks for.
+
+  Raises:
+    ValueError: the settings contradict each other.
+  """
+  per_task = config_lib.per_task_routers(c)
+  if per_task and method.tasks is None:
+    raise ValueError(
+      f"config.moe.routers='per_task': config.method={c.method!r} cannot tell tasks "
+      "apart at test; use 'shared' or method 'mife'"
+    )
+  if not c.moe.num_experts:
+    if per_task:
+      raise ValueError("config.moe.routers='per_task' needs config.moe.num_experts ≥ 1")
+    return None
+  released = c.model.variant == "released"
+  return moe.AdapterConfig(
+    num_experts=c.moe.num_experts,
+    top_k=c.moe.top_k,
+    bottleneck=c.moe.bottleneck,
+    dropout=c.moe.dropout,
+    num_routers=tasks.num_tasks if per_task else 1,
+    normalise="chosen" if released else "all",
+    noise=c.moe.noise,
+    capacity_factor=c.moe.capacity_factor or None,
+    backend=c.moe.backend,
   )
 
 

@@ -1,15 +1,15 @@
 """Everything a run needs to go on, as one pytree."""
 
+from typing import Any
+
+import jax
 import numpy as np
 from flax import struct
 
-from mcil_jax import evaluate, memory, train
+from mcil_jax import evaluate, memory, observe, train
 from mcil_jax.setup import Setup
 
 SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
-
-# Functions whose compilations are reported: each compiles once for all tasks.
-COMPILED = ("train_step", "eval_step")
 
 
 @struct.dataclass
@@ -21,6 +21,10 @@ class RunState:
     task: int64, the current task's number, which is the number of finished tasks.
     memory: int64 [M], indices into the training split; None without a memory.
     predictions: kind → int32 [T, N] over the evaluated split, −1 where none was made.
+    zero_shot: int32 [N], predictions just before each sample's task was learned.
+    observed: see `observe`.
+    knowledge: of the method about tasks, see `methods.base.TaskKnowledge`; else None.
+    theta: float32 [T], threshold of the fusion in each task, NaN before.
     log_bytes: int64, length of metrics.jsonl.
     seconds: where the time went, over all starts of the run, float64: `train_seconds`
       (compilation, training, validation) and those of `train.timed`.
@@ -31,6 +35,10 @@ class RunState:
   task: np.ndarray
   memory: np.ndarray | None
   predictions: dict[str, np.ndarray]
+  zero_shot: np.ndarray
+  observed: observe.Observed
+  knowledge: Any
+  theta: np.ndarray
   log_bytes: np.ndarray
   seconds: dict[str, np.ndarray]
   compilations: dict[str, np.ndarray]
@@ -45,16 +53,45 @@ def initial(setup: Setup) -> RunState:
   """The state before the first task."""
   c = setup.config
   shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
-  shape = (setup.scenario.num_tasks, len(setup.labels[c.eval.split]))
+  tasks, samples = setup.scenario.num_tasks, len(setup.labels[c.eval.split])
+  knowledge = None
+  if setup.method.tasks is not None:
+    knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
+  train_state = train.create_state(setup.model, c, shapes, setup.mesh, setup.reading)
   return RunState(
-    train=train.create_state(setup.model, c, shapes, setup.mesh),
+    train=train_state,
     task=np.array(0),
     memory=memory.empty(c.memory.size) if setup.method.uses_memory else None,
     predictions={
-      kind: np.full(shape, -1, np.int32)
-      for kind in (*setup.present, evaluate.TASK_INCREMENTAL)
+      kind: np.full((tasks, samples), -1, np.int32)
+      for kind in (*setup.present, evaluate.TASK_INCREMENTAL, evaluate.OPEN)
     },
+    zero_shot=np.full(samples, -1, np.int32),
+    observed=_nothing_observed(setup, train_state.params, knowledge, samples),
+    knowledge=knowledge,
+    theta=np.full(tasks, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},
-    compilations={name: np.array(0) for name in COMPILED},
+    compilations={name: np.array(0) for name in setup.compiled},
   )
+
+
+def _nothing_observed(
+  setup: Setup, params, knowledge, samples: int
+) -> observe.Observed:
+  """Made for what the evaluation step returns, found out without running it."""
+  size = setup.config.eval.batch_size
+  batch = {
+    m: jax.ShapeDtypeStruct((size, *setup.dataset.shapes[m]), train.RAW_DTYPES[m])
+    for m in setup.modalities
+  } | {
+    "label": jax.ShapeDtypeStruct((size,), np.int32),
+    "valid": jax.ShapeDtypeStruct((size,), bool),
+  }
+  prototypes = None
+  if setup.read_step is not None:
+    prototypes = jax.eval_shape(setup.read_step, params)
+  outcome = jax.eval_shape(
+    setup.eval_step, params, batch, setup.task(0), prototypes, knowledge
+  )
+  return observe.empty(outcome, prototypes, setup.scenario, samples)

@@ -3,6 +3,7 @@
 import collections
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,14 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from mcil_jax import compilations, sharding
+from mcil_jax import compilations, moe, sharding
 from mcil_jax import config as config_lib
 from mcil_jax.data import augment
 from mcil_jax.losses import classification
 from mcil_jax.methods.base import Method, Task
+from mcil_jax.models import multimodal
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier
+from mcil_jax.reading import Reading
 
 RAW_DTYPES = {"image": jnp.uint8, "audio": jnp.int16}
 
@@ -48,6 +51,22 @@ def present(valid: jax.Array, modalities: tuple[str, ...]) -> Batch:
   }
 
 
+def drop_modalities(
+  key: jax.Array, valid: jax.Array, modalities: tuple[str, ...], rate: float
+) -> Batch:
+  """Presence masks, bool [B], of which a share `rate` lacks each of two modalities.
+
+  No sample lacks both. A model of one modality never lacks it.
+  """
+  mask = present(valid, modalities)
+  if rate and len(modalities) == 2:
+    draw = jax.random.uniform(key, valid.shape)
+    first, second = modalities
+    mask[first] &= draw >= rate
+    mask[second] &= draw < 1.0 - rate
+  return mask
+
+
 def optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
   """AdamW without its learning rate, which the step applies (`learning_rate`)."""
 
@@ -64,21 +83,21 @@ def optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
 
 
 def learning_rate(
-  c: ml_collections.ConfigDict, step: jax.Array, steps: jax.Array
+  peak: float, warmup: float, step: jax.Array, steps: jax.Array
 ) -> jax.Array:
   """Linear warm-up, then a cosine to zero, for tasks of any length.
 
   Args:
-    c: `config.train`.
+    peak: the highest rate.
+    warmup: share of the steps.
     step: 0-based step within the task.
     steps: steps of the task; traced, so that tasks of all lengths share one program.
   """
-  warmup = c.warmup_share
   # The first step already moves, and so does the last: rise at the step's end, fall
   # at its start.
   rise = (step + 1) / steps / warmup if warmup else 1.0
   fall = jnp.clip((step / steps - warmup) / max(1.0 - warmup, 1e-9), 0.0, 1.0)
-  return c.learning_rate * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
+  return peak * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
 
 
 def create_state(
@@ -86,6 +105,7 @@ def create_state(
   c: ml_collections.ConfigDict,
   shapes: dict[str, tuple[int, ...]],
   mesh: Mesh,
+  reading: Reading | None = None,
 ) -> TrainState:
   """Initial parameters and optimizer state, replicated on the mesh.
 
@@ -94,6 +114,7 @@ def create_state(
     c: the whole config.
     shapes: modality → shape of one raw sample, for the modalities of the model.
     mesh: of the run.
+    reading: of a model with a text tower.
   """
 
   def create(key):
@@ -101,7 +122,9 @@ def create_state(
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")
     everything = present(jnp.ones(1, bool), tuple(shapes))
-    params = model.init(init_key, inputs, everything)["params"]
+    route = moe.Route(router=jnp.zeros(1, jnp.int32), valid=jnp.ones(1, bool))
+    prompts = reading.first_class() if reading else None
+    params = model.init(init_key, inputs, everything, 0.0, route, prompts)["params"]
     return TrainState(
       params=params,
       opt_state=optimizer(c.train).init(params),
@@ -135,7 +158,35 @@ def make_next_task(
   return jax.jit(next_task, out_shardings=sharding.replicated(mesh))
 
 
-TrainStep = Callable[[TrainState, Batch, Task], tuple[TrainState, Batch]]
+TrainStep = Callable[[TrainState, Batch, Task, Any], tuple[TrainState, Batch]]
+
+# Names of the two programs: everything trains, or the towers are frozen.
+TRAIN_STEP, TRAIN_STEP_FROZEN = "train_step", "train_step_frozen"
+
+
+def _share(path, c: ml_collections.ConfigDict) -> float:
+  """Of the learning rate, for one parameter."""
+  is_text = path[0].key in ("text", "projections_text")
+  return c.text_rate if is_text else 1.0
+
+
+def split(params: dict, frozen: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
+  """Parameters → those that train and those that do not, by path; None elsewhere."""
+
+  def part(keep_frozen: bool):
+    def keep(path, x):
+      return x if frozen(tuple(k.key for k in path)) == keep_frozen else None
+
+    return jax.tree_util.tree_map_with_path(keep, params)
+
+  return part(False), part(True)
+
+
+def join(trained: dict, frozen: dict) -> dict:
+  """The inverse of `split`; `trained` wins."""
+  return jax.tree.map(
+    lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda x: x is None
+  )
 
 
 def make_train_step(
@@ -143,6 +194,9 @@ def make_train_step(
   method: Method,
   c: ml_collections.ConfigDict,
   mesh: Mesh,
+  reading: Reading | None = None,
+  *,
+  freeze_towers: bool = False,
 ) -> TrainStep:
   """The jitted step: augment, forward, the method's loss, AdamW.
 
@@ -153,33 +207,68 @@ def make_train_step(
     method: provides the loss.
     c: the whole config.
     mesh: the batch is split over it; the state is replicated and donated.
+    reading: of a model with a text tower.
+    freeze_towers: see `multimodal.is_frozen_with_towers`; no gradient is computed for
+      what is frozen.
 
   Returns:
-    (state, batch, task) → (state, {"loss", "accuracy", "gradient_norm", …}).
+    (state, batch, task, knowledge) → (state, {"loss", "accuracy", "gradient_norm", …}).
+    The knowledge is the method's, None without `method.tasks`.
   """
   tx = optimizer(c.train)
+  per_task = config_lib.per_task_routers(c)
+  peak = c.train.frozen_learning_rate if freeze_towers else c.train.learning_rate
 
-  def train_step(state: TrainState, batch: Batch, task: Task):
+  def is_frozen(path: tuple[str, ...]) -> bool:
+    return freeze_towers and multimodal.is_frozen_with_towers(path)
+
+  def mask_frozen(tree, knowledge):
+    return method.tasks.mask(tree, knowledge) if method.tasks else tree
+
+  def train_step(state: TrainState, batch: Batch, task: Task, knowledge):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     raw_key, input_key, dropout_key = jax.random.split(key, 3)
     raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
     inputs = model.apply({}, raw, method="preprocess")
     inputs = augment.inputs(input_key, inputs, c.augment)
-    mask = present(batch["valid"], tuple(model.towers))
+    present_key, prompt_key = jax.random.split(jax.random.fold_in(key, 1))
+    mask = drop_modalities(
+      present_key, batch["valid"], tuple(model.towers), c.train.modality_dropout
+    )
+    router = jnp.full(batch["valid"].shape, task.index if per_task else 0, jnp.int32)
+    route = moe.Route(router=router, valid=batch["valid"])
+    prompts = None
+    if reading is not None:
+      prompts = reading.for_training(prompt_key, task, method.prompts)
+    trained, frozen = split(state.params, is_frozen)
 
-    def loss_fn(params):
+    def loss_fn(trained):
       outputs = model.apply(
-        {"params": params}, inputs, mask, True, rngs={"dropout": dropout_key}
+        {"params": join(trained, frozen)},
+        inputs,
+        mask,
+        task.theta,
+        route,
+        prompts,
+        True,
+        rngs={"dropout": dropout_key},
       )
       loss, scalars = method.loss(outputs, batch, task)
       return loss, (outputs, scalars)
 
     (loss, (outputs, scalars)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params
+      trained
     )
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    gradient = mask_frozen(join(gradient, zeros), knowledge)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    rate = learning_rate(c.train, state.task_step, task.steps)
-    updates = jax.tree.map(lambda u: -rate * u, updates)
+    rate = learning_rate(peak, c.train.warmup_share, state.task_step, task.steps)
+    # Weight decay moves what has no gradient, so what is frozen is left out again.
+    updates, _ = split(updates, is_frozen)
+    updates = mask_frozen(join(updates, zeros), knowledge)
+    updates = jax.tree_util.tree_map_with_path(
+      lambda path, u: -rate * _share(path, c.train) * u, updates
+    )
     logits = classification.mask_unseen(outputs.logits, task.seen)
     correct = logits.argmax(-1) == batch["label"]
     scalars = scalars | {
@@ -194,10 +283,11 @@ def make_train_step(
       task_step=state.task_step + 1,
     ), scalars
 
+  train_step.__name__ = TRAIN_STEP_FROZEN if freeze_towers else TRAIN_STEP
   replicate = sharding.replicated(mesh)
   return jax.jit(
     train_step,
-    in_shardings=(replicate, sharding.batch_sharding(mesh), replicate),
+    in_shardings=(replicate, sharding.batch_sharding(mesh), replicate, replicate),
     out_shardings=replicate,
     donate_argnums=0,
   )
@@ -213,16 +303,20 @@ def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch
   """
   while True:
     start = time.perf_counter()
-    compiled = compilations.count("train_step")
+    compiled = _compiled()
     batch = next(batches, None)
     if batch is None:
       return
     waited = time.perf_counter() - start
     yield batch
-    if compilations.count("train_step") == compiled:
+    if _compiled() == compiled:
       seconds["loop_seconds"] += time.perf_counter() - start
       seconds["wait_seconds"] += waited
       seconds["loop_steps"] += 1
+
+
+def _compiled() -> int:
+  return sum(compilations.count(name) for name in (TRAIN_STEP, TRAIN_STEP_FROZEN))
 
 
 class Scalars:

@@ -20,6 +20,7 @@ import pytest
 from jax.sharding import Mesh
 
 from mcil_jax import sharding
+from mcil_jax.data import schema, sounding_shapes
 
 
 @pytest.fixture
@@ -72,3 +73,12 @@ class FakeSplit:
 @pytest.fixture(scope="session")
 def fake_split() -> FakeSplit:
   return FakeSplit(40)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  """SoundingShapes with few samples of each class."""
+  path = tmp_path_factory.mktemp("data")
+  sizes = {"train": 6, "validation": 2, "test": 3}
+  schema.write(sounding_shapes.SoundingShapes(data_dir=path, samples_per_class=sizes))
+  return path

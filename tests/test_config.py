@@ -185,7 +185,9 @@ def test_a_variant_overwrites_settings_of_any_section():
   assert config.as_json(plain) == config.as_json(config.default())
   assert (smoke.train.epochs, smoke.memory.size, smoke.model.width) == (1, 7, 128)
   assert (large.train.epochs, large.memory.size, large.model.width) == (20, 100, 512)
-  message = r"there is no variant 'smok' of this config, only smoke, large"
+  both = variant("large,smoke")
+  assert (both.train.epochs, both.model.width) == (1, 512)
+  message = r"there is no variant 'smok' of this config, only trimodal, smoke, large"
   with pytest.raises(ValueError, match=message):
     variant("smok")
 
@@ -201,7 +203,11 @@ def test_config_files_are_valid_with_and_without_their_variant(path):
   config.validate(smoke)
   changed = config.changed_keys(config.as_json(plain), config.as_json(smoke))
   assert "train.epochs" in changed
-  with pytest.raises(ValueError, match=r"no variant 'other' of this config, only sm"):
+  both = get_config("trimodal,smoke")
+  config.validate(both)
+  assert both.model.classifier == "text"
+  assert both.train.epochs == smoke.train.epochs
+  with pytest.raises(ValueError, match=r"no variant 'other' of this config, only trim"):
     get_config("other")
 
 

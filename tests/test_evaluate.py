@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcil_jax import compilations, config, evaluate, scenario, sharding
+from mcil_jax import compilations, config, evaluate, methods, scenario, sharding
 from mcil_jax.methods.base import Task
 from mcil_jax.models.multimodal import Outputs
 
@@ -18,6 +18,9 @@ AUDIO = np.array([[0, 2, 0, 0], [0, 0, 9, 0], [9, 0, 0, 4], [0, 0, 0, 7]], np.fl
 # Their sums: [4, 5, 9, 0], [5, 6, 9, 9], [9, 9, 1, 6], [0, 1, 8, 9].
 
 
+METHOD = methods.make(config.default())
+
+
 class Stub(nn.Module):
   """Adds up what the modalities that are present hold."""
 
@@ -26,10 +29,10 @@ class Stub(nn.Module):
   def preprocess(self, batch):
     return {key: batch[key] for key in ("image", "audio")}
 
-  def encode(self, inputs):
-    return inputs
+  def encode(self, inputs, route):
+    return inputs, {}
 
-  def classify(self, features, present):
+  def classify(self, features, present, theta, prototypes):
     total = sum(features[m] * present[m][:, None] for m in ("image", "audio"))
     return Outputs(logits=total, embedding=10 * total)
 
@@ -51,7 +54,7 @@ def present():
 
 @pytest.fixture(scope="module")
 def step(present, eight_devices):
-  return evaluate.make_eval_step(Stub(), SCENARIO, present, eight_devices)
+  return evaluate.make_eval_step(Stub(), METHOD, SCENARIO, present, eight_devices)
 
 
 @pytest.fixture
@@ -126,12 +129,12 @@ def test_an_evaluation_can_be_ended_after_any_batch(run):
 
 
 def test_one_compilation_serves_all_tasks(present, one_device):
-  step = evaluate.make_eval_step(Stub(), SCENARIO, present, one_device)
+  step = evaluate.make_eval_step(Stub(), METHOD, SCENARIO, present, one_device)
   before = compilations.count("eval_step")
   host = {"image": IMAGE, "audio": AUDIO, "label": LABELS, "valid": LABELS >= 0}
   batch = sharding.place(host, one_device, 4)
   for seen in (2, 4):
-    jax.block_until_ready(step({}, batch, task(seen)))
+    jax.block_until_ready(step({}, batch, task(seen), None, None))
   assert compilations.count("eval_step") == before + 1
 
 
@@ -142,7 +145,7 @@ def test_exemplars_do_not_depend_on_the_modalities_of_the_evaluation(one_device)
     c.eval.modalities = main
     kinds = evaluate.kinds(c, ("image", "audio"))
     outcome = evaluate.evaluate(
-      evaluate.make_eval_step(Stub(), SCENARIO, kinds, one_device),
+      evaluate.make_eval_step(Stub(), METHOD, SCENARIO, kinds, one_device),
       {},
       StubSplit(),
       LABELS,

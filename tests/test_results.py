@@ -6,7 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import __version__, checkpoint, config, results, scenario, sharding
+from mcil_jax import (
+  __version__,
+  checkpoint,
+  config,
+  methods,
+  results,
+  scenario,
+  sharding,
+)
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
@@ -32,6 +40,7 @@ PREDICTIONS = {
   "image": [[0, 0, 0, -1], [0, 0, 0, 2]],
   "audio": [[1, 1, 1, -1], [2, 2, 2, 2]],
   "task_incremental": [[0, 1, 1, -1], [0, 1, 1, 2]],
+  "open": [[0, 0, 1, -1], [0, 1, 2, 2]],
 }
 
 
@@ -46,7 +55,8 @@ def setup() -> Setup:
     labels={"validation": LABELS, "test": None, "train": None},
     mesh=sharding.make_mesh(2, 2),
     model=None,
-    method=None,
+    method=methods.make(c),
+    reading=None,
     modalities=("image", "audio"),
     present={},
   )
@@ -60,6 +70,10 @@ def state() -> RunState:
     task=np.array(2),
     memory=np.array([7, 5, -1]),
     predictions={k: np.array(rows, np.int32) for k, rows in PREDICTIONS.items()},
+    zero_shot=np.full(len(LABELS), -1, np.int32),
+    observed={},
+    knowledge=None,
+    theta=np.full(2, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={
       "train_seconds": np.array(9.5),

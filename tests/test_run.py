@@ -11,74 +11,20 @@ import time
 
 import numpy as np
 import pytest
+from small_runs import (
+  SETTINGS,
+  StopAt,
+  assert_close,
+  params_of,
+  run_here,
+  settings,
+  state_leaves,
+)
 
-from mcil_jax import checkpoint, config, run, setup, state, writers
-from mcil_jax.data import schema, sounding_shapes
+from mcil_jax import checkpoint, setup, state, writers
 from mcil_jax.record import StoppedError
 
 ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS = {
-  "method": "replay",
-  "scenario.increments": (9, 4, 7),
-  "model.width": 16,
-  "model.num_heads": 2,
-  "model.image.depth": 1,
-  "model.audio.depth": 1,
-  "model.audio.patch_frames": 8,
-  "model.audio.num_mels": 32,
-  "model.image.tubelet_frames": 4,
-  "train.epochs": 2,
-  "train.batch_size": 16,
-  "eval.batch_size": 16,
-  "memory.size": 40,
-  "checkpoint.every_steps": 5,
-  "log.every_steps": 1,
-  "log.progress": False,
-}
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-  path = tmp_path_factory.mktemp("data")
-  sizes = {"train": 6, "validation": 2, "test": 3}
-  schema.write(sounding_shapes.SoundingShapes(data_dir=path, samples_per_class=sizes))
-  return path
-
-
-def settings(data_dir, **overrides):
-  c = config.default()
-  c.update_from_flattened_dict(SETTINGS | {"data.data_dir": str(data_dir)} | overrides)
-  return c
-
-
-class StopAt:
-  """Asks a run to stop, after a training step or after a batch of evaluations."""
-
-  number = signal.SIGTERM
-
-  def __init__(self, step=None, evaluated_batch=None):
-    self._step, self._batches_left = step, evaluated_batch
-
-  def at_step(self, step):
-    return step == self._step
-
-  def between_steps(self):
-    if self._batches_left is None:
-      return False
-    self._batches_left -= 1
-    return self._batches_left == 0
-
-
-def run_here(data_dir, workdir, stop=None, **overrides):
-  prepared = setup.prepare(settings(data_dir, **overrides))
-  results = run.run(prepared, str(workdir), stop or StopAt())
-  return results, params_of(prepared, workdir)
-
-
-def params_of(prepared, workdir):
-  like = state.initial(prepared).train.params
-  last = prepared.scenario.num_tasks - 1
-  return checkpoint.to_host(checkpoint.load_task_params(workdir, last, like))
 
 
 def command(data_dir, workdir, *more):
@@ -242,18 +188,6 @@ def test_a_finished_run_is_only_shown_again(data_dir, reference):
   out, _ = finish(start(command(data_dir, reference)))
   assert results_of(reference) == before
   assert "replay on sounding_shapes" in out
-
-
-def assert_close(params, others):
-  flat, flat_others = state_leaves(params), state_leaves(others)
-  assert flat.keys() == flat_others.keys()
-  for name, value in flat.items():
-    error = np.linalg.norm(value - flat_others[name]) / np.linalg.norm(value)
-    assert error < 1e-4, name
-
-
-def state_leaves(tree):
-  return {k: v.astype(np.float64) for k, v in config.flatten(tree).items()}
 
 
 @pytest.fixture(scope="module")

@@ -87,9 +87,7 @@ def host(tree):
 
 def rates(steps: int, warmup_share: float) -> np.ndarray:
   """The learning rate of each step of a task; its peak is 2."""
-  c = config.default().train
-  c.learning_rate, c.warmup_share = 2.0, warmup_share
-  return np.asarray(train.learning_rate(c, np.arange(steps), steps))
+  return np.asarray(train.learning_rate(2.0, warmup_share, np.arange(steps), steps))
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine():
@@ -171,13 +169,13 @@ def test_the_initial_state_depends_on_the_seed(c, model, initial, one_device):
 def test_one_compilation_serves_all_tasks(c, steps, create, eight_devices):
   step, batch = steps[8], make_batch(eight_devices)
   next_task = train.make_next_task(c.train, eight_devices)
-  state, _ = step(create(eight_devices), batch, make_task())
+  state, _ = step(create(eight_devices), batch, make_task(), None)
   names = ("train_step", "next_task")
   before = {name: compilations.count(name) for name in names}
   for seen, count in ((2, 3), (4, 7), (6, 2)):
     state = next_task(state)
     for _ in range(2):
-      state, _ = step(state, batch, make_task(seen=seen, steps=count))
+      state, _ = step(state, batch, make_task(seen=seen, steps=count), None)
   assert before["train_step"] > 0
   assert compilations.count("train_step") == before["train_step"]
   assert compilations.count("next_task") == before["next_task"] + 1
@@ -191,7 +189,7 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(
     state, batch = create(mesh), make_batch(mesh)
     losses.append([])
     for _ in range(3):
-      state, scalars = steps[mesh.size](state, batch, make_task())
+      state, scalars = steps[mesh.size](state, batch, make_task(), None)
       losses[-1].append([float(scalars[k]) for k in sorted(scalars)])
     states.append(host(state))
   np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
@@ -202,7 +200,9 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(
 
 def test_what_padding_holds_changes_nothing(steps, create, one_device):
   outcomes = [
-    host(steps[1](create(one_device), make_batch(one_device, padding), make_task()))
+    host(
+      steps[1](create(one_device), make_batch(one_device, padding), make_task(), None)
+    )
     for padding in (0, 3)
   ]
   jax.tree.map(np.testing.assert_array_equal, *outcomes)
@@ -210,7 +210,9 @@ def test_what_padding_holds_changes_nothing(steps, create, one_device):
 
 def test_unseen_classes_do_not_learn(c, steps, create, initial, one_device):
   before = initial.params["classifier"]
-  state, _ = steps[1](create(one_device), make_batch(one_device), make_task(seen=4))
+  state, _ = steps[1](
+    create(one_device), make_batch(one_device), make_task(seen=4), None
+  )
   after = host(state).params["classifier"]
   np.testing.assert_array_equal(after["bias"][4:], before["bias"][4:])
   # Their kernels only decay: warm-up takes 1 of 10 steps, so the rate is at its peak.
@@ -227,7 +229,7 @@ def test_unseen_classes_do_not_learn(c, steps, create, initial, one_device):
 def test_training_on_one_batch_learns_it(steps, create, one_device):
   state, batch, first = create(one_device), make_batch(one_device), None
   for _ in range(300):
-    state, scalars = steps[1](state, batch, make_task(steps=300))
+    state, scalars = steps[1](state, batch, make_task(steps=300), None)
     first = first or float(scalars["loss"])
   assert float(scalars["loss"]) < 0.7 * first
   assert float(scalars["accuracy"]) > 0.5
@@ -240,7 +242,7 @@ def test_each_step_draws_its_own_augmentation(steps, create, one_device):
     """Of the same parameters and samples at step `number`."""
     state = create(one_device)
     state = state.replace(step=state.step + number)
-    return float(steps[1](state, batch, make_task())[1]["loss"])
+    return float(steps[1](state, batch, make_task(), None)[1]["loss"])
 
   assert loss(0) == loss(0)
   assert len({loss(number) for number in range(4)}) == 4
@@ -261,7 +263,7 @@ def test_a_model_of_one_modality_ignores_the_other(c, one_device):
   batch = make_batch(one_device)
   silent = batch | {"audio": jnp.zeros_like(batch["audio"])}
   outcomes = [
-    host(step(jax.device_put(state, may_alias=False), x, make_task()))
+    host(step(jax.device_put(state, may_alias=False), x, make_task(), None))
     for x in (batch, silent)
   ]
   jax.tree.map(np.testing.assert_array_equal, *outcomes)
@@ -270,7 +272,7 @@ def test_a_model_of_one_modality_ignores_the_other(c, one_device):
 def test_the_next_task_starts_with_a_fresh_optimizer(
   c, steps, create, initial, one_device
 ):
-  state, _ = steps[1](create(one_device), make_batch(one_device), make_task())
+  state, _ = steps[1](create(one_device), make_batch(one_device), make_task(), None)
   trained = host(state)
   found = host(train.make_next_task(c.train, one_device)(state))
   jax.tree.map(np.testing.assert_array_equal, found.params, trained.params)
@@ -327,7 +329,58 @@ def test_timed_counts_waiting_and_leaves_out_steps_that_compiled(monkeypatch):
   clock = itertools.count()  # every look at the clock takes a second
   monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(clock)))
   compiled = iter([0, 1, 1, 1, 1, 1, 1])  # the first of three steps compiles
-  monkeypatch.setattr(train.compilations, "count", lambda name: next(compiled))
+  monkeypatch.setattr(train, "_compiled", lambda: next(compiled))
   seconds = dict.fromkeys(("loop_seconds", "wait_seconds", "loop_steps"), 0.0)
   assert list(train.timed(iter("abc"), seconds)) == ["a", "b", "c"]
   assert seconds == {"loop_seconds": 4.0, "wait_seconds": 2.0, "loop_steps": 2.0}
+
+
+def test_frozen_towers_get_no_step_but_the_classifier_does(
+  c, model, create, initial, one_device
+):
+  step = train.make_train_step(
+    model, methods.make(c), c, one_device, freeze_towers=True
+  )
+  state, _ = step(create(one_device), make_batch(one_device), make_task(), None)
+  found = host(state)
+  for name, before in initial.params.items():
+    same = jax.tree.map(np.array_equal, before, found.params[name])
+    assert jax.tree.all(same) == name.startswith("towers_"), name
+  # No gradient at all, rather than one that is thrown away.
+  for moments in (found.opt_state[1].mu, found.opt_state[1].nu):
+    assert not any(x.any() for x in jax.tree.leaves(moments["towers_image"]))
+
+
+def test_parameters_are_split_by_path_and_joined_again():
+  tree = {"a": {"x": 1, "y": 2}, "b": {"x": 3}}
+  trained, frozen = train.split(tree, lambda path: path[-1] == "x")
+  assert trained == {"a": {"x": None, "y": 2}, "b": {"x": None}}
+  assert frozen == {"a": {"x": 1, "y": None}, "b": {"x": 3}}
+  assert train.join(trained, frozen) == tree
+
+
+def test_modalities_are_dropped_at_their_rate_and_never_both():
+  valid = np.arange(4000) < 3600
+  key = jax.random.key(0)
+  mask = train.drop_modalities(key, valid, ("image", "audio"), 0.2)
+  image, audio = np.array(mask["image"]), np.array(mask["audio"])
+  assert not (image | audio)[~valid].any()
+  assert (image | audio)[valid].all()
+  # 720 are expected of 3600, with a standard deviation of 24.
+  assert abs((~image & valid).sum() - 720) < 100
+  assert abs((~audio & valid).sum() - 720) < 100
+  alone = train.drop_modalities(key, valid, ("audio",), 0.2)
+  np.testing.assert_array_equal(alone["audio"], valid)
+  assert not alone["image"].any()
+
+
+def test_the_text_tower_learns_at_its_share_of_the_rate():
+  c = config.default().train
+  c.text_rate = 0.25
+
+  def share(*path):
+    return train._share([jax.tree_util.DictKey(key) for key in path], c)
+
+  assert share("text", "embed", "embedding") == 0.25
+  assert share("projections_text", "kernel") == 0.25
+  assert share("towers_image", "embed", "kernel") == share("logit_scale", "s") == 1.0

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,12 +22,14 @@ class Task:
     before: int32, classes seen before this task.
     seen: int32, classes seen including this task's.
     steps: int32, training steps of the whole task.
+    theta: float32, threshold of the fusion, see `models.fusion`.
   """
 
   index: jax.Array
   before: jax.Array
   seen: jax.Array
   steps: jax.Array
+  theta: jax.Array = np.float32(-1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,32 @@ Loss = Callable[[Outputs, Batch, Task], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskKnowledge:
+  """What a method learns about tasks as such: a pytree of arrays, and its uses.
+
+  Attributes:
+    initial: (scenario, modalities) → what is known before the first task, a pytree of
+      NumPy arrays, whose shapes stay.
+    begin: (parameters, knowledge, task number) → parameters to start the task
+      with. Traced.
+    end: (knowledge, outcome, labels, task number) → knowledge after the task. The
+      outcome is `evaluate.evaluate`'s of the task's training samples, in order.
+    infer: (knowledge, features [B, D] without adapters, by modality, present) → int32
+      [B], the class that each sample is nearest to, whose task it is then taken for.
+      Traced. None: tasks are told.
+    mask: (gradient or update, knowledge) → the same without what is frozen. Traced.
+    within_task: whether only classes of the inferred task compete.
+  """
+
+  initial: Callable[..., Any]
+  begin: Callable[..., Any]
+  end: Callable[..., Any]
+  infer: Callable[..., jax.Array] | None
+  mask: Callable[..., Any]
+  within_task: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """A class-incremental method.
 
@@ -55,11 +84,17 @@ class Method:
     loss: (outputs, batch, task) → (scalar, {name: scalar to log}). `batch` has
       `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not count.
     uses_memory: whether exemplars are selected after each task.
+    train_towers: "always" or "first_task", unless the config says otherwise.
+    prompts: a training step reads those of the "seen" classes, or of the "task"'s.
+    tasks: for methods that treat tasks apart, see `TaskKnowledge`.
   """
 
   samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]
   loss: Loss
   uses_memory: bool = False
+  train_towers: str = "always"
+  prompts: str = "seen"
+  tasks: TaskKnowledge | None = None
 
 
 NO_SAMPLES = np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""The model that joins the towers: one feature per modality, one linear classifier."""
+"""The model that joins the towers: features, fusion, a classifier over all classes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,12 +7,50 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import struct
 
+from mcil_jax import moe
+from mcil_jax.losses import contrastive, similarity
 from mcil_jax.models import audio as audio_lib
+from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models import image as image_lib
+from mcil_jax.models.text import TextTower
 
 Batch = dict[str, jax.Array]
+Routings = dict[str, moe.Routing]
+
+
+@struct.dataclass
+class Prompts:
+  """Texts of some classes, what a model with a text tower classifies by.
+
+  Attributes:
+    tokens: int32 [n, L, S].
+    end: int32 [n, L], position of the end token.
+    classes: int32 [n], positions in the class order; −1 for a row that does not count.
+    router: int32 [n], the adapters' router of each class.
+  """
+
+  tokens: jax.Array
+  end: jax.Array
+  classes: jax.Array
+  router: jax.Array
+
+
+@struct.dataclass
+class Prototypes:
+  """Where the texts of some classes lie.
+
+  Attributes:
+    features: [n, D], mean over the templates, L2-normalised.
+    classes: int32 [n], as in `Prompts`.
+    routing: of the text tower's adapters, items n·L; None without.
+  """
+
+  features: jax.Array
+  classes: jax.Array
+  routing: moe.Routing | None = None
 
 
 @struct.dataclass
@@ -20,36 +58,82 @@ class Outputs:
   """What a model returns, and a loss or an evaluation reads.
 
   Attributes:
-    logits: [B, C], over all classes, unseen ones included.
+    logits: [B, C], over all classes, unseen ones included; −1e9 for classes without a
+      prototype.
     embedding: [B, D], what the classifier sees.
+    features: modality → [B, D_m], of the towers; L2-normalised with a text tower.
+    present: modality → bool [B].
+    fused: what the fusion returned.
+    prototypes: of a model with a text tower; else None.
+    scale: 1/τ, what cosines with prototypes are multiplied with; else None.
+    routing: modality → routing of the adapters, layers leading; empty without adapters.
   """
 
   logits: jax.Array
   embedding: jax.Array
+  features: Batch = struct.field(default_factory=dict)
+  present: Batch = struct.field(default_factory=dict)
+  fused: fusion_lib.Fused | None = None
+  prototypes: Prototypes | None = None
+  scale: jax.Array | None = None
+  routing: Routings = struct.field(default_factory=dict)
+
+
+class LogitScale(nn.Module):
+  """The learned 1/τ that cosines are multiplied with: exp(s), clamped to [1, 100].
+
+  Source: Radford et al. 2021, arXiv 2103.00020, §2.5.
+
+  Attributes:
+    released: use s itself, as MIFE's released code does.
+  """
+
+  released: bool = False
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    """Returns a scalar."""
+    s = self.param("s", nn.initializers.constant(np.log(1 / 0.07)), ())
+    return s if self.released else contrastive.clamp_scale(jnp.exp(s))
 
 
 class MultimodalClassifier(nn.Module):
-  """Towers, concatenated features, a linear classifier over all classes.
+  """Towers, a fusion of their features, a classifier over all classes.
 
-  The three parts of the computation are methods of their own, because augmentation
-  acts between the first two, and evaluation shares one `encode` among several sets
-  of present modalities.
+  The classifier is linear; with a text tower it is the cosine of the embedding with
+  the classes' prompts instead. The parts of the computation are methods of their own,
+  because augmentation acts between the first two, and evaluation shares features and
+  prototypes among several sets of present modalities.
 
   Attributes:
-    towers: modality → module; `tower(inputs, train)` → [B, D_m].
+    towers: modality → module; `tower(inputs, train, route)` → [B, D_m] and routing.
     num_classes: C.
     sample_rate_hz: of the audio.
     spectrogram: settings of `audio.log_mel`.
+    fusion: `fusion(features, present, theta)` → `fusion.Fused`.
+    text: text tower, or None for a linear classifier.
+    width: D of the space that image, audio and text share; unused without text.
+    released_scale: multiply cosines by the logit scale itself, which MIFE's released
+      code does, instead of its exponential.
   """
 
   towers: dict[str, nn.Module]
   num_classes: int
   sample_rate_hz: int
   spectrogram: dict[str, Any]
+  fusion: nn.Module = fusion_lib.Concat()
+  text: nn.Module | None = None
+  width: int = 0
+  released_scale: bool = False
 
   def setup(self):
-    """Creates the classifier; the towers come as attributes."""
-    self.classifier = nn.Dense(self.num_classes)
+    """Creates the classifier; towers and fusion come as attributes."""
+    if self.text is None:
+      self.classifier = nn.Dense(self.num_classes)
+    else:
+      modalities = (*self.towers, "text")
+      self.projections = {m: nn.Dense(self.width, use_bias=False) for m in modalities}
+      self.logit_scale = LogitScale(self.released_scale)
 
   def preprocess(self, batch: Batch) -> Batch:
     """Raw `image` uint8 and `audio` int16 → tower inputs, by modality. No parameters.
@@ -66,25 +150,111 @@ class MultimodalClassifier(nn.Module):
       )
     return inputs
 
-  def encode(self, inputs: Batch, train: bool = False) -> Batch:
-    """Tower inputs → features [B, D_m], by modality."""
-    return {name: tower(inputs[name], train) for name, tower in self.towers.items()}
+  def encode(
+    self, inputs: Batch, route: moe.Route | None = None, train: bool = False
+  ) -> tuple[Batch, Routings]:
+    """Tower inputs → features [B, D_m] and routing, by modality.
 
-  def classify(self, features: Batch, present: Batch) -> Outputs:
-    """Features → outputs; a modality that is absent from a sample counts as zeros.
+    Without `route`, adapters are left out: the space in which tasks are told apart.
+    """
+    features, routing = {}, {}
+    for name, tower in self.towers.items():
+      features[name], of_tower = tower(inputs[name], train, route)
+      if of_tower is not None:
+        routing[name] = of_tower
+      if self.text is not None:
+        features[name] = similarity.normalise(self.projections[name](features[name]))
+    return features, routing
+
+  def read(self, prompts: Prompts, train: bool = False) -> Prototypes:
+    """Prompts → the classes' prototypes. Needs a text tower."""
+    n, templates, length = prompts.tokens.shape
+    route = moe.Route(
+      router=jnp.repeat(prompts.router, templates),
+      valid=jnp.repeat(prompts.classes >= 0, templates),
+    )
+    x, routing = self.text(
+      prompts.tokens.reshape(-1, length), prompts.end.reshape(-1), train, route
+    )
+    x = similarity.normalise(self.projections["text"](x)).reshape(n, templates, -1)
+    return Prototypes(similarity.normalise(x.mean(axis=1)), prompts.classes, routing)
+
+  def classify(
+    self,
+    features: Batch,
+    present: Batch,
+    theta: jax.Array | float = -1.0,
+    prototypes: Prototypes | None = None,
+  ) -> Outputs:
+    """Features → outputs.
 
     Args:
       features: modality → [B, D_m].
       present: modality → bool [B].
+      theta: [], threshold of the fusion.
+      prototypes: for a model with a text tower.
     """
-    embedding = jnp.concatenate(
-      [jnp.where(present[m][:, None], features[m], 0.0) for m in self.towers], axis=-1
+    fused = self.fusion(features, present, theta)
+    if prototypes is None:
+      logits, scale = self.classifier(fused.embedding), None
+    else:
+      scale = self.logit_scale()
+      logits = scale * similarity.cosine_matrix(fused.embedding, prototypes.features)
+      logits = self._by_class(logits, prototypes.classes)
+    return Outputs(
+      logits,
+      fused.embedding,
+      features=features,
+      present=present,
+      fused=fused,
+      prototypes=prototypes,
+      scale=scale,
     )
-    return Outputs(logits=self.classifier(embedding), embedding=embedding)
 
-  def __call__(self, inputs: Batch, present: Batch, train: bool = False) -> Outputs:
-    """Tower inputs and presence → outputs."""
-    return self.classify(self.encode(inputs, train), present)
+  def _by_class(self, x: jax.Array, classes: jax.Array) -> jax.Array:
+    """[B, n] in the order of `classes` → [B, C]."""
+    logits = jnp.full((len(x), self.num_classes), -1e9, x.dtype)
+    # A row that does not count goes to a column that does not exist.
+    columns = jnp.where(classes < 0, self.num_classes, classes)
+    return logits.at[:, columns].set(x, mode="drop")
+
+  def __call__(
+    self,
+    inputs: Batch,
+    present: Batch,
+    theta: jax.Array | float = -1.0,
+    route: moe.Route | None = None,
+    prompts: Prompts | None = None,
+    train: bool = False,
+  ) -> Outputs:
+    """Tower inputs, presence and, with a text tower, prompts → outputs."""
+    features, routing = self.encode(inputs, route, train)
+    prototypes = None if prompts is None else self.read(prompts, train)
+    if prototypes is not None and prototypes.routing is not None:
+      routing = routing | {"text": prototypes.routing}
+    outputs = self.classify(features, present, theta, prototypes)
+    return outputs.replace(routing=routing)
+
+
+def tower_params(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Modality → parameters of its tower, "text" among them if there is a text tower."""
+  towers = {
+    name.removeprefix("towers_"): tower
+    for name, tower in params.items()
+    if name.startswith("towers_")
+  }
+  return towers | ({"text": params["text"]} if "text" in params else {})
+
+
+def is_frozen_with_towers(path: tuple[str, ...]) -> bool:
+  """Whether a parameter stays as it is when towers are frozen.
+
+  That is all of a tower but its adapters, the projections into the shared space and the
+  scale of cosines; fusion and linear classifier go on.
+  """
+  if path[0].startswith("towers_") or path[0] == "text":
+    return "adapters" not in path
+  return path[0].startswith("projections_") or path[0] == "logit_scale"
 
 
 def _build_vit(c: ml_collections.ConfigDict, **shared) -> nn.Module:
@@ -100,14 +270,24 @@ def _build_spectrogram_transformer(c: ml_collections.ConfigDict, **shared) -> nn
   return audio_lib.AudioTower(depth=c.depth, patch_frames=c.patch_frames, **shared)
 
 
+def _build_byte_transformer(c: ml_collections.ConfigDict, **shared) -> nn.Module:
+  return TextTower(depth=c.depth, **shared)
+
+
 # Modality → name of a tower → (`config.model.MODALITY`, shared settings) → module.
 TOWERS = {
   "image": {"vit": _build_vit},
   "audio": {"spectrogram_transformer": _build_spectrogram_transformer},
+  "text": {"byte_transformer": _build_byte_transformer},
 }
 
 
-def _build_tower(c: ml_collections.ConfigDict, modality: str) -> nn.Module:
+def _build_tower(
+  c: ml_collections.ConfigDict,
+  modality: str,
+  adapters: moe.AdapterConfig | None,
+  **more,
+) -> nn.Module:
   """The tower of a modality that `config.model` names.
 
   Raises:
@@ -120,8 +300,25 @@ def _build_tower(c: ml_collections.ConfigDict, modality: str) -> nn.Module:
       f"{', '.join(known)}"
     )
   return known[settings.tower](
-    settings, width=c.width, num_heads=c.num_heads, drop_path=c.drop_path
+    settings,
+    width=c.width,
+    num_heads=c.num_heads,
+    drop_path=c.drop_path,
+    adapters=adapters,
+    **more,
   )
+
+
+def _build_fusion(c: ml_collections.ConfigDict, modalities: tuple[str, ...]):
+  """The fusion that `config.model.fusion` names, for the modalities there are."""
+  width = c.width if c.classifier == "text" else None
+  if len(modalities) == 1 and width:
+    return fusion_lib.One(modalities[0])
+  if c.fusion == "concat":
+    return fusion_lib.Concat(width)
+  if c.fusion == "aavfm":
+    return fusion_lib.AAVFM(c.anchor, c.variant)
+  return fusion_lib.One(c.fusion)
 
 
 def build(
@@ -131,6 +328,7 @@ def build(
   num_classes: int,
   shapes: Mapping[str, tuple[int, ...]],
   sample_rate_hz: int | None,
+  adapters: moe.AdapterConfig | None = None,
 ) -> MultimodalClassifier:
   """Builds the model of a run.
 
@@ -140,6 +338,7 @@ def build(
     num_classes: C.
     shapes: modality → shape of one raw sample.
     sample_rate_hz: of the audio; None without audio.
+    adapters: of every block of every tower; None for none.
 
   Raises:
     ValueError: the width is no multiple of the number of heads, the clips cannot be cut
@@ -157,8 +356,12 @@ def build(
     )
   if "audio" in modalities:
     audio_lib.check_spectrogram(sample_rate_hz, c.audio)
+  text = None
+  if c.classifier == "text":
+    summary = "first" if c.variant == "released" else "end"
+    text = _build_tower(c, "text", adapters, summary=summary)
   return MultimodalClassifier(
-    towers={name: _build_tower(c, name) for name in modalities},
+    towers={name: _build_tower(c, name, adapters) for name in modalities},
     num_classes=num_classes,
     sample_rate_hz=sample_rate_hz or 0,
     spectrogram={
@@ -166,4 +369,8 @@ def build(
       "window_seconds": c.audio.window_seconds,
       "hop_seconds": c.audio.hop_seconds,
     },
+    fusion=_build_fusion(c, modalities),
+    text=text,
+    width=c.width,
+    released_scale=c.variant == "released",
   )

@@ -13,6 +13,7 @@ MEMORY = np.array([3, 1, -1, -1])
 def make(name: str):
   c = config.default()
   c.method = name
+  c.model.classifier = "text"  # which some methods need and none minds
   return methods.make(c)
 
 
@@ -37,9 +38,9 @@ def test_unknown_methods(name):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_method_can_be_made_and_teaches_its_classes(name):
-  new, exemplars = samples(name, 1)
-  assert {0, 2, 4} <= {*new, *exemplars}
+def test_every_method_can_be_made_and_teaches_the_first_classes(name):
+  new, exemplars = samples(name, 0, np.full(4, -1))
+  assert (new, exemplars) == ([1, 3], [])
 
 
 def test_finetune_sees_the_new_classes_only():

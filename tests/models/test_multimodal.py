@@ -57,7 +57,7 @@ def test_preprocess_is_the_front_end_of_each_modality(parts):
 
 def test_the_classifier_sees_image_then_audio_features(parts):
   model, variables, _, inputs = parts
-  features = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, method="encode")
   outputs = model.apply(variables, features, BOTH, method="classify")
   expected = np.concatenate([features["image"], features["audio"]], axis=1)
   np.testing.assert_array_equal(outputs.embedding, expected)
@@ -68,7 +68,7 @@ def test_the_classifier_sees_image_then_audio_features(parts):
 
 def test_call_is_encode_and_classify(parts):
   model, variables, _, inputs = parts
-  features = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, method="encode")
   by_parts = model.apply(variables, features, BOTH, method="classify")
   at_once = model.apply(variables, inputs, BOTH)
   np.testing.assert_array_equal(at_once.logits, by_parts.logits)
@@ -78,7 +78,7 @@ def test_call_is_encode_and_classify(parts):
 @pytest.mark.parametrize("absent", ["image", "audio"])
 def test_an_absent_modality_counts_as_zeros_for_its_sample_only(parts, absent):
   model, variables, _, inputs = parts
-  features = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, method="encode")
   mask = BOTH | {absent: jnp.array([True, False, True])}
   zeroed = features | {absent: features[absent].at[1].set(0.0)}
   expected = model.apply(variables, zeroed, BOTH, method="classify")
@@ -104,7 +104,7 @@ def test_what_an_absent_modality_holds_has_no_influence(parts, absent, value):
 @pytest.mark.parametrize("absent", ["image", "audio"])
 def test_absent_features_teach_the_classifier_nothing(parts, absent):
   model, variables, _, inputs = parts
-  features = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, method="encode")
   features[absent] = jnp.full_like(features[absent], jnp.nan)
   mask = BOTH | {absent: jnp.zeros(3, bool)}
 
@@ -160,3 +160,50 @@ def test_a_tower_that_does_not_exist(modality):
       shapes={"image": (2, 8, 8, 3), "audio": (8000,)},
       sample_rate_hz=8000,
     )
+
+
+def test_a_model_with_text_compares_with_the_mean_of_each_class_s_prompts(parts):
+  _, _, _, inputs = parts
+  model = build(classifier="text", fusion="image", **{"text.depth": 1})
+  tokens = np.random.default_rng(1).integers(0, 256, (2, 3, 4)).astype(np.int32)
+  prompts = multimodal.Prompts(
+    tokens=tokens,
+    end=np.full((2, 3), 3, np.int32),
+    classes=np.array([3, -1], np.int32),  # the second row does not count
+    router=np.zeros(2, np.int32),
+  )
+  variables = model.init(jax.random.key(0), inputs, BOTH, -1.0, None, prompts)
+  outputs = model.apply(variables, inputs, BOTH, -1.0, None, prompts)
+  one_by_one = [
+    model.apply(
+      variables,
+      prompts.replace(tokens=tokens[:, i : i + 1], end=prompts.end[:, i : i + 1]),
+      method="read",
+    ).features[0]
+    for i in range(3)
+  ]
+  prototype = np.mean(one_by_one, axis=0)
+  prototype /= np.linalg.norm(prototype)
+  v = outputs.features["image"]
+  np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1.0, rtol=1e-5)
+  expected = v @ prototype / 0.07  # the scale that CLIP starts with
+  np.testing.assert_allclose(outputs.logits[:, 3], expected, rtol=1e-3, atol=1e-4)
+  np.testing.assert_array_equal(outputs.logits[:, [0, 1, 2, 4]], -1e9)
+  np.testing.assert_array_equal(outputs.embedding, v)
+
+
+def test_released_multiplies_with_the_scale_itself(parts):
+  _, _, _, inputs = parts
+  prompts = multimodal.Prompts(
+    tokens=np.full((1, 1, 4), 7, np.int32),
+    end=np.full((1, 1), 3, np.int32),
+    classes=np.array([0], np.int32),
+    router=np.zeros(1, np.int32),
+  )
+  changes = {"classifier": "text", "fusion": "image", "text.depth": 1}
+  model = build(**changes)
+  variables = model.init(jax.random.key(0), inputs, BOTH, -1.0, None, prompts)
+  arguments = (variables, inputs, BOTH, -1.0, None, prompts)
+  released = build(**changes, variant="released").apply(*arguments)
+  assert released.scale == pytest.approx(np.log(1 / 0.07), rel=1e-6)
+  assert model.apply(*arguments).scale == pytest.approx(1 / 0.07, rel=1e-5)

@@ -1,0 +1,258 @@
+"""MIFE: experts for tasks, without a memory (Chen et al. 2025, arXiv 2506.09999).
+
+Towers are trained on the first task and then frozen; adapters, routers and the fusion
+go on. Training contrasts fused features with the prompts of the current task's classes,
+on new data only. With one router per task, a test sample's task is inferred from
+frozen features, see `task_inference`.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import struct
+
+from mcil_jax import config as config_lib
+from mcil_jax import task_inference
+from mcil_jax.losses import contrastive
+from mcil_jax.losses import mutual_information as mi
+from mcil_jax.methods import base
+from mcil_jax.models import multimodal
+from mcil_jax.moe import stats
+from mcil_jax.scenario import Scenario
+
+# What a new router starts with for experts that are frozen; the others start with 0.
+FROZEN_BIAS = -2.0
+
+
+@struct.dataclass
+class Knowledge:
+  """What is known of the tasks so far.
+
+  Attributes:
+    classes: means in the frozen feature space.
+    frozen: modality → bool [layers, E], experts that no longer train.
+  """
+
+  classes: task_inference.ClassMeans
+  frozen: dict[str, np.ndarray]
+
+
+def make(config: ml_collections.ConfigDict) -> base.Method:
+  """The losses and the task knowledge of MIFE, by `config.mife`.
+
+  Raises:
+    ValueError: the model has no text tower, or the routers no experts to choose among.
+  """
+  if config.model.classifier != "text":
+    raise ValueError(
+      f"config.method='mife' needs config.model.classifier='text', not "
+      f"{config.model.classifier!r}"
+    )
+  infers = config.mife.task_inference == "prototype"
+  return base.Method(
+    samples=base.new_samples,
+    loss=_make_loss(config),
+    train_towers="first_task",
+    prompts="task",
+    tasks=base.TaskKnowledge(
+      initial=_make_initial(config),
+      begin=_make_begin(config),
+      end=_make_end(config),
+      infer=_infer if infers else None,
+      mask=mask_frozen,
+      within_task=config.mife.within_task,
+    ),
+  )
+
+
+# --- The loss.
+
+
+def _make_loss(config: ml_collections.ConfigDict) -> base.Loss:
+  c = config.mife
+
+  def loss(outputs, batch, task):
+    scalars = {"wccl": _wccl(outputs, batch, task, config)}
+    value = (1.0 - c.mi_weight) * scalars["wccl"]
+    if c.mi_weight:
+      scalars["mutual_information"] = _mutual_information(outputs, batch, c.mi)
+      value -= c.mi_weight * scalars["mutual_information"]
+    if c.trimodal_weight:
+      scalars["trimodal"] = _trimodal(outputs, batch, task)
+      value += c.trimodal_weight * jnp.where(task.index == 0, scalars["trimodal"], 0.0)
+    if outputs.routing:
+      scalars["balance"] = _balance(outputs)
+      value += c.balance_weight * scalars["balance"]
+    return value, scalars
+
+  return loss
+
+
+def _wccl(outputs, batch, task, config) -> jax.Array:
+  """CE to the class prototypes and the continuously weighted contrastive loss."""
+  where, share = batch["valid"], config.mife.wccl_share
+  cross_entropy = contrastive.wccl_released(outputs.logits, batch["label"], where=where)
+  if config.model.variant == "released" or share == 0.0:
+    return cross_entropy
+  v = next(iter(outputs.features.values()))
+  if config.model.anchor in outputs.features:
+    v = outputs.features[config.model.anchor]
+  weighted = contrastive.wccl(
+    contrastive.similarity.normalise(outputs.embedding),
+    outputs.prototypes.features,
+    jax.lax.stop_gradient(contrastive.similarity_weights(v)),
+    scale=outputs.scale,
+    where=where,
+    labels=batch["label"] - task.before,
+  )
+  return (1.0 - share) * cross_entropy + share * weighted
+
+
+def _mutual_information(outputs, batch, variant: str) -> jax.Array:
+  """Sum over modalities of the mutual information with the fused features."""
+  f = contrastive.similarity.normalise(outputs.embedding)
+  total = 0.0
+  for m, x in outputs.features.items():
+    where = batch["valid"] & outputs.present[m]
+    if variant == "infonce":
+      total -= contrastive.info_nce(f, x, temperature=0.07, where=where)
+    else:
+      total += mi.mutual_information(f, x, where=where, variant=variant)
+  return total
+
+
+def _trimodal(outputs, batch, task) -> jax.Array:
+  """AudioCLIP's loss over the modalities there are and the text of each sample."""
+  text = outputs.prototypes.features[batch["label"] - task.before]
+  features = {"audio": None, "image": None, **outputs.features, "text": text}
+  where = batch["valid"]
+  for m in outputs.features:
+    where = where & outputs.present[m]
+  scales = {
+    name: outputs.scale
+    for name, pair in contrastive.PAIRS.items()
+    if all(features[m] is not None for m in pair)
+  }
+  return contrastive.trimodal(**features, scales=scales, where=where)
+
+
+def _balance(outputs) -> jax.Array:
+  """Load balance loss, mean over all layers of all towers."""
+  of_towers = [
+    jax.vmap(stats.balance_loss)(routing).mean() for routing in outputs.routing.values()
+  ]
+  return sum(of_towers) / len(of_towers)
+
+
+# --- What is known of tasks.
+
+
+def _make_initial(config: ml_collections.ConfigDict):
+  def initial(scenario: Scenario, modalities: tuple[str, ...]) -> Knowledge:
+    return Knowledge(
+      classes=task_inference.empty(
+        scenario.num_classes, len(modalities), config.model.width
+      ),
+      frozen={
+        m: np.zeros((config.model[m].depth, config.moe.num_experts), bool)
+        for m in (*modalities, "text")
+      },
+    )
+
+  return initial
+
+
+def _make_begin(config: ml_collections.ConfigDict):
+  def begin(params, knowledge: Knowledge, task: jax.Array):
+    """A new task's routers prefer experts that can still learn."""
+    if not config_lib.per_task_routers(config):
+      return params
+    params = jax.tree.map(lambda x: x, params)  # new dictionaries, the same arrays
+    for m, layer, adapters in _adapters(params):
+      bias = jnp.where(knowledge.frozen[m][layer], FROZEN_BIAS, 0.0)
+      adapters["router_bias"] = adapters["router_bias"].at[task].set(bias)
+    return params
+
+  return begin
+
+
+def _make_end(config: ml_collections.ConfigDict):
+  def end(knowledge: Knowledge, outcome, labels, task: int) -> Knowledge:
+    del task
+    features = [x for key, x in sorted(outcome.items()) if key.startswith("frozen/")]
+    frozen = {
+      m: update_frozen(
+        before,
+        outcome[f"expert/{m}"],
+        above=config.mife.freeze_above,
+        at_least=config.moe.top_k,
+      )
+      if before.shape[1]
+      else before
+      for m, before in knowledge.frozen.items()
+    }
+    return Knowledge(
+      classes=task_inference.add(
+        knowledge.classes, np.concatenate(features, axis=1), labels
+      ),
+      frozen=frozen,
+    )
+
+  return end
+
+
+def update_frozen(
+  frozen: np.ndarray, expert_index: np.ndarray, *, above: float, at_least: int
+) -> np.ndarray:
+  """Which experts stop training after a task.
+
+  Args:
+    frozen: bool [layers, E] before.
+    expert_index: int [N, layers, k], the experts of the task's items.
+    above: an expert that served a larger share of them freezes.
+    at_least: so many experts per layer stay trainable, the least used ones.
+
+  Returns:
+    bool [layers, E], a new array.
+  """
+  layers, num_experts = frozen.shape
+  frozen = frozen.copy()
+  for layer in range(layers):
+    chosen = expert_index[:, layer]
+    counts = np.bincount(chosen.ravel(), minlength=num_experts)
+    frozen[layer] |= counts / len(chosen) > above
+    # The least used first; among equals the lower number.
+    order = np.argsort(counts, kind="stable")
+    if (~frozen[layer]).sum() < at_least:
+      frozen[layer, order[:at_least]] = False
+  return frozen
+
+
+def _infer(knowledge: Knowledge, features, present) -> jax.Array:
+  names = sorted(features)
+  return task_inference.nearest_class(
+    knowledge.classes, [features[m] for m in names], [present[m] for m in names]
+  )
+
+
+def mask_frozen(tree, knowledge: Knowledge):
+  """Zeros in the places of frozen experts, of a gradient or an update."""
+  tree = jax.tree.map(lambda x: x, tree)
+  for m, layer, adapters in _adapters(tree):
+    keep = ~knowledge.frozen[m][layer]
+    adapters["experts"] = jax.tree.map(
+      lambda x, keep=keep: x * keep.reshape(-1, *[1] * (x.ndim - 1)),
+      adapters["experts"],
+    )
+  return tree
+
+
+def _adapters(params) -> Iterator[tuple[str, int, dict]]:
+  """(modality, layer, the adapters' parameters) of all blocks of all towers."""
+  for m, tower in multimodal.tower_params(params).items():
+    for name, block in tower["encoder"].items():
+      if name.startswith("block_") and "adapters" in block:
+        yield m, int(name.removeprefix("block_")), block["adapters"]

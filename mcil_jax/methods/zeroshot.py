@@ -1,0 +1,29 @@
+"""Zero-shot: trains on the first task, then names new classes by their prompts."""
+
+import ml_collections
+
+from mcil_jax.methods import base
+
+
+def first_task_only(labels, scenario, task, memory) -> base.Samples:
+  """The samples of the first task; later tasks have none."""
+  if task == 0:
+    return base.new_samples(labels, scenario, task, memory)
+  return base.Samples(new=base.NO_SAMPLES, exemplars=base.NO_SAMPLES)
+
+
+def make(config: ml_collections.ConfigDict) -> base.Method:
+  """Cross-entropy on the first task.
+
+  Raises:
+    ValueError: the model has no text tower.
+  """
+  if config.model.classifier != "text":
+    raise ValueError(
+      "config.method='zeroshot' needs config.model.classifier='text', not "
+      f"{config.model.classifier!r}"
+    )
+  return base.Method(
+    samples=first_task_only,
+    loss=base.seen_cross_entropy(config.train.label_smoothing),
+  )

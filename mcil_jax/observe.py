@@ -1,0 +1,210 @@
+"""What is watched besides predictions: fusion, experts, inferred tasks, features.
+
+`Observed` holds what the last evaluation saw of every sample, and what each task's
+evaluation saw of its own samples; `summarise` makes the sections of results.json.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mcil_jax import metrics, metrics_mife
+from mcil_jax.losses import mutual_information as mi
+from mcil_jax.scenario import Scenario
+
+Observed = dict[str, np.ndarray]
+
+# Kept of every sample of the evaluated split, from `evaluate.make_eval_step`.
+_PER_SAMPLE = ("task", "correlation", "masked")
+BINS = 40
+
+
+def empty(
+  outcome: dict[str, jax.ShapeDtypeStruct],
+  prototypes: Any | None,
+  scenario: Scenario,
+  num_samples: int,
+) -> Observed:
+  """Nothing seen yet.
+
+  Args:
+    outcome: shapes of what the evaluation step returns for a batch.
+    prototypes: shapes of what the read step returns, None without a text tower.
+    scenario: class order and increments.
+    num_samples: N of the evaluated split.
+  """
+  tasks = scenario.num_tasks
+  observed = {
+    key: np.full((num_samples, *x.shape[1:]), _unknown(x.dtype), _kept(x.dtype))
+    for key, x in outcome.items()
+    if key in _PER_SAMPLE or key.startswith("expert/")
+  }
+  if prototypes is not None:
+    width = prototypes.features.shape[-1]
+    observed |= {
+      "image_mean": np.full((tasks, width), np.nan, np.float32),
+      "text_mean": np.full((tasks, width), np.nan, np.float32),
+      "nmi_image": np.array(np.nan),
+      "nmi_audio": np.array(np.nan),
+    }
+    if prototypes.routing is not None:
+      layers, items, k = prototypes.routing.expert_index.shape
+      observed["expert/text"] = np.full((items, layers, k), -1, np.int16)
+  return observed
+
+
+def _kept(dtype) -> np.dtype:
+  return np.dtype(np.int16 if jnp.issubdtype(dtype, jnp.integer) else dtype)
+
+
+def _unknown(dtype) -> Any:
+  if jnp.issubdtype(dtype, jnp.floating):
+    return np.nan
+  return False if jnp.issubdtype(dtype, jnp.bool) else -1
+
+
+def update(
+  observed: Observed,
+  outcome: dict[str, np.ndarray],
+  prototypes: Any | None,
+  *,
+  ids: np.ndarray,
+  labels: np.ndarray,
+  scenario: Scenario,
+  number: int,
+) -> Observed:
+  """With what the evaluation after task `number` saw.
+
+  Args:
+    observed: before.
+    outcome: of `evaluate.evaluate`, in the order of `ids`.
+    prototypes: of all classes, on the host; None without a text tower.
+    ids: [n], the samples, those of all seen classes.
+    labels: [n], positions in the class order.
+    scenario: class order and increments.
+    number: the current task.
+  """
+  observed = {key: x.copy() for key, x in observed.items()}
+  for key, rows in observed.items():
+    if key in outcome:
+      rows[ids] = outcome[key]
+  if prototypes is None:
+    return observed
+  own = scenario.task_of_class[labels] == number
+  if "feature/image" in outcome:
+    observed["image_mean"][number] = outcome["feature/image"][own].mean(axis=0)
+  of_task = scenario.task_of_class == number
+  observed["text_mean"][number] = prototypes.features[of_task].mean(axis=0)
+  for m in ("image", "audio"):
+    if f"feature/{m}" in outcome:
+      observed[f"nmi_{m}"] = np.array(
+        _nmi(outcome["fused"], outcome[f"feature/{m}"]), np.float64
+      )
+  if prototypes.routing is not None:
+    observed["expert/text"][:] = prototypes.routing.expert_index.swapaxes(0, 1)
+  return observed
+
+
+def _nmi(fused: np.ndarray, features: np.ndarray) -> float:
+  """Normalised mutual information over all samples, on the host's one device."""
+  fused = fused / np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), 1e-12)
+  where = np.ones(len(fused), bool)
+  return float(mi.normalised_mutual_information(fused, features, where=where))
+
+
+def expert_usage(
+  observed: Observed, labels: np.ndarray, scenario: Scenario, num_experts: int
+) -> dict[str, list]:
+  """modality → [T][layers][E]: share of assignments of each task's items.
+
+  None in place of a task that has not been learned.
+  """
+  usage = {}
+  for key, rows in observed.items():
+    if not key.startswith("expert/"):
+      continue
+    if key == "expert/text":
+      templates = len(rows) // scenario.num_classes
+      task_of_row = np.repeat(scenario.task_of_class, templates)
+    else:
+      task_of_row = scenario.task_of_class[labels]
+    usage[key.removeprefix("expert/")] = [
+      _shares(rows[(task_of_row == t) & (rows[:, 0, 0] >= 0)], num_experts)
+      for t in range(scenario.num_tasks)
+    ]
+  return usage
+
+
+def _shares(rows: np.ndarray, num_experts: int) -> list | None:
+  """Expert numbers [n, layers, k] → [layers][E]."""
+  if not len(rows):
+    return None
+  counts = np.stack(
+    [np.bincount(layer.ravel(), minlength=num_experts) for layer in rows.swapaxes(0, 1)]
+  )
+  return (counts / counts.sum(axis=1, keepdims=True)).tolist()
+
+
+def fusion(
+  observed: Observed, labels: np.ndarray, scenario: Scenario, theta: np.ndarray
+) -> dict | None:
+  """Distribution of r over each task's samples, θ and the share that was masked."""
+  if "correlation" not in observed:
+    return None
+  edges = np.linspace(-1.0, 1.0, BINS + 1)
+  task_of_row = scenario.task_of_class[labels]
+  counts, masked = [], []
+  for t in range(scenario.num_tasks):
+    rows = (task_of_row == t) & ~np.isnan(observed["correlation"])
+    counts.append(np.histogram(observed["correlation"][rows], edges)[0].tolist())
+    masked.append(float(observed["masked"][rows].mean()) if rows.any() else None)
+  return {
+    "theta": [None if np.isnan(x) else float(x) for x in theta],
+    "correlation": {"edges": edges.tolist(), "counts": counts},
+    "masked_share": masked,
+  }
+
+
+def task_inference_accuracy(
+  observed: Observed, labels: np.ndarray, scenario: Scenario
+) -> float | None:
+  """Share of the samples of seen classes whose task was inferred."""
+  known = observed["task"] >= 0
+  right = observed["task"] == scenario.task_of_class[labels]
+  return float(right[known].mean()) if known.any() else None
+
+
+def mife_metrics(
+  observed: Observed, seen_accuracy, matrix, zero_shot, chance
+) -> metrics.Summary:
+  """MIFE's two metrics, or why a run has none."""
+  values, undefined = {}, {}
+
+  def metric_1():
+    similarity = metrics_mife.task_similarity(
+      observed["image_mean"], observed["text_mean"]
+    )
+    forgetting = metrics_mife.forgetting_after_tasks(matrix)
+    # A fraction, as all of results.json.
+    return metrics_mife.metric_1(seen_accuracy, forgetting, similarity) / 100.0
+
+  def metric_2():
+    return metrics_mife.metric_2(
+      seen_accuracy,
+      matrix,
+      zero_shot=zero_shot,
+      chance=chance,
+      nmi_image=observed["nmi_image"],
+      nmi_audio=observed["nmi_audio"],
+    )
+
+  for name, metric in {"mife_1": metric_1, "mife_2": metric_2}.items():
+    try:
+      if "text_mean" not in observed:
+        raise metrics.UndefinedMetricError("needs a model with a text tower")
+      values[name] = metric()
+    except metrics.UndefinedMetricError as reason:
+      undefined[name] = str(reason)
+  return metrics.Summary(values, undefined)

@@ -1,0 +1,124 @@
+"""Which prompts a text tower reads: those of a step's classes, or of all for a test."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from mcil_jax import config as config_lib
+from mcil_jax import sharding
+from mcil_jax.data import prompts as prompts_lib
+from mcil_jax.methods.base import Task
+from mcil_jax.models.multimodal import MultimodalClassifier, Prompts, Prototypes
+from mcil_jax.scenario import Scenario
+
+READ_STEP = "read_step"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reading:
+  """The prompts of a run, in the class order.
+
+  Attributes:
+    texts: of all classes.
+    scenario: class order and increments.
+    per_task: whether each task's classes go through a router of their own.
+    templates_per_step: templates drawn for a training step; 0: all.
+    mean: whether tests average over all templates, or take the first.
+  """
+
+  texts: prompts_lib.Prompts
+  scenario: Scenario
+  per_task: bool
+  templates_per_step: int
+  mean: bool
+
+  @property
+  def num_test_templates(self) -> int:
+    """Templates that `for_test` shows of each class."""
+    return self.texts.tokens.shape[1] if self.mean else 1
+
+  def of_classes(
+    self, classes: jax.Array, valid: jax.Array, templates: jax.Array | slice
+  ) -> Prompts:
+    """Prompts of `classes` int32 [n]; those that are not `valid` are padding."""
+    rows = jnp.minimum(classes, self.scenario.num_classes - 1)
+    router = jnp.asarray(self.scenario.task_of_class)[rows]
+    return Prompts(
+      tokens=jnp.asarray(self.texts.tokens)[:, templates][rows],
+      end=jnp.asarray(self.texts.end)[:, templates][rows],
+      classes=jnp.where(valid, classes, -1),
+      router=router if self.per_task else jnp.zeros_like(router),
+    )
+
+  def first_class(self) -> Prompts:
+    """One prompt, to initialise a model with."""
+    return self.of_classes(jnp.zeros(1, jnp.int32), jnp.ones(1, bool), slice(1))
+
+  def for_training(self, key: jax.Array, task: Task, which: str) -> Prompts:
+    """Prompts of a training step; traced, of the same shape for all tasks.
+
+    Args:
+      key: draws the templates.
+      task: the current one.
+      which: classes: all that were "seen", or the current "task"'s.
+    """
+    if which == "task":
+      classes = task.before + jnp.arange(max(self.scenario.increments))
+    else:
+      classes = jnp.arange(self.scenario.num_classes)
+    templates, count = slice(None), self.texts.tokens.shape[1]
+    if 0 < self.templates_per_step < count:
+      templates = jax.random.permutation(key, count)[: self.templates_per_step]
+    return self.of_classes(classes, classes < task.seen, templates)
+
+  def for_test(self) -> Prompts:
+    """Prompts of all classes."""
+    n = self.scenario.num_classes
+    return self.of_classes(
+      jnp.arange(n), jnp.ones(n, bool), slice(self.num_test_templates)
+    )
+
+
+def make(
+  c: ml_collections.ConfigDict, scenario: Scenario, dataset_name: str
+) -> Reading | None:
+  """The prompts that the config names; None for a model without a text tower.
+
+  Raises:
+    ValueError: a template or class name is unfit, or there are too few templates.
+  """
+  if c.model.classifier != "text":
+    return None
+  text = c.model.text
+  texts = prompts_lib.make(dataset_name, scenario.class_names, text.templates or None)
+  count = texts.tokens.shape[1]
+  if text.num_templates > count:
+    raise ValueError(
+      f"config.model.text.num_templates={text.num_templates}: there are only {count} "
+      "templates; give more in config.model.text.templates"
+    )
+  return Reading(
+    texts=dataclasses.replace(
+      texts,
+      tokens=texts.tokens[:, : text.num_templates],
+      end=texts.end[:, : text.num_templates],
+      texts=tuple(of_class[: text.num_templates] for of_class in texts.texts),
+    ),
+    scenario=scenario,
+    per_task=config_lib.per_task_routers(c),
+    templates_per_step=c.train.templates_per_step,
+    mean=c.eval.templates == "mean",
+  )
+
+
+def make_read_step(model: MultimodalClassifier, reading: Reading, mesh: Mesh):
+  """The jitted step (params) → `Prototypes` of all classes, for tests."""
+
+  def read_step(params) -> Prototypes:
+    return model.apply({"params": params}, reading.for_test(), method="read")
+
+  replicate = sharding.replicated(mesh)
+  return jax.jit(read_step, in_shardings=(replicate,), out_shardings=replicate)

@@ -1,0 +1,176 @@
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcil_jax import config, methods, scenario
+from mcil_jax.methods import mife
+from mcil_jax.methods.base import Task
+from mcil_jax.models.fusion import Fused
+from mcil_jax.models.multimodal import Outputs, Prototypes
+
+SCENARIO = scenario.make("abcd", increments=(2, 2), class_order=(0, 1, 2, 3))
+
+
+def settings(**overrides):
+  c = config.default()
+  c.method = "mife"
+  c.update_from_flattened_dict(config.TRIMODAL | overrides)
+  return c
+
+
+def unit(x):
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def outputs(rng):
+  """Five samples of the second task; the last row is padding."""
+  f, v, a = (unit(rng.normal(size=(5, 4))).astype(np.float32) for _ in range(3))
+  t = unit(rng.normal(size=(2, 4))).astype(np.float32)
+  logits = np.full((5, 4), -1e9, np.float32)
+  logits[:, 2:] = 10 * f @ t.T
+  return Outputs(
+    logits=logits,
+    embedding=3 * f,
+    features={"image": v, "audio": a},
+    present={"image": np.ones(5, bool), "audio": np.array([1, 1, 0, 1, 0], bool)},
+    fused=Fused(3 * f),
+    prototypes=Prototypes(t, np.array([2, 3])),
+    scale=jnp.float32(10),
+  )
+
+
+BATCH = {
+  "label": np.array([2, 3, 3, 2, 0]),
+  "valid": np.array([1, 1, 1, 1, 0], bool),
+}
+TASK = Task(index=1, before=2, seen=4, steps=1)
+
+
+def loss_of(outputs, **overrides):
+  value, scalars = methods.make(settings(**overrides)).loss(outputs, BATCH, TASK)
+  return float(value), {name: float(x) for name, x in scalars.items()}
+
+
+def log_softmax(x):
+  return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def test_cross_entropy_and_weighted_contrast_by_hand(outputs):
+  f = outputs.embedding[:4] / 3
+  t, y = outputs.prototypes.features, BATCH["label"][:4] - 2
+  cross_entropy = -log_softmax(10 * f @ t.T)[range(4), y].mean()
+  v = outputs.features["image"][:4]
+  w = v @ v.T / 2 + 0.5
+  log_p = log_softmax(10 * f @ t[y].T)
+  weighted = (-(w * log_p).sum(axis=1) / w.sum(axis=1)).mean()
+  for share in (0.0, 0.25, 1.0):
+    value, _ = loss_of(outputs, **{"mife.wccl_share": share, "mife.mi_weight": 0.0})
+    expected = (1 - share) * cross_entropy + share * weighted
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_released_is_cross_entropy_whatever_the_share(outputs):
+  overrides = {"model.variant": "released", "mife.mi_weight": 0.0}
+  found = loss_of(outputs, **overrides)[0]
+  plain = loss_of(outputs, **{"mife.wccl_share": 0.0, "mife.mi_weight": 0.0})[0]
+  np.testing.assert_allclose(found, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", "infonce"])
+def test_mutual_information_is_of_the_samples_that_have_the_modality(outputs, variant):
+  overrides = {"mife.mi": variant, "mife.wccl_share": 0.0}
+  value, scalars = loss_of(outputs, **overrides)
+  expected = 0.7 * scalars["wccl"] - 0.3 * scalars["mutual_information"]
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  other = dict(outputs.features)
+  other["audio"] = outputs.features["audio"].copy()
+  other["audio"][[2, 4]] = 7.0  # absent, and padding
+  assert loss_of(outputs.replace(features=other), **overrides)[0] == value
+  other["audio"][0] = 7.0
+  assert loss_of(outputs.replace(features=other), **overrides)[0] != value
+
+
+def test_the_contrastive_loss_of_the_towers_is_on_in_the_first_task_only(outputs):
+  c = settings(**{"mife.trimodal_weight": 2.0})
+  loss = methods.make(c).loss
+  later, scalars = loss(outputs, BATCH, TASK)
+  first, _ = loss(outputs, BATCH, TASK.replace(index=0))
+  np.testing.assert_allclose(first - later, 2 * scalars["trimodal"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mife", "zeroshot"])
+def test_it_needs_a_text_tower(method):
+  c = config.default()
+  c.method = method
+  with pytest.raises(ValueError, match=r"needs config\.model\.classifier='text'"):
+    methods.make(c)
+
+
+def test_zeroshot_trains_on_the_first_task_only():
+  c = settings(method="zeroshot")
+  labels = np.array([0, 1, 2, 3, 0])
+  samples = [methods.make(c).samples(labels, SCENARIO, t, None) for t in (0, 1)]
+  assert samples[0].new.tolist() == [0, 1, 4]
+  assert samples[1].new.size == samples[1].exemplars.size == 0
+
+
+# --- Experts that freeze.
+
+
+def test_experts_with_many_samples_freeze():
+  # Layer 0: expert 0 serves 3 of 4 samples, expert 2 one. Layer 1: half and half.
+  chosen = np.array([[[0], [1]], [[0], [1]], [[0], [2]], [[2], [2]]])
+  before = np.zeros((2, 3), bool)
+  before[1, 0] = True
+  after = mife.update_frozen(before, chosen, above=0.5, at_least=1)
+  assert after.tolist() == [[True, False, False], [True, False, False]]
+  after = mife.update_frozen(before, chosen, above=0.4, at_least=1)
+  # In layer 1 nothing would be left: the least used one stays open, and that is 0.
+  assert after.tolist() == [[True, False, False], [False, True, True]]
+  assert before.sum() == 1  # not changed in place
+
+
+def knowledge(frozen):
+  return types.SimpleNamespace(frozen={"image": np.array(frozen)})
+
+
+def params():
+  adapters = {
+    "router_bias": jnp.zeros((2, 3)),
+    "experts": {"up_kernel": jnp.ones((3, 2, 2)), "up_bias": jnp.ones((3, 2))},
+  }
+  block = {"adapters": adapters, "mlp": {"kernel": jnp.ones(2)}}
+  return {"towers_image": {"encoder": {"block_0": block, "norm": jnp.ones(1)}}}
+
+
+def test_frozen_experts_get_neither_gradient_nor_update():
+  tree = params()
+  masked = mife.mask_frozen(tree, knowledge([[False, True, False]]))
+  block = masked["towers_image"]["encoder"]["block_0"]
+  assert block["adapters"]["experts"]["up_bias"].tolist() == [[1, 1], [0, 0], [1, 1]]
+  assert block["adapters"]["experts"]["up_kernel"].sum(axis=(1, 2)).tolist() == [
+    4,
+    0,
+    4,
+  ]
+  assert block["mlp"]["kernel"].tolist() == [1, 1]
+  untouched = tree["towers_image"]["encoder"]["block_0"]["adapters"]["experts"]
+  assert untouched["up_bias"].sum() == 6
+
+
+def test_a_new_router_prefers_experts_that_can_learn():
+  begin = methods.make(settings(**{"moe.routers": "per_task"})).tasks.begin
+  after = begin(params(), knowledge([[False, True, False]]), 1)
+  bias = after["towers_image"]["encoder"]["block_0"]["adapters"]["router_bias"]
+  assert bias.tolist() == [[0, 0, 0], [0, mife.FROZEN_BIAS, 0]]
+
+
+def test_a_shared_router_starts_nowhere_anew():
+  begin = methods.make(settings()).tasks.begin
+  before = params()
+  after = begin(before, knowledge([[False, True, False]]), 1)
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before, after))

@@ -1,0 +1,74 @@
+"""Runs of a minute or less, on a small model and a handful of samples."""
+
+import signal
+
+import numpy as np
+
+from mcil_jax import checkpoint, config, run, setup, state
+
+SETTINGS = {
+  "method": "replay",
+  "scenario.increments": (9, 4, 7),
+  "model.width": 16,
+  "model.num_heads": 2,
+  "model.image.depth": 1,
+  "model.audio.depth": 1,
+  "model.audio.patch_frames": 8,
+  "model.audio.num_mels": 32,
+  "model.image.tubelet_frames": 4,
+  "train.epochs": 2,
+  "train.batch_size": 16,
+  "eval.batch_size": 16,
+  "memory.size": 40,
+  "checkpoint.every_steps": 5,
+  "log.every_steps": 1,
+  "log.progress": False,
+}
+
+
+def settings(data_dir, **overrides):
+  c = config.default()
+  c.update_from_flattened_dict(SETTINGS | {"data.data_dir": str(data_dir)} | overrides)
+  return c
+
+
+class StopAt:
+  """Asks a run to stop, after a training step or after a batch of evaluations."""
+
+  number = signal.SIGTERM
+
+  def __init__(self, step=None, evaluated_batch=None):
+    self._step, self._batches_left = step, evaluated_batch
+
+  def at_step(self, step):
+    return step == self._step
+
+  def between_steps(self):
+    if self._batches_left is None:
+      return False
+    self._batches_left -= 1
+    return self._batches_left == 0
+
+
+def run_here(data_dir, workdir, stop=None, **overrides):
+  prepared = setup.prepare(settings(data_dir, **overrides))
+  results = run.run(prepared, str(workdir), stop or StopAt())
+  return results, params_of(prepared, workdir)
+
+
+def params_of(prepared, workdir):
+  like = state.initial(prepared).train.params
+  last = prepared.scenario.num_tasks - 1
+  return checkpoint.to_host(checkpoint.load_task_params(workdir, last, like))
+
+
+def assert_close(params, others):
+  flat, flat_others = state_leaves(params), state_leaves(others)
+  assert flat.keys() == flat_others.keys()
+  for name, value in flat.items():
+    error = np.linalg.norm(value - flat_others[name]) / np.linalg.norm(value)
+    assert error < 1e-4, name
+
+
+def state_leaves(tree):
+  return {k: v.astype(np.float64) for k, v in config.flatten(tree).items()}

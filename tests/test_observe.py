@@ -1,0 +1,118 @@
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from mcil_jax import observe, scenario
+
+# Classes 0, 1 | 2; two tasks; two templates per class.
+SCENARIO = scenario.make("abc", increments=(2, 1), class_order=(0, 1, 2))
+LABELS = np.array([0, 2, 1, 2])
+F32 = np.float32
+
+
+def shape(*size, dtype=F32):
+  return jax.ShapeDtypeStruct(size, dtype)
+
+
+OUTCOME_SHAPES = {
+  "main": shape(8, dtype=np.int32),  # not kept
+  "task": shape(8, dtype=np.int32),
+  "correlation": shape(8),
+  "masked": shape(8, dtype=bool),
+  "expert/image": shape(8, 2, 1, dtype=np.int32),
+  "feature/image": shape(8, 2),
+}
+PROTOTYPES = types.SimpleNamespace(
+  features=np.array([[1, 0], [0, 1], [1, 1]], F32),
+  routing=types.SimpleNamespace(
+    # [layers, C · templates, k]
+    expert_index=np.array([[[0], [0], [1], [1], [1], [2]]])
+  ),
+)
+
+
+@pytest.fixture
+def observed():
+  seen = observe.empty(OUTCOME_SHAPES, PROTOTYPES, SCENARIO, 4)
+  first = {
+    "task": np.array([0, 0]),
+    "correlation": np.array([0.5, -0.5], F32),
+    "masked": np.array([False, True]),
+    "expert/image": np.array([[[0], [1]], [[2], [1]]]),
+    "feature/image": np.array([[1, 0], [0, 1]], F32),
+    "fused": np.array([[1, 0], [0, 1]], F32),
+  }
+  return observe.update(
+    seen,
+    first,
+    PROTOTYPES,
+    ids=np.array([0, 2]),
+    labels=LABELS[[0, 2]],
+    scenario=SCENARIO,
+    number=0,
+  )
+
+
+def test_only_what_was_evaluated_is_known(observed):
+  assert observed["task"].tolist() == [0, -1, 0, -1]
+  assert np.isnan(observed["correlation"]).tolist() == [False, True, False, True]
+  assert "main" not in observed
+  np.testing.assert_array_equal(observed["image_mean"], [[0.5, 0.5], [np.nan] * 2])
+  np.testing.assert_array_equal(observed["text_mean"], [[0.5, 0.5], [np.nan] * 2])
+
+
+def test_expert_usage_is_a_share_per_task_and_layer(observed):
+  usage = observe.expert_usage(observed, LABELS, SCENARIO, 3)
+  # Samples 0 and 2 went to experts 0 and 2 in layer 0, both to expert 1 in layer 1.
+  assert usage["image"] == [[[0.5, 0, 0.5], [0, 1, 0]], None]
+  # Of the four prompts of task 0 two went to expert 0, of the two of task 1 none.
+  assert usage["text"] == [[[0.5, 0.5, 0]], [[0, 0.5, 0.5]]]
+
+
+def test_distribution_of_the_correlation(observed):
+  theta = np.array([0.25, np.nan])
+  found = observe.fusion(observed, LABELS, SCENARIO, theta)
+  assert found["theta"] == [0.25, None]
+  assert found["masked_share"] == [0.5, None]
+  edges, counts = found["correlation"]["edges"], found["correlation"]["counts"]
+  assert [sum(of_task) for of_task in counts] == [2, 0]
+  inside = [edges[i] <= 0.5 < edges[i + 1] for i in range(len(edges) - 1)].index(True)
+  assert counts[0][inside] == 1
+
+
+def test_a_fusion_without_correlation_has_none():
+  seen = observe.empty({"task": shape(8, dtype=np.int32)}, None, SCENARIO, 4)
+  assert observe.fusion(seen, LABELS, SCENARIO, np.full(2, np.nan)) is None
+  assert observe.expert_usage(seen, LABELS, SCENARIO, 3) == {}
+
+
+def test_task_inference_counts_known_samples_only(observed):
+  assert observe.task_inference_accuracy(observed, LABELS, SCENARIO) == 1.0
+  observed["task"][1] = 0  # a sample of task 1
+  assert observe.task_inference_accuracy(observed, LABELS, SCENARIO) == pytest.approx(
+    2 / 3
+  )
+
+
+def test_metrics_of_mife_have_reasons_where_they_have_no_value(observed):
+  matrix = np.array([[1.0, np.nan], [1.0, 1.0]])
+  without = observe.mife_metrics({}, [1.0, 1.0], matrix, None, np.array([0.5, 0.3]))
+  assert set(without.undefined) == {"mife_1", "mife_2"}
+  assert without.undefined["mife_1"] == "needs a model with a text tower"
+  unfinished = observe.mife_metrics(
+    observed, [1.0, 1.0], matrix, None, np.array([0.5, 0.3])
+  )
+  assert "image mean of task 1" in unfinished.undefined["mife_1"]
+
+
+def test_metric_1_of_a_run_by_hand(observed):
+  observed["image_mean"][1], observed["text_mean"][1] = [0.5, -0.5], [0.5, 0.5]
+  # Tasks of orthogonal images (cosine 0 → 1/2) and equal texts (1): s_1 = 3/4.
+  matrix = np.array([[1.0, np.nan], [0.5, 1.0]])
+  found = observe.mife_metrics(
+    observed, [1.0, 0.75], matrix, None, np.array([0.5, 0.3])
+  ).values["mife_1"]
+  # (mean accuracy + mean((1 − 1)(1 − 0), (1 − 3/4)(1 − 1/2))) / 2
+  assert found == pytest.approx((0.875 + 0.0625) / 2)

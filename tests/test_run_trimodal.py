@@ -1,0 +1,129 @@
+"""Whole runs of image, audio and text with experts, by every method that can."""
+
+import numpy as np
+import pytest
+from small_runs import StopAt, assert_close, run_here, settings
+
+from mcil_jax import checkpoint, config, setup, state
+from mcil_jax.models import multimodal
+from mcil_jax.record import StoppedError
+
+TRIMODAL = config.TRIMODAL | {
+  "model.text.depth": 1,
+  "model.text.templates": ("{}",),
+  "model.text.num_templates": 1,
+  "moe.num_experts": 3,
+  "moe.bottleneck": 4,
+  "mesh.data": 1,
+}
+MIFE = TRIMODAL | {
+  "method": "mife",
+  "moe.routers": "per_task",
+  "mife.freeze_above": 0.4,
+  "model.theta": "quantile:0.25",
+}
+ONE_COMPILATION = {"train_step": 1, "eval_step": 1, "read_step": 1}
+
+
+@pytest.fixture(scope="module")
+def reference(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("mife")
+  return workdir, *run_here(data_dir, workdir, **MIFE)
+
+
+def test_two_phases_compile_once_each(reference):
+  _, results, _ = reference
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  # Samples per task: 54, 24, 42; batches of 16, two epochs.
+  assert results["steps"] == 2 * (4 + 2 + 3)
+
+
+def test_towers_stay_as_the_first_task_left_them(data_dir, reference):
+  workdir, _, last = reference
+  prepared = setup.prepare(settings(data_dir, **MIFE))
+  like = state.initial(prepared).train.params
+  first = checkpoint.to_host(checkpoint.load_task_params(workdir, 0, like))
+  first, last = config.flatten(first), config.flatten(last)
+  frozen = {
+    name for name in last if multimodal.is_frozen_with_towers(tuple(name.split(".")))
+  }
+  for name in frozen:
+    np.testing.assert_array_equal(first[name], last[name], err_msg=name)
+  for name in ("fusion.dense_0.kernel", "fusion.weights"):
+    assert (first[name] != last[name]).any(), name
+  experts = [name for name in last if name.endswith("experts.up_kernel")]
+  assert len(experts) == 3  # a block in each of three towers
+  assert any((first[name] != last[name]).any() for name in experts)
+
+
+def test_results_say_what_the_method_did(reference):
+  workdir, results, _ = reference
+  usage = results["expert_usage"]
+  assert usage.keys() == {"image", "audio", "text"}
+  for of_modality in usage.values():
+    shares = np.array(of_modality)
+    assert shares.shape == (3, 1, 3)  # tasks, layers, experts
+    np.testing.assert_allclose(shares.sum(axis=-1), 1.0)
+  fusion = results["fusion"]
+  assert all(-1 <= theta <= 1 for theta in fusion["theta"])
+  # All test samples: 3 of each class.
+  assert [sum(c) for c in fusion["correlation"]["counts"]] == [27, 12, 21]
+  assert results["zero_shot"][0] is None
+  assert all(0 <= accuracy <= 1 for accuracy in results["zero_shot"][1:])
+  assert {"fwt", "mife_1", "mife_2"} <= results["metrics"].keys()
+  assert 0 <= results["task_inference_accuracy"] <= 1
+  assert np.sum(results["confusion_matrix"]) == 60
+  assert (workdir / "report" / "index.html").exists()
+
+
+# In the second task, and while the first is remembered or assessed.
+@pytest.mark.parametrize(
+  "stop", [pytest.param({"step": 10}, marks=pytest.mark.slow), {"evaluated_batch": 9}]
+)
+def test_a_stopped_run_goes_on_to_identical_results(
+  stop, data_dir, reference, tmp_path
+):
+  with pytest.raises(StoppedError, match="saved at step"):
+    run_here(data_dir, tmp_path, stop=StopAt(**stop), **MIFE)
+  results, _ = run_here(data_dir, tmp_path, **MIFE)
+  for key in (
+    "accuracy_matrix",
+    "params_sha256",
+    "expert_usage",
+    "fusion",
+    "zero_shot",
+  ):
+    assert results[key] == reference[1][key]
+
+
+def test_eight_devices_give_the_result_of_one(data_dir, reference, tmp_path):
+  results, params = run_here(data_dir, tmp_path, **MIFE | {"mesh.data": 8})
+  assert results["accuracy_matrix"] == reference[1]["accuracy_matrix"]
+  assert results["zero_shot"] == reference[1]["zero_shot"]
+  assert_close(params, reference[2])
+
+
+@pytest.mark.parametrize(
+  "method",
+  [
+    "zeroshot",
+    *(pytest.param(m, marks=pytest.mark.slow) for m in ("finetune", "replay", "joint")),
+  ],
+)
+def test_other_methods_run_on_the_same_model(method, data_dir, tmp_path):
+  results, _ = run_here(data_dir, tmp_path, **TRIMODAL | {"method": method})
+  assert results["compilations"] == ONE_COMPILATION
+  assert results["per_modality"].keys() == {"image", "audio"}
+  assert "fwt" in results["metrics"]
+  if method == "zeroshot":
+    assert results["steps"] == 2 * 4  # of the first task alone
+
+
+def test_routers_of_tasks_need_a_method_that_tells_tasks_apart(data_dir, tmp_path):
+  with pytest.raises(ValueError, match="use 'shared' or method 'mife'"):
+    run_here(data_dir, tmp_path, **TRIMODAL | {"moe.routers": "per_task"})
+
+
+def test_routers_of_tasks_need_experts(data_dir, tmp_path):
+  with pytest.raises(ValueError, match=r"needs config\.moe\.num_experts"):
+    run_here(data_dir, tmp_path, **MIFE | {"moe.num_experts": 0})
