@@ -8,40 +8,25 @@ command again goes on where it ended and repeats nothing. What follows `--` is p
 on to every run.
 """
 
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 from absl import app, flags
 
-from launch import HUGE_PAGES
+from launch import runs
 from mcil_jax.config import MODALITIES
 from mcil_jax.report import tables
 
-_CONFIGS = flags.DEFINE_list("configs", None, "Names of files in configs/.")
 _METHODS = flags.DEFINE_list("methods", ["finetune", "replay", "joint"], "Methods.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/table", "Folder of the runs' workdirs.")
-flags.mark_flag_as_required("configs")
 
 
-def run_once(config: str, method: str, seed: str, passed_on: list[str]) -> dict:
-  """Runs one experiment, as far as it is not done, and returns its results."""
-  workdir = pathlib.Path(_WORKDIR.value) / config / f"{method}-seed{seed}"
-  command = [
-    *(sys.executable, "-m", "mcil_jax.main"),
-    *(f"--config=configs/{config}.py", f"--workdir={workdir}"),
-    *(f"--config.method={method}", f"--config.seed={seed}"),
-    *passed_on,
-  ]
-  print(" ".join(command), file=sys.stderr, flush=True)
-  # A finished run only shows its results, and one with another config is refused.
-  done = subprocess.run(command, stdout=sys.stderr, env=HUGE_PAGES | os.environ)
-  if done.returncode:
-    sys.exit(done.returncode)
-  return json.loads((workdir / "results.json").read_text())
+def run(config: str, method: str, seed: str, passed_on: list[str]) -> dict:
+  """The results of one run of the table."""
+  folder = config.replace(":", "-")
+  return runs.run_once(
+    config,
+    pathlib.Path(runs.WORKDIR.value) / folder / f"{method}-seed{seed}",
+    [f"--config.method={method}", f"--config.seed={seed}", *passed_on],
+  )
 
 
 def main(argv: list[str]) -> None:
@@ -49,10 +34,11 @@ def main(argv: list[str]) -> None:
   columns = tables.columns(MODALITIES)
   heading = ["data", "method", *columns]
   print(tables.markdown_heading(heading, num_labels=2), flush=True)
-  for config in _CONFIGS.value:
+  for config in runs.CONFIGS.value:
     for method in _METHODS.value:
-      runs = [run_once(config, method, seed, argv[1:]) for seed in _SEEDS.value]
-      cells = [config, method, *tables.cells(runs, columns)]
+      seeds = runs.SEEDS.value
+      done = [run(config, method, seed, argv[1:]) for seed in seeds]
+      cells = [config, method, *tables.cells(done, columns)]
       print(tables.markdown_row(cells), flush=True)
 
 

@@ -26,6 +26,8 @@ METRIC_NAMES = {
   "bwt": "backward transfer (BWT)",
   "fwt": "forward transfer (FWT)",
   "intransigence": "intransigence",
+  "mife_1": "metric 1 of MIFE",
+  "mife_2": "metric 2 of MIFE",
 }
 # These two are columns of the accuracy table, not lines below it.
 _COLUMNS = ("average_incremental_accuracy", "final_accuracy")

@@ -1,6 +1,6 @@
 import types
 
-from launch import table
+from launch import runs, table
 
 
 def results(final: float) -> dict:
@@ -23,14 +23,14 @@ def test_a_row_per_config_and_method(monkeypatch, capsys):
   finals = {"0": 0.6, "1": 0.7, "2": 0.8}
   calls = []
 
-  def run_once(config, method, seed, passed_on):
+  def run(config, method, seed, passed_on):
     calls.append((config, method, seed, passed_on))
     return results(finals[seed])
 
-  monkeypatch.setattr(table, "run_once", run_once)
-  flags = {"_CONFIGS": ["a_b", "c"], "_METHODS": ["joint"], "_SEEDS": ["0", "1", "2"]}
-  for name, value in flags.items():
-    monkeypatch.setattr(table, name, types.SimpleNamespace(value=value))
+  monkeypatch.setattr(table, "run", run)
+  monkeypatch.setattr(table, "_METHODS", types.SimpleNamespace(value=["joint"]))
+  for name, value in {"CONFIGS": ["a_b", "c"], "SEEDS": ["0", "1", "2"]}.items():
+    monkeypatch.setattr(runs, name, types.SimpleNamespace(value=value))
   table.main(["launch.table", "--config.train.epochs=1"])
   # 60, 70, 80 percent: mean 70, deviation √((100 + 0 + 100)/2) = 10.
   cells = "80.0 ± 0.0 | 70.0 ± 10.0 | 60.0 ± 0.0 | 25.0 ± 0.0 | 50.0 ± 0.0 | 40.0 ± 0.0"

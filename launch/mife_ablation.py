@@ -1,0 +1,78 @@
+"""What each part of MIFE + AAVFM is worth: runs it without, and prints the table.
+
+  python -m launch.mife_ablation --configs=sounding_shapes,gridwords --seeds=0,1,2 \
+    --workdir=runs/ablation -- --config.data.data_dir=data
+
+Resumable like `launch.table`. `--rows=k = 2,without MI` runs some of the rows only.
+"""
+
+import pathlib
+
+from absl import app, flags
+
+from launch import runs
+from mcil_jax.config import MODALITIES
+from mcil_jax.report import tables
+
+# Row of the table → what is changed.
+ROWS = {
+  "mife": {},
+  "without experts": {"moe.num_experts": 0},
+  "one expert": {"moe.num_experts": 1},
+  "k = 2": {"moe.top_k": 2},
+  "shared router": {"moe.routers": "shared"},
+  "experts freeze above 0.5": {"mife.freeze_above": 0.5},
+  "task told": {"mife.task_inference": "oracle"},
+  "all seen classes compete": {"mife.within_task": False},
+  "image only": {"model.fusion": "image"},
+  "audio only": {"model.fusion": "audio"},
+  "concatenation": {"model.fusion": "concat"},
+  "θ = 0": {"model.theta": "0"},
+  "θ = 0.8": {"model.theta": "0.8"},
+  "θ at the median": {"model.theta": "quantile:0.5"},
+  "CE instead of WCCL": {"mife.wccl_share": 0.0},
+  "without MI": {"mife.mi_weight": 0.0},
+  "MI as InfoNCE": {"mife.mi": "infonce"},
+  "L = 1": {"model.text.num_templates": 1},
+  "evaluated with one template": {"eval.templates": "one"},
+  "released": {"model.variant": "released", "mife.mi": "released"},
+}
+
+_ROWS = flags.DEFINE_list("rows", list(ROWS), "Rows of the table.")
+
+
+def run_row(config: str, label: str, seed: str, passed_on: list[str]) -> dict:
+  """The results of one run of a row.
+
+  Raises:
+    KeyError: there is no such row.
+  """
+  folder = label.replace(" ", "_")
+  return runs.run_once(
+    f"{config}:trimodal",
+    pathlib.Path(runs.WORKDIR.value) / config / f"{folder}-seed{seed}",
+    [
+      *("--config.method=mife", f"--config.seed={seed}"),
+      *(f"--config.{key}={value}" for key, value in ROWS[label].items()),
+      *passed_on,
+    ],
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Runs everything and prints the table."""
+  unknown = [label for label in _ROWS.value if label not in ROWS]
+  if unknown:
+    raise app.UsageError(f"no row {unknown[0]!r}; there are: {', '.join(ROWS)}")
+  columns = tables.columns(MODALITIES)
+  print(tables.markdown_heading(["data", "mife", *columns], num_labels=2), flush=True)
+  for config in runs.CONFIGS.value:
+    for label in _ROWS.value:
+      seeds = runs.SEEDS.value
+      done = [run_row(config, label, seed, argv[1:]) for seed in seeds]
+      cells = [config, label, *tables.cells(done, columns)]
+      print(tables.markdown_row(cells), flush=True)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,43 @@
+import types
+
+import pytest
+from absl import app
+
+from launch import mife_ablation, runs
+from mcil_jax import config
+
+
+@pytest.mark.parametrize("label", mife_ablation.ROWS)
+def test_every_row_changes_settings_that_exist(label):
+  c = config.default()
+  c.update_from_flattened_dict(config.TRIMODAL | {"method": "mife"})
+  plain = config.as_json(c)
+  c.update_from_flattened_dict(mife_ablation.ROWS[label])
+  config.validate(c)
+  changed = set(config.changed_keys(plain, config.as_json(c)))
+  assert changed == mife_ablation.ROWS[label].keys()
+
+
+def test_a_row_is_a_run_with_its_settings(monkeypatch, tmp_path):
+  calls = []
+  monkeypatch.setattr(runs, "run_once", lambda *call: calls.append(call))
+  workdir = types.SimpleNamespace(value=str(tmp_path))
+  monkeypatch.setattr(runs, "WORKDIR", workdir)
+  mife_ablation.run_row("gridwords", "k = 2", "1", ["--config.train.epochs=1"])
+  (call,) = calls
+  assert call == (
+    "gridwords:trimodal",
+    tmp_path / "gridwords" / "k_=_2-seed1",
+    [
+      "--config.method=mife",
+      "--config.seed=1",
+      "--config.moe.top_k=2",
+      "--config.train.epochs=1",
+    ],
+  )
+
+
+def test_an_unknown_row_is_refused(monkeypatch):
+  monkeypatch.setattr(mife_ablation, "_ROWS", types.SimpleNamespace(value=["k=2"]))
+  with pytest.raises(app.UsageError, match="no row 'k=2'; there are: mife, without"):
+    mife_ablation.main(["launch.mife_ablation"])
