@@ -72,7 +72,8 @@ def make_eval_step(
     modalities; and what `observe` asks for, with the main modalities:
     `open` [B], predictions over all seen classes even where the method lets only the
     inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
-    modality; `frozen/M`, the same without adapters; `expert/M` [B, layers, k];
+    modality; `frozen/M`, the same without adapters; `expert/M` [B, layers, k], and
+    `told/expert/M` if the task were told;
     `correlation`, `masked` [B] of the fusion.
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
@@ -115,8 +116,11 @@ def make_eval_step(
       if kind == MAIN:
         results |= {OPEN: everywhere, "task": tasks}
         results |= _observations(outputs, routing)
-        told = classify(encode(own_task)[0], mask) if per_task else outputs
-        results[TASK_INCREMENTAL] = within(told.logits, own_task)
+        if per_task:
+          features, routing = encode(own_task)
+          outputs = classify(features, mask)
+        results |= _experts(routing, prefix="told/")
+        results[TASK_INCREMENTAL] = within(outputs.logits, own_task)
     everything = present(batch["valid"], tuple(model.towers))
     features = encode(infer(everything))[0] if per_task else shared[0]
     outputs = classify(features, everything)
@@ -132,12 +136,18 @@ def make_eval_step(
   )
 
 
+def _experts(routing: Routings, prefix: str = "") -> Batch:
+  """`expert/M` int32 [B, layers, k]."""
+  return {
+    f"{prefix}expert/{m}": of_tower.expert_index.swapaxes(0, 1)
+    for m, of_tower in routing.items()
+  }
+
+
 def _observations(outputs: Outputs, routing: Routings) -> Batch:
   """What else is kept of a batch's outputs, see `make_eval_step`."""
   results = {f"feature/{m}": x for m, x in outputs.features.items()}
-  results["fused"] = outputs.embedding
-  for m, of_tower in routing.items():
-    results[f"expert/{m}"] = of_tower.expert_index.swapaxes(0, 1)
+  results |= _experts(routing) | {"fused": outputs.embedding}
   if outputs.fused is not None and outputs.fused.correlation is not None:
     results["correlation"] = outputs.fused.correlation
     results["masked"] = outputs.fused.masked

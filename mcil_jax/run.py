@@ -1,4 +1,4 @@
-"""The task loop: for each task train, remember what must be kept, evaluate, save."""
+"""The task loop: for each task train, evaluate, remember what must be kept, save."""
 
 import time
 from collections.abc import Iterator
@@ -56,8 +56,9 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
       if state.train.task_step == 0:
         state = begin(setup, state, record)
       state = learn(setup, state, record)
-      state = remember(setup, state, record)
+      state = conclude(setup, state, record)
       state, validation_accuracy = assess(setup, state, record)
+      state = remember(setup, state, record)
       announce(setup, state, record, validation_accuracy)
       record.save_task(state)
       state = record.save(next_task(setup, state))
@@ -224,6 +225,26 @@ def _on_devices(setup: Setup, knowledge):
   return jax.device_put(knowledge, sharding.replicated(setup.mesh))
 
 
+def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
+  """Adds what the method learns about the task as such, which evaluation needs.
+
+  A run that is stopped before the task is saved does this once more, on the same state
+  and the same samples; so it must come to the same.
+  """
+  if setup.method.tasks is None:
+    return state
+  number = int(state.task)
+  ids = setup.scenario.samples_of(setup.labels["train"], [number])
+  outcome = _evaluate(setup, state, record, "train", ids)
+  routing = jax.device_get(_read(setup, state)).routing
+  if routing is not None:
+    own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
+    outcome["told/expert/text"] = routing.expert_index.swapaxes(0, 1)[own == number]
+  labels = setup.labels["train"][ids]
+  knowledge = setup.method.tasks.end(state.knowledge, outcome, labels, number)
+  return state.replace(knowledge=knowledge)
+
+
 def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, float]:
   """Classifies the samples of all seen classes.
 
@@ -259,24 +280,13 @@ def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, flo
 
 
 def remember(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Keeps what the method needs of the task: exemplars, knowledge of the task."""
-  method, number = setup.method, int(state.task)
-  needs_outcome = method.tasks is not None or (
-    method.uses_memory and setup.config.memory.selection == "herding"
-  )
-  ids = setup.scenario.samples_of(setup.labels["train"], [number])
-  outcome = _evaluate(setup, state, record, "train", ids) if needs_outcome else {}
-  if method.uses_memory:
-    state = state.replace(memory=_select(setup, state, ids, outcome))
-  if method.tasks is not None:
-    labels = setup.labels["train"][ids]
-    routing = jax.device_get(_read(setup, state)).routing
-    if routing is not None:
-      own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
-      outcome["expert/text"] = routing.expert_index.swapaxes(0, 1)[own == number]
-    knowledge = method.tasks.end(state.knowledge, outcome, labels, number)
-    state = state.replace(knowledge=knowledge)
-  return state
+  """Selects exemplars of the task's classes, if the method keeps any."""
+  if not setup.method.uses_memory:
+    return state
+  ids = setup.scenario.samples_of(setup.labels["train"], [int(state.task)])
+  herding = setup.config.memory.selection == "herding"
+  outcome = _evaluate(setup, state, record, "train", ids) if herding else {}
+  return state.replace(memory=_select(setup, state, ids, outcome))
 
 
 def _select(

@@ -25,7 +25,7 @@ def start(*arguments: str, code: str | None = None) -> subprocess.CompletedProce
   [
     (
       [f"{CONFIG}:smokee", WORKDIR],
-      "there is no variant 'smokee' of this config, only smoke",
+      "there is no variant 'smokee' of this config, only trimodal, smoke",
     ),
     (
       ["--config=none.py", WORKDIR],

@@ -186,7 +186,7 @@ def _make_end(config: ml_collections.ConfigDict):
     frozen = {
       m: update_frozen(
         before,
-        outcome[f"expert/{m}"],
+        outcome[f"told/expert/{m}"],
         above=config.mife.freeze_above,
         at_least=config.moe.top_k,
       )

@@ -132,6 +132,9 @@ def test_experts_with_many_samples_freeze():
   # In layer 1 nothing would be left: the least used one stays open, and that is 0.
   assert after.tolist() == [[True, False, False], [False, True, True]]
   assert before.sum() == 1  # not changed in place
+  # A run that is stopped right afterwards does it again.
+  again = mife.update_frozen(after, chosen, above=0.4, at_least=1)
+  assert again.tolist() == after.tolist()
 
 
 def knowledge(frozen):
@@ -170,7 +173,7 @@ def test_a_new_router_prefers_experts_that_can_learn():
 
 
 def test_a_shared_router_starts_nowhere_anew():
-  begin = methods.make(settings()).tasks.begin
+  begin = methods.make(settings(**{"moe.routers": "shared"})).tasks.begin
   before = params()
   after = begin(before, knowledge([[False, True, False]]), 1)
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before, after))
