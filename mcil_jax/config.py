@@ -316,6 +316,11 @@ def validate(c: ml_collections.ConfigDict) -> None:
     require(values[key] in choices, key, " or ".join(map(repr, choices)))
   for key in ("train.modalities", "eval.modalities"):
     modalities(values[key], key)
+  if c.model.fusion == "aavfm" and c.model.classifier != "text":
+    raise ValueError(
+      "config.model.fusion='aavfm' compares features in the space that they share with "
+      f"text: set config.model.classifier='text', not {c.model.classifier!r}"
+    )
   if c.scenario.class_order is not None and c.scenario.shuffle_within:
     raise ValueError(
       "config.scenario.class_order is given, so nothing is left to shuffle within "

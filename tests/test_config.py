@@ -175,6 +175,43 @@ def test_a_given_class_order_leaves_nothing_to_shuffle():
   config.validate(c)
 
 
+def test_adaptive_fusion_needs_the_space_of_a_text_tower():
+  c = config.default()
+  c.model.fusion = "aavfm"
+  with pytest.raises(ValueError, match=r"set config\.model\.classifier='text', not"):
+    config.validate(c)
+  c.model.classifier = "text"
+  config.validate(c)
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [("0.8", ("number", 0.8)), ("-1", ("number", -1.0)), ("quantile:0", ("quantile", 0))],
+)
+def test_theta_is_a_number_or_a_quantile(text, expected):
+  assert config.theta(text) == expected
+
+
+@pytest.mark.parametrize(
+  "text", ["", "high", "quantile:2", "quantile:", "q:0.5", "nan"]
+)
+def test_other_thetas_are_refused(text):
+  with pytest.raises(ValueError, match=r"config\.model\.theta=.*: expected a number"):
+    config.theta(text)
+
+
+def test_routers_are_per_task_where_the_method_wants_them():
+  c = config.default()
+  c.method, c.moe.num_experts = "mife", 2
+  assert config.per_task_routers(c)
+  c.moe.routers = "shared"
+  assert not config.per_task_routers(c)
+  c.moe.routers, c.method = "auto", "joint"
+  assert not config.per_task_routers(c)
+  c.moe.routers = "per_task"
+  assert config.per_task_routers(c)
+
+
 def test_a_variant_overwrites_settings_of_any_section():
   def variant(name: str):
     c = config.default()
