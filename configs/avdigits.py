@@ -6,7 +6,9 @@ Source: MNIST (LeCun et al. 1998) and FSDD (Jackson et al. 2018), from an .npz b
 Command:
   python -m mcil_jax.main --config=configs/avdigits.py --workdir=runs/avdigits
 Expected: see the table in the README; `--config.method=joint` takes about 4 minutes on
-2 cores, `configs/avdigits.py:smoke` less than one.
+2 cores.
+Variants: `configs/avdigits.py:smoke`, shortened to a minute; `:trimodal`, with text
+and experts.
 """
 
 import ml_collections
@@ -15,7 +17,7 @@ from mcil_jax import config as config_lib
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  """The experiment; variant `smoke` shortens it to a minute."""
+  """The experiment; see above for the variants."""
   c = config_lib.default()
   c.method = "replay"
   c.data.name = "avdigits"
@@ -24,5 +26,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.train.epochs = 6
   c.memory.size = 50
   smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
-  trimodal = config_lib.TRIMODAL | {"model.anchor": "audio"}
+  trimodal = {"model.anchor": "audio", "train.epochs": 4}
+  trimodal = config_lib.TRIMODAL | trimodal
   return config_lib.with_variant(c, variant, trimodal=trimodal, smoke=smoke)

@@ -8,7 +8,9 @@ Source: GRID corpus, speaker s1 (Cooke et al. 2006), prepared from an .npz by
 Command:
   python -m mcil_jax.main --config=configs/gridwords.py --workdir=runs/gridwords
 Expected: see the table in the README; `--config.method=joint` takes about 4 minutes on
-2 cores, `configs/gridwords.py:smoke` less than one.
+2 cores.
+Variants: `configs/gridwords.py:smoke`, shortened to a minute; `:trimodal`, with text
+and experts.
 """
 
 import ml_collections
@@ -17,7 +19,7 @@ from mcil_jax import config as config_lib
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  """The experiment; variant `smoke` shortens it to a minute."""
+  """The experiment; see above for the variants."""
   c = config_lib.default()
   c.method = "replay"
   c.data.name = "gridwords"
@@ -27,5 +29,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.train.epochs = 12
   c.memory.size = 255
   smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
-  trimodal = config_lib.TRIMODAL | {"model.anchor": "audio"}
+  trimodal = {"model.anchor": "audio", "train.epochs": 10}
+  trimodal = config_lib.TRIMODAL | trimodal
   return config_lib.with_variant(c, variant, trimodal=trimodal, smoke=smoke)

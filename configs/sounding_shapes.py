@@ -6,8 +6,9 @@ reach more than 50 %, and the seed decides which tasks the partners fall into.
 Source: `mcil_jax/data/sounding_shapes.py`.
 Command:
   python -m mcil_jax.main --config=configs/sounding_shapes.py --workdir=runs/shapes
-Expected: see the table in the README; about 2 minutes on 2 cores,
-`configs/sounding_shapes.py:smoke` half a minute.
+Expected: see the table in the README; about 2 minutes on 2 cores.
+Variants: `configs/sounding_shapes.py:smoke`, shortened to half a minute; `:trimodal`,
+with text and experts.
 """
 
 import ml_collections
@@ -16,7 +17,7 @@ from mcil_jax import config as config_lib
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-  """The experiment; variant `smoke` shortens it to half a minute."""
+  """The experiment; see above for the variants."""
   c = config_lib.default()
   c.method = "replay"
   c.data.name = "sounding_shapes"

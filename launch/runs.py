@@ -1,40 +1,88 @@
 """Runs of a table: each in a process and a workdir of its own, done once only."""
 
+import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
 from launch import HUGE_PAGES
+from mcil_jax.report import tables
 
 CONFIGS = flags.DEFINE_list("configs", None, "Files in configs/: NAME or NAME:VARIANT.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 WORKDIR = flags.DEFINE_string("workdir", "runs/table", "Folder of the runs' workdirs.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
 flags.mark_flag_as_required("configs")
 
 
-def run_once(config: str, workdir: pathlib.Path, arguments: Sequence[str]) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One experiment.
+
+  Attributes:
+    config: a file in configs/ without its ending, NAME or NAME:VARIANT.
+    folder: of its workdir within `--workdir`.
+    arguments: further flags.
+  """
+
+  config: str
+  folder: str
+  arguments: tuple[str, ...]
+
+
+def run_once(run: Run) -> dict:
   """Runs an experiment, as far as it is not done, and returns its results.
 
-  Args:
-    config: a file in configs/ without its ending, NAME or NAME:VARIANT.
-    workdir: of the run. A finished one only shows its results, and one with another
-      config is refused.
-    arguments: passed on to the run.
+  A finished run only shows its results; one with another config in the same workdir is
+  refused.
+
+  Raises:
+    subprocess.CalledProcessError: it failed, and has said why.
   """
-  name, _, variant = config.partition(":")
+  name, _, variant = run.config.partition(":")
+  folder = pathlib.Path(WORKDIR.value)
   command = [
     *(sys.executable, "-m", "mcil_jax.main"),
     f"--config=configs/{name}.py{variant and ':'}{variant}",
-    f"--workdir={workdir}",
-    *arguments,
+    f"--workdir={folder / run.folder}",
+    *run.arguments,
   ]
   print(" ".join(command), file=sys.stderr, flush=True)
-  done = subprocess.run(command, stdout=sys.stderr, env=HUGE_PAGES | os.environ)
-  if done.returncode:
-    sys.exit(done.returncode)
-  return json.loads((workdir / "results.json").read_text())
+  # Runs that differ in their seed only, say, compile the same programs.
+  cache = {"JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").absolute())}
+  env = HUGE_PAGES | cache | os.environ
+  subprocess.run(command, stdout=sys.stderr, env=env, check=True)
+  return json.loads((folder / run.folder / "results.json").read_text())
+
+
+def print_table(
+  labels: Sequence[str],
+  columns: Mapping[str, Callable[[dict], float]],
+  rows: Sequence[tuple[Sequence[str], Sequence[Run]]],
+) -> None:
+  """Runs what is not done, and prints each row in Markdown when its runs are.
+
+  Args:
+    labels: headings of the columns that name a row.
+    columns: see `tables.columns`.
+    rows: what names a row, and its runs.
+
+  Raises:
+    SystemExit: a run failed; those that had begun are finished, no others begin.
+  """
+  print(tables.markdown_heading([*labels, *columns], len(labels)), flush=True)
+  with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
+    pending = [[pool.submit(run_once, run) for run in of_row] for _, of_row in rows]
+    try:
+      for (names, _), of_row in zip(rows, pending, strict=True):
+        cells = tables.cells([future.result() for future in of_row], columns)
+        print(tables.markdown_row([*names, *cells]), flush=True)
+    except subprocess.CalledProcessError as error:
+      pool.shutdown(cancel_futures=True)
+      sys.exit(error.returncode)

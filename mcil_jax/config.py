@@ -77,7 +77,7 @@ def default() -> ml_collections.ConfigDict:
   c.moe.routers = "auto"  # "shared" by all tasks, or "per_task", which is mife's way
   c.moe.noise = False
   c.moe.capacity_factor = 0.0  # 0: nothing is dropped
-  c.moe.backend = "auto"  # or "loop", "indices"
+  c.moe.backend = "auto"  # or one of mcil_jax.moe.dispatch.BACKENDS
 
   c.train = ml_collections.ConfigDict()
   c.train.modalities = "image,audio"  # comma-separated; the model has no others
@@ -149,6 +149,8 @@ TRIMODAL = {
   "model.fusion": "aavfm",
   "moe.num_experts": 5,
   "train.modality_dropout": 0.15,
+  "train.batch_size": 32,
+  "train.templates_per_step": 1,
 }
 
 

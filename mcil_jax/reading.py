@@ -1,10 +1,10 @@
 """Which prompts a text tower reads: those of a step's classes, or of all for a test."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 
 from mcil_jax import config as config_lib
@@ -17,40 +17,49 @@ from mcil_jax.scenario import Scenario
 READ_STEP = "read_step"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@struct.dataclass
 class Reading:
   """The prompts of a run, in the class order.
 
+  Jitted functions take it as an argument, so that a compiled program serves every class
+  order.
+
   Attributes:
-    texts: of all classes.
-    scenario: class order and increments.
-    per_task: whether each task's classes go through a router of their own.
+    tokens: int32 [C, L, S].
+    end: int32 [C, L], position of the end token.
+    router: int32 [C], the adapters' router of each class.
+    most_classes: of a task.
     templates_per_step: templates drawn for a training step; 0: all.
     mean: whether tests average over all templates, or take the first.
   """
 
-  texts: prompts_lib.Prompts
-  scenario: Scenario
-  per_task: bool
-  templates_per_step: int
-  mean: bool
+  tokens: jax.Array
+  end: jax.Array
+  router: jax.Array
+  most_classes: int = struct.field(pytree_node=False)
+  templates_per_step: int = struct.field(pytree_node=False)
+  mean: bool = struct.field(pytree_node=False)
+
+  @property
+  def num_classes(self) -> int:
+    """C."""
+    return self.tokens.shape[0]
 
   @property
   def num_test_templates(self) -> int:
     """Templates that `for_test` shows of each class."""
-    return self.texts.tokens.shape[1] if self.mean else 1
+    return self.tokens.shape[1] if self.mean else 1
 
   def of_classes(
     self, classes: jax.Array, valid: jax.Array, templates: jax.Array | slice
   ) -> Prompts:
     """Prompts of `classes` int32 [n]; those that are not `valid` are padding."""
-    rows = jnp.minimum(classes, self.scenario.num_classes - 1)
-    router = jnp.asarray(self.scenario.task_of_class)[rows]
+    rows = jnp.minimum(classes, self.num_classes - 1)
     return Prompts(
-      tokens=jnp.asarray(self.texts.tokens)[:, templates][rows],
-      end=jnp.asarray(self.texts.end)[:, templates][rows],
+      tokens=jnp.asarray(self.tokens)[:, templates][rows],
+      end=jnp.asarray(self.end)[:, templates][rows],
       classes=jnp.where(valid, classes, -1),
-      router=router if self.per_task else jnp.zeros_like(router),
+      router=jnp.asarray(self.router)[rows],
     )
 
   def first_class(self) -> Prompts:
@@ -66,17 +75,17 @@ class Reading:
       which: classes: all that were "seen", or the current "task"'s.
     """
     if which == "task":
-      classes = task.before + jnp.arange(max(self.scenario.increments))
+      classes = task.before + jnp.arange(self.most_classes)
     else:
-      classes = jnp.arange(self.scenario.num_classes)
-    templates, count = slice(None), self.texts.tokens.shape[1]
+      classes = jnp.arange(self.num_classes)
+    templates, count = slice(None), self.tokens.shape[1]
     if 0 < self.templates_per_step < count:
       templates = jax.random.permutation(key, count)[: self.templates_per_step]
     return self.of_classes(classes, classes < task.seen, templates)
 
   def for_test(self) -> Prompts:
     """Prompts of all classes."""
-    n = self.scenario.num_classes
+    n = self.num_classes
     return self.of_classes(
       jnp.arange(n), jnp.ones(n, bool), slice(self.num_test_templates)
     )
@@ -100,15 +109,13 @@ def make(
       f"config.model.text.num_templates={text.num_templates}: there are only {count} "
       "templates; give more in config.model.text.templates"
     )
+  own = slice(text.num_templates)
+  router = np.asarray(scenario.task_of_class, np.int32)
   return Reading(
-    texts=dataclasses.replace(
-      texts,
-      tokens=texts.tokens[:, : text.num_templates],
-      end=texts.end[:, : text.num_templates],
-      texts=tuple(of_class[: text.num_templates] for of_class in texts.texts),
-    ),
-    scenario=scenario,
-    per_task=config_lib.per_task_routers(c),
+    tokens=texts.tokens[:, own],
+    end=texts.end[:, own],
+    router=router if config_lib.per_task_routers(c) else np.zeros_like(router),
+    most_classes=max(scenario.increments),
     templates_per_step=c.train.templates_per_step,
     mean=c.eval.templates == "mean",
   )
@@ -117,8 +124,10 @@ def make(
 def make_read_step(model: MultimodalClassifier, reading: Reading, mesh: Mesh):
   """The jitted step (params) → `Prototypes` of all classes, for tests."""
 
-  def read_step(params) -> Prototypes:
+  def read_step(params, reading: Reading) -> Prototypes:
     return model.apply({"params": params}, reading.for_test(), method="read")
 
   replicate = sharding.replicated(mesh)
-  return jax.jit(read_step, in_shardings=(replicate,), out_shardings=replicate)
+  step = jax.jit(read_step, in_shardings=replicate, out_shardings=replicate)
+  reading = jax.device_put(reading, replicate)
+  return lambda params: step(params, reading)

@@ -117,7 +117,7 @@ def create_state(
     reading: of a model with a text tower.
   """
 
-  def create(key):
+  def create(key, reading):
     raw = {m: jnp.zeros((1, *shape), RAW_DTYPES[m]) for m, shape in shapes.items()}
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")
@@ -134,7 +134,7 @@ def create_state(
     )
 
   replicate = sharding.replicated(mesh)
-  return jax.jit(create, out_shardings=replicate)(jax.random.key(c.seed))
+  return jax.jit(create, out_shardings=replicate)(jax.random.key(c.seed), reading)
 
 
 def make_next_task(
@@ -225,7 +225,7 @@ def make_train_step(
   def mask_frozen(tree, knowledge):
     return method.tasks.mask(tree, knowledge) if method.tasks else tree
 
-  def train_step(state: TrainState, batch: Batch, task: Task, knowledge):
+  def train_step(state: TrainState, batch: Batch, task: Task, knowledge, reading):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     raw_key, input_key, dropout_key = jax.random.split(key, 3)
     raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
@@ -284,13 +284,15 @@ def make_train_step(
     ), scalars
 
   train_step.__name__ = TRAIN_STEP_FROZEN if freeze_towers else TRAIN_STEP
-  replicate = sharding.replicated(mesh)
-  return jax.jit(
+  replicate, split_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  step = jax.jit(
     train_step,
-    in_shardings=(replicate, sharding.batch_sharding(mesh), replicate, replicate),
+    in_shardings=(replicate, split_batch, replicate, replicate, replicate),
     out_shardings=replicate,
     donate_argnums=0,
   )
+  reading = jax.device_put(reading, replicate)
+  return lambda *arguments: step(*arguments, reading)
 
 
 def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

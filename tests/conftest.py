@@ -15,12 +15,25 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   ).strip()
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
 from mcil_jax import sharding
 from mcil_jax.data import schema, sounding_shapes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory) -> None:
+  """Tests and their subprocesses share what they compile."""
+  names = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+  }
+  for name, value in names.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture

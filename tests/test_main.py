@@ -78,6 +78,8 @@ def test_a_mistake_in_a_config_file_is_one_line(tmp_path):
 def test_ctrl_c_while_jax_is_imported_is_no_traceback():
   code = (
     "import os, signal, sys\n"
+    # As in a terminal: a shell lets its background jobs ignore Ctrl-C.
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from mcil_jax import main\n"
     "assert 'jax' not in sys.modules\n"
     "class Interrupt:\n"

@@ -95,6 +95,18 @@ def test_a_step_draws_some_templates_without_repeating_any():
     of_first = texts(read)[0]
     assert len(set(of_first)) == 3
     drawn |= set(of_first)
-  assert drawn == set(
-    made.texts.texts[0]
-  )  # 8 templates; the chance to miss one is 7e-4
+  # All eight; the chance to miss one is 7e-4.
+  assert drawn == set(texts(make().for_test())[0])
+  assert len(drawn) == 8
+
+
+def test_a_compiled_function_serves_every_class_order():
+  read = jax.jit(lambda reading: reading.for_test())
+  c = config.default()
+  c.model.classifier = "text"
+  for order in ((0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0)):
+    names = SCENARIO.class_names
+    tasks = scenario.make(names, increments=(3, 1, 2), class_order=order)
+    found = texts(read(reading.make(c, tasks, "colours")))
+    assert [templates[0] for templates in found] == [names[i] for i in order]
+  assert read._cache_size() == 1

@@ -9,6 +9,7 @@ from mcil_jax.models import multimodal
 from mcil_jax.record import StoppedError
 
 TRIMODAL = config.TRIMODAL | {
+  "train.batch_size": 16,
   "model.text.depth": 1,
   "model.text.templates": ("{}",),
   "model.text.num_templates": 1,

@@ -270,7 +270,10 @@ def _build_spectrogram_transformer(c: ml_collections.ConfigDict, **shared) -> nn
   return audio_lib.AudioTower(depth=c.depth, patch_frames=c.patch_frames, **shared)
 
 
-def _build_byte_transformer(c: ml_collections.ConfigDict, **shared) -> nn.Module:
+def _build_byte_transformer(
+  c: ml_collections.ConfigDict, *, drop_path: float, **shared
+) -> nn.Module:
+  del drop_path  # for the reason that `TextTower` gives
   return TextTower(depth=c.depth, **shared)
 
 

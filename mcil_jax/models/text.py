@@ -12,6 +12,8 @@ class TextTower(nn.Module):
   """Byte embedding, causal transformer, the feature at the end-of-text token.
 
   As CLIP's text transformer (Radford et al. 2021, arXiv 2103.00020, §2.4), over bytes.
+  It has no drop path: what that changes in a prompt is, before training, more than what
+  tells the prompts of classes apart.
 
   Attributes:
     summary: what routers see of a prompt, see `transformer.summarise`. The "first"
@@ -22,7 +24,6 @@ class TextTower(nn.Module):
   width: int
   depth: int
   num_heads: int
-  drop_path: float = 0.0
   adapters: moe.AdapterConfig | None = None
   summary: str = "end"
 
@@ -39,7 +40,6 @@ class TextTower(nn.Module):
     encoder = Encoder(
       self.depth,
       self.num_heads,
-      self.drop_path,
       causal=True,
       adapters=self.adapters,
       summary=self.summary,

@@ -17,11 +17,20 @@ def _scale(weights: jax.Array, x: jax.Array) -> jax.Array:
   return weights.reshape(*weights.shape, *(1,) * (x.ndim - weights.ndim)) * x
 
 
+def _clear_unused(x: Any, plan: Plan) -> Any:
+  """Items with zeros for those that no expert executes.
+
+  Zero times NaN is NaN: what is in padding must not reach the experts' gradients.
+  """
+  used = plan.executed.any(axis=1)
+  return jax.tree.map(
+    lambda a: jnp.where(used.reshape(-1, *(1,) * (a.ndim - 1)), a, 0), x
+  )
+
+
 def _loop(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
   """The oracle: every expert sees all items, most of them with the weight 0."""
-  # Zero times NaN is NaN: what is in padding must not reach the experts' gradients.
-  used = plan.executed.any(axis=1)
-  x = jax.tree.map(lambda a: jnp.where(used.reshape(-1, *(1,) * (a.ndim - 1)), a, 0), x)
+  x = _clear_unused(x, plan)
 
   def output(expert: int) -> jax.Array:
     own = jnp.where(plan.expert_index == expert, plan.weights, 0.0).sum(axis=1)
@@ -45,7 +54,45 @@ def _indices(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
   return _scale(plan.weights, y).sum(axis=1).astype(y.dtype)
 
 
-BACKENDS = {"loop": _loop, "indices": _indices}
+def _gather(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
+  """Runs each item with its own copy of its expert's parameters.
+
+  It computes nothing in vain, at the price of k·N copies: for items of many tokens and
+  small experts.
+  """
+  x = _clear_unused(x, plan)
+
+  def choice(j: int) -> jax.Array:
+    own = jax.tree.map(
+      lambda p: p.at[plan.expert_index[:, j]].get(mode="fill", fill_value=0), params
+    )
+    one = jax.tree.map(lambda a: a[:, None], x)  # the function takes items in batches
+    y = jax.vmap(expert_fn)(own, one)[:, 0]
+    return _scale(plan.weights[:, j], y).astype(y.dtype)
+
+  return sum(choice(j) for j in range(plan.weights.shape[1]))
+
+
+BACKENDS = {"loop": _loop, "indices": _indices, "gather": _gather}
+
+
+# Copies of parameters cost memory traffic, and save E − k of E products for each token.
+# Beyond so many numbers of an expert per number of an item they stop paying.
+MOST_COPIED = 8
+
+
+def _cheapest(x: Any, plan: Plan, params: Any) -> str:
+  """The backend that runs the fewest rows through experts on each device."""
+  devices, k = jax.device_count(), plan.weights.shape[1]
+  rows = {
+    # Buffers gathered from the whole batch are not split: all devices compute them all.
+    "indices": plan.num_experts * plan.capacity,
+    "loop": plan.num_experts * plan.num_items / devices,
+  }
+  numbers = [sum(p[0].size for p in jax.tree.leaves(tree)) for tree in (x, params)]
+  if plan.num_items and numbers[1] <= MOST_COPIED * numbers[0]:
+    rows["gather"] = k * plan.num_items / devices
+  return min(rows, key=rows.get)
 
 
 def dispatch(
@@ -58,8 +105,8 @@ def dispatch(
     plan: who goes where.
     expert_fn: one expert; must treat items independently of each other.
     params: tree of arrays [E, ...], the experts' parameters.
-    backend: a name in `BACKENDS`, or "auto": the one that computes less on as many
-      devices as there are, `indices` on one.
+    backend: a name in `BACKENDS`, or "auto": the one that computes least on as many
+      devices as there are.
 
   Returns:
     [N, ..., D]; zeros for items without an executed assignment.
@@ -78,10 +125,7 @@ def dispatch(
         f"leading axes of {name} are {sorted(sizes)}: the plan is for {expected}"
       )
   if backend == "auto":
-    # Rows per expert and device: the loop's are split like the batch, those of buffers
-    # gathered from the whole batch are not, so that every device computes all of them.
-    few = plan.num_items / jax.device_count() < plan.capacity
-    backend = "loop" if few else "indices"
+    backend = _cheapest(x, plan, params)
   if backend not in BACKENDS:
     raise ValueError(f"backend={backend!r}: expected 'auto' or one of {[*BACKENDS]}")
   return BACKENDS[backend](x, plan, expert_fn, params)

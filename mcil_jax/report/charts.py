@@ -103,19 +103,52 @@ def forgetting(results: Results) -> Chart | None:
   lost = np.nanmax(known[:-1, :-1], axis=0) - known[-1, :-1]
   points = [_percent(value) for value in lost]
   title = f"Forgetting after task {learned - 1}"
+  return _bars(
+    title,
+    points,
+    label=f"{title}, percentage points lost since the best accuracy on each task",
+    tip="points lost",
+    y_label="lost since the best (percentage points)",
+  )
+
+
+def zero_shot(results: Results) -> Chart | None:
+  """Accuracy on each task just before it is learned; None if there is none yet.
+
+  Raises:
+    ValueError: the number of tasks is another one.
+  """
+  shape = (len(reading.get(results, "increments")),)
+  accuracies = reading.floats("zero_shot", results["zero_shot"], shape)
+  if np.isnan(accuracies).all():
+    return None
+  title = "Accuracy on tasks not yet learned"
+  return _bars(
+    title,
+    [_percent(value) for value in accuracies],
+    label=f"{title} in percent, by the prompts of their classes",
+    tip="%",
+    y_label="accuracy (%)",
+  )
+
+
+def _bars(
+  title: str, points: Sequence[float | None], *, label: str, tip: str, y_label: str
+) -> Chart:
+  """A bar per task, none where there is no value."""
   return {
     "kind": "bars",
     "title": title,
-    "label": f"{title}, percentage points lost since the best accuracy on each task: "
-    + ", ".join(map(_number, points)),
+    "label": f"{label}: {', '.join(map(_number, points))}",
     "bars": [
-      [t - 0.36, t + 0.36, value, f"task {t}: {_number(value)} points lost"]
+      [t - 0.36, t + 0.36, value, f"task {t}: {_number(value)} {tip}"]
       for t, value in enumerate(points)
+      if value is not None
     ],
     "ticks": [[t, str(t)] for t in range(len(points))],
     "marker": None,
     "x_label": "task",
-    "y_label": "lost since the best (percentage points)",
+    "y_label": y_label,
   }
 
 

@@ -140,6 +140,9 @@ def _headline(results: Results) -> str:
     for key, label in names.items()
     if key in metrics
   ]
+  if results.get("task_inference_accuracy") is not None:
+    inferred = reading.percent(results["task_inference_accuracy"])
+    cards.append(("tasks inferred correctly", f"{inferred} %"))
   if results.get("train_seconds") is not None:
     cards.append(("training", f"{results['train_seconds'] / 60:.1f} min"))
   if results.get("params") is not None:
@@ -214,6 +217,17 @@ def _fusion(results: Results) -> list[str]:
   return [note(text), figures(charts.correlation(results), small=True)]
 
 
+def _zero_shot(results: Results) -> list[str]:
+  chart = charts.zero_shot(results)
+  if chart is None:
+    return [note("No task has followed another yet.")]
+  text = (
+    "Just before a task is learned, only the prompts of its classes are known. All "
+    "classes up to it compete. Forward transfer is the mean above chance."
+  )
+  return [note(text), figures([chart])]
+
+
 def _modalities(results: Results) -> str | None:
   matrices = [
     charts.matrix(f"{name.capitalize()} alone", reading.accuracy_matrix(results, part))
@@ -261,4 +275,5 @@ _OPTIONAL = {
   "confusion_matrix": ("Confusion", _confusion),
   "expert_usage": ("Expert usage", _experts),
   "fusion": ("Correlation of image and sound", _fusion),
+  "zero_shot": ("Before learning", _zero_shot),
 }

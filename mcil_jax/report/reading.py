@@ -8,9 +8,11 @@ from numpy.typing import ArrayLike
 
 Results = Mapping[str, Any]
 
-# Two of the names of `accuracy_curves`; the others are those of modalities, alone.
+# Names of `accuracy_curves`; the others are those of modalities, alone.
 CLASS_INCREMENTAL = "class-incremental"
 TASK_INCREMENTAL = "task-incremental"
+# Where the method lets only the classes of the inferred task compete.
+ALL_COMPETE = "all classes compete"
 
 
 def get(results: Results, key: str) -> Any:
@@ -65,6 +67,8 @@ def accuracy_curves(results: Results) -> dict[str, np.ndarray]:
     curves[f"{modality} alone"] = get(scores, "seen_accuracy")
   if results.get("task_incremental"):
     curves[TASK_INCREMENTAL] = get(results["task_incremental"], "seen_accuracy")
+  if results.get("open"):
+    curves[ALL_COMPETE] = get(results["open"], "seen_accuracy")
   return {k: floats(f"seen_accuracy, {k},", v, shape) for k, v in curves.items()}
 
 

@@ -18,23 +18,28 @@ def test_every_row_changes_settings_that_exist(label):
   assert changed == mife_ablation.ROWS[label].keys()
 
 
-def test_a_row_is_a_run_with_its_settings(monkeypatch, tmp_path):
-  calls = []
-  monkeypatch.setattr(runs, "run_once", lambda *call: calls.append(call))
-  workdir = types.SimpleNamespace(value=str(tmp_path))
-  monkeypatch.setattr(runs, "WORKDIR", workdir)
-  mife_ablation.run_row("gridwords", "k = 2", "1", ["--config.train.epochs=1"])
-  (call,) = calls
-  assert call == (
+def test_a_row_is_a_run_with_its_settings():
+  run = mife_ablation.run("gridwords", "k = 2", "1", ["--config.train.epochs=1"])
+  assert run == runs.Run(
     "gridwords:trimodal",
-    tmp_path / "gridwords" / "k_=_2-seed1",
-    [
+    "gridwords/k_=_2-seed1",
+    (
       "--config.method=mife",
       "--config.seed=1",
       "--config.moe.top_k=2",
       "--config.train.epochs=1",
-    ],
+    ),
   )
+
+
+def test_two_columns_show_what_task_inference_comes_between():
+  results = {
+    "task_incremental": {"seen_accuracy": [1.0, 0.75]},
+    "open": {"seen_accuracy": [1.0, 0.25]},
+  }
+  columns = mife_ablation.columns()
+  assert columns["task told"](results) == 75.0
+  assert columns["all compete"](results) == 25.0
 
 
 def test_an_unknown_row_is_refused(monkeypatch):

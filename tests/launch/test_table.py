@@ -23,13 +23,17 @@ def test_a_row_per_config_and_method(monkeypatch, capsys):
   finals = {"0": 0.6, "1": 0.7, "2": 0.8}
   calls = []
 
-  def run(config, method, seed, passed_on):
-    calls.append((config, method, seed, passed_on))
-    return results(finals[seed])
+  def run_once(run):
+    calls.append(run)
+    return results(finals[run.folder[-1]])
 
-  monkeypatch.setattr(table, "run", run)
+  monkeypatch.setattr(runs, "run_once", run_once)
   monkeypatch.setattr(table, "_METHODS", types.SimpleNamespace(value=["joint"]))
-  for name, value in {"CONFIGS": ["a_b", "c"], "SEEDS": ["0", "1", "2"]}.items():
+  for name, value in {
+    "CONFIGS": ["a_b", "c:d"],
+    "SEEDS": ["0", "1", "2"],
+    "_JOBS": 1,
+  }.items():
     monkeypatch.setattr(runs, name, types.SimpleNamespace(value=value))
   table.main(["launch.table", "--config.train.epochs=1"])
   # 60, 70, 80 percent: mean 70, deviation √((100 + 0 + 100)/2) = 10.
@@ -39,8 +43,14 @@ def test_a_row_per_config_and_method(monkeypatch, capsys):
     "| image only | audio only | minutes |",
     "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     f"| a_b | joint | {cells} | 1.5 ± 0.0 |",
-    f"| c | joint | {cells} | 1.5 ± 0.0 |",
+    f"| c:d | joint | {cells} | 1.5 ± 0.0 |",
   ]
-  passed_on = ["--config.train.epochs=1"]
-  expected = [(c, "joint", s, passed_on) for c in ("a_b", "c") for s in "012"]
-  assert calls == expected
+  assert calls == [
+    runs.Run(
+      config,
+      f"{folder}/joint-seed{seed}",
+      ("--config.method=joint", f"--config.seed={seed}", "--config.train.epochs=1"),
+    )
+    for config, folder in (("a_b", "a_b"), ("c:d", "c-d"))
+    for seed in "012"
+  ]

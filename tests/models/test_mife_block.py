@@ -7,6 +7,7 @@ import pytest
 
 from mcil_jax.models.transformer import Block, quick_gelu
 from mcil_jax.moe import AdapterConfig, Route
+from mcil_jax.moe.dispatch import BACKENDS
 from mcil_jax.moe.plan import make_plan
 from mcil_jax.moe.stats import stats
 
@@ -56,7 +57,7 @@ def block_params(weights: dict[str, np.ndarray], settings: dict) -> dict:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("backend", ["loop", "indices"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["mife_block_top1", "mife_block_top2"])
 def test_block_with_adapters_as_the_reference(golden_dir, recipe, name, backend):
   case = json.loads((golden_dir / f"{name}.json").read_text())

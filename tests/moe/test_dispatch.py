@@ -170,22 +170,28 @@ def test_the_precision_of_the_experts_is_kept(backend):
 
 
 # 12 items for 4 experts: buffers of 12 or, with the factor 1, of 3 places on every
-# device; or 12, 6 or 1.5 rows of the batch.
+# device; or 48, 24 or 6 rows of the batch; or, copying, 12 or 1.5 of them.
 @pytest.mark.parametrize(
-  ("devices", "factor", "expected"),
+  ("devices", "factor", "most_copied", "expected"),
   [
-    (1, None, "indices"),
-    (1, 1.0, "indices"),
-    (2, None, "loop"),
-    (2, 1.0, "indices"),
-    (8, 1.0, "loop"),
+    (1, None, 0, "indices"),
+    (1, 1.0, 0, "indices"),
+    (2, None, 0, "loop"),
+    (2, 1.0, 0, "indices"),
+    (8, 1.0, 0, "loop"),
+    (1, None, 1000, "gather"),
+    (1, 1.0, 1000, "indices"),
+    (8, 1.0, 1000, "gather"),
   ],
 )
-def test_auto_takes_what_computes_less(monkeypatch, devices, factor, expected):
+def test_auto_takes_what_computes_least(
+  monkeypatch, devices, factor, most_copied, expected
+):
   def taken(name):
     return lambda *_: name
 
   monkeypatch.setattr(jax, "device_count", lambda: devices)
+  monkeypatch.setattr(dispatch_lib, "MOST_COPIED", most_copied)
   monkeypatch.setattr(
     dispatch_lib, "BACKENDS", {name: taken(name) for name in BACKENDS}
   )
@@ -197,7 +203,7 @@ def test_auto_takes_what_computes_less(monkeypatch, devices, factor, expected):
 @pytest.mark.parametrize(
   ("num_items", "num_experts", "backend", "message"),
   [
-    (6, 4, "sort", r"backend='sort': .* one of \['loop', 'indices'\]"),
+    (6, 4, "sort", r"backend='sort': .* one of \['loop', 'indices', 'gather'\]"),
     (5, 4, "loop", r"leading axes of x are \[\(5,\)\]: the plan is for 6"),
     (6, 3, "loop", r"leading axes of params are \[\(3,\)\]: the plan is for 4"),
   ],

@@ -7,6 +7,7 @@ import pytest
 
 from mcil_jax import sharding
 from mcil_jax.moe import AdapterConfig, MoEAdapters, Route
+from mcil_jax.moe.dispatch import BACKENDS
 from mcil_jax.moe.plan import make_plan
 from mcil_jax.moe.stats import stats
 
@@ -68,7 +69,7 @@ def test_the_layer_starts_as_zero_with_routers_that_differ(h):
   assert len(np.unique(routing.expert_index)) > 1
 
 
-@pytest.mark.parametrize("backend", ["loop", "indices"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normalise", ["all", "chosen"])
 def test_the_layer_is_its_formula(h, backend, normalise):
   layer = make_layer(top_k=2, normalise=normalise, backend=backend, scale=0.5)
@@ -124,7 +125,7 @@ def test_with_one_expert_per_sample_weights_over_all_teach_the_router(
   assert found["router_kernel"].any() == learns
 
 
-@pytest.mark.parametrize("backend", ["loop", "indices"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_frozen_experts_get_exactly_no_gradient_and_change_no_other(h, backend):
   layer = make_layer(top_k=E, backend=backend)  # every expert is used
   params = random_params(layer, h)
@@ -156,10 +157,11 @@ def test_invalid_samples_get_zeros(h):
 def test_all_backends_drop_the_same_units(h, factor):
   params = random_params(make_layer(), h)
   found = {}
-  for backend in ("loop", "indices"):
+  for backend in BACKENDS:
     layer = make_layer(top_k=2, dropout=0.5, backend=backend, capacity_factor=factor)
     found[backend], _ = apply(layer, params, h, make_route(), train=True)
-  np.testing.assert_allclose(found["loop"], found["indices"], rtol=1e-5, atol=1e-5)
+  for backend in BACKENDS:
+    np.testing.assert_allclose(found[backend], found["loop"], rtol=1e-5, atol=1e-5)
 
 
 def test_units_are_dropped_in_training_only(h):
@@ -234,7 +236,8 @@ def test_routing_is_in_float32_whatever_the_precision_of_the_tokens(h):
 
 
 @pytest.mark.parametrize(
-  ("shape", "backend", "factor"), [((8, 1), "loop", None), ((2, 4), "indices", 0.5)]
+  ("shape", "backend", "factor"),
+  [((8, 1), "loop", None), ((2, 4), "indices", 0.5), ((4, 2), "gather", 0.5)],
 )
 def test_sharded_equals_unsharded(h, shape, backend, factor):
   layer = make_layer(

@@ -31,6 +31,12 @@ FINISHED = RESULTS | {
     "accuracy_matrix": [[0.75, None, None], [0.75, 1.0, None], [0.8, 1.0, 0.9]],
     "seen_accuracy": [0.75, 0.8, 0.9],
   },
+  "open": {
+    "accuracy_matrix": [[0.75, None, None], [0.2, 0.4, None], [0.1, 0.2, 0.3]],
+    "seen_accuracy": [0.75, 0.3, 0.25],
+  },
+  "zero_shot": [None, 0.5, 0.125],
+  "task_inference_accuracy": 0.875,
   "per_modality": {
     "audio": {
       "accuracy_matrix": [[0.3, None, None], [0.2, 0.2, None], [0.1, 0.1, 0.1]],

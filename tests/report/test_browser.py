@@ -120,11 +120,16 @@ def test_every_chart_of_a_run_is_drawn(browser, finished):
   )
   assert answers["console"] == []
   assert answers["loaded"] == 0
-  assert len(answers["titles"]) == 12 and all(answers["labels"])
-  # Four lines through three tasks.
-  expected = ["class-incremental", "audio alone", "image alone", "task-incremental"]
-  assert answers["legend"] == expected
-  assert len(answers["points"]) == 12
+  assert len(answers["titles"]) == 13 and all(answers["labels"])
+  # Five lines through three tasks.
+  assert answers["legend"] == [
+    "class-incremental",
+    "audio alone",
+    "image alone",
+    "task-incremental",
+    "all classes compete",
+  ]
+  assert len(answers["points"]) == 15
   # The main line is drawn last: 75, 62.5 and 50 percent are equally far apart.
   heights = [float(re.findall(r"[\d.]+", at)[1]) for at in answers["points"][-3:]]
   assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1])
@@ -135,6 +140,7 @@ def test_every_chart_of_a_run_is_drawn(browser, finished):
     "audio alone: 20.0 %",
     "image alone: 40.0 %",
     "task-incremental: 80.0 %",
+    "all classes compete: 30.0 %",
   ]
   assert answers["matrix"] == ["75.0", "25.0", "100.0", "50.0", "50.0", "50.0"]
   # 25 and 50 points were lost.
@@ -264,6 +270,8 @@ def test_everything_contrasts_with_its_background(browser, finished, dark):
     accuracy_matrix=matrix,
     seen_accuracy=[0.5] * 6,
     task_incremental=None,
+    open=None,
+    zero_shot=None,
     expert_usage=None,
     per_modality={m: {"seen_accuracy": [0.5] * 6} for m in "abcde"},  # six lines
   )

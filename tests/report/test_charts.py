@@ -16,8 +16,9 @@ def test_accuracy(finished):
     "audio alone": [30, 20, 10],
     "image alone": [50, 40, 20],
     "task-incremental": [75, 80, 90],
+    "all classes compete": [75, 30, 25],
   }
-  assert [line["main"] for line in chart["series"]] == [True, False, False, False]
+  assert [line["main"] for line in chart["series"]] == [True, *[False] * 4]
   assert "class-incremental 75.0, 62.5, 50.0; audio alone 30.0" in chart["label"]
 
 
@@ -75,6 +76,23 @@ def test_a_task_that_got_better_has_lost_less_than_nothing(results):
 @pytest.mark.parametrize("num_tasks", [1, 3])
 def test_nothing_is_forgotten_before_the_second_task(after_first_task, num_tasks):
   assert charts.forgetting(after_first_task(num_tasks)) is None
+
+
+def test_zero_shot(finished):
+  chart = charts.zero_shot(finished())
+  # No bar for the first task, which nothing was learned before.
+  assert [(value, tip) for *_, value, tip in chart["bars"]] == [
+    (50, "task 1: 50.0 %"),
+    (12.5, "task 2: 12.5 %"),
+  ]
+  assert chart["ticks"] == [[0, "0"], [1, "1"], [2, "2"]]
+  assert chart["label"].endswith("by the prompts of their classes: none, 50.0, 12.5")
+
+
+def test_zero_shot_before_the_second_task(finished):
+  assert charts.zero_shot(finished(zero_shot=[None, None, None])) is None
+  with pytest.raises(ValueError, match=r"zero_shot has shape \(2,\)"):
+    charts.zero_shot(finished(zero_shot=[None, 0.5]))
 
 
 def test_confusion(finished):
@@ -202,5 +220,6 @@ def test_a_fusion_without_its_histogram(finished):
 def test_charts_are_json(finished):
   run = finished()
   shown = [charts.accuracy(run), charts.forgetting(run), charts.confusion(run)]
+  shown.append(charts.zero_shot(run))
   shown += [*charts.expert_usage(run), *charts.correlation(run)]
   assert json.loads(json.dumps(shown, allow_nan=False)) == shown

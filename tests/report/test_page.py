@@ -14,6 +14,7 @@ SECTIONS = [
   "Confusion",
   "Expert usage",
   "Correlation of image and sound",
+  "Before learning",
   "Accuracy per modality",
   "Settings",
   "Versions, compilations and timings",
@@ -66,6 +67,7 @@ def test_headline_figures(finished):
     "average incremental accuracy": "62.5 %",
     "final accuracy": "50.0 %",
     "forgetting (max)": "37.5 %",
+    "tasks inferred correctly": "87.5 %",
     "training": "1.3 min",
     "parameters": "1,234,567",
   }
@@ -99,6 +101,7 @@ def test_every_chart_has_its_data(finished):
     "heatmap",  # confusion
     *["heatmap"] * 2,  # experts for images and texts
     *["bars"] * 3,  # r of three tasks
+    "bars",  # before learning
     *["heatmap"] * 2,  # audio alone and image alone
   ]
 
@@ -119,6 +122,7 @@ def test_a_run_with_what_every_run_has(results):
     ("confusion_matrix", "Confusion"),
     ("expert_usage", "Expert usage"),
     ("fusion", "Correlation of image and sound"),
+    ("zero_shot", "Before learning"),
     ("per_modality", "Accuracy per modality"),
     ("config", "Settings"),
   ],
@@ -135,12 +139,19 @@ def test_a_model_without_experts(finished):
   assert "Expert usage" not in read(finished(expert_usage={})).texts["h2"]
 
 
-@pytest.mark.parametrize("key", ["confusion_matrix", "expert_usage", "fusion"])
+@pytest.mark.parametrize(
+  "key", ["confusion_matrix", "expert_usage", "fusion", "zero_shot"]
+)
 def test_a_section_says_why_it_is_empty(finished, key):
   run = finished(**{key: None}, undefined={key: "the model has none"})
   reader = read(run)
   assert reader.texts["h2"] == SECTIONS
   assert "Not shown: the model has none." in reader.texts["p"]
+
+
+def test_no_task_before_another(finished):
+  reader = read(finished(zero_shot=[None, None, None]))
+  assert "No task has followed another yet." in reader.texts["p"]
 
 
 def test_a_metric_says_why_it_has_no_value(finished):
