@@ -22,8 +22,8 @@ ROWS = {
   "k = 2": {"moe.top_k": 2},
   "shared router": {"moe.routers": "shared"},
   "experts freeze above 0.3": {"mife.freeze_above": 0.3},
-  "image only": {"model.fusion": "image"},
-  "audio only": {"model.fusion": "audio"},
+  "image only": {"train.modalities": "image"},
+  "audio only": {"train.modalities": "audio"},
   "concatenation": {"model.fusion": "concat"},
   "θ = 0": {"model.theta": "0"},
   "θ = 0.8": {"model.theta": "0.8"},
@@ -34,7 +34,15 @@ ROWS = {
   "L = 1": {"model.text.num_templates": 1},
   "all templates in each step": {"train.templates_per_step": 0},
   "evaluated with one template": {"eval.templates": "one"},
-  "released": {"model.variant": "released", "mife.mi": "released"},
+  # What the authors' code computes, but for the freezing of experts that one sample of
+  # a batch has not chosen.
+  "released": {
+    "model.variant": "released",
+    "model.theta": "0.8",
+    "moe.routers": "shared",
+    "mife.mi": "released",
+    "mife.within_task": False,
+  },
 }
 
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "Rows of the table.")

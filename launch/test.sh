@@ -6,6 +6,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/install.sh "[test]"
+if ! command -v "${CHROMIUM:-chromium}" >/dev/null; then  # the tests open reports in a real browser
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium
+  else
+    echo "error: install Chromium, or set CHROMIUM to its path" >&2
+    exit 1
+  fi
+fi
 markers="not slow and not gpu"
 if [ "${1:-}" = --all ]; then
   markers="not gpu"

@@ -89,7 +89,6 @@ def default() -> ml_collections.ConfigDict:
   c.train.epochs = 20  # per task
   c.train.batch_size = 64  # over all devices
   c.train.learning_rate = 1e-3  # peak: linear warm-up, then cosine to 0, per task
-  c.train.frozen_learning_rate = 1e-2  # the peak where towers are frozen
   # Share of the learning rate for the text tower. From scratch, one that learns as fast
   # as the others lets the prompts of classes coincide before an image or sound can tell
   # them apart, and then there is no way back.
@@ -258,7 +257,6 @@ _NOT_NEGATIVE = (
 )
 _POSITIVE = (
   "train.text_rate",
-  "train.frozen_learning_rate",
   "model.audio.window_seconds",
   "model.audio.hop_seconds",
   "train.learning_rate",

@@ -29,6 +29,7 @@ MAIN = "main"
 TASK_INCREMENTAL = "task_incremental"
 
 OPEN = "open"
+TOLD_CORRELATION = "told/correlation"
 EVAL_STEP = "eval_step"
 
 EvalStep = Callable[[dict, Batch, Task, Any, Any], Batch]
@@ -73,8 +74,8 @@ def make_eval_step(
     `open` [B], predictions over all seen classes even where the method lets only the
     inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
     modality; `frozen/M`, the same without adapters; `expert/M` [B, layers, k], and
-    `told/expert/M` if the task were told;
-    `correlation`, `masked` [B] of the fusion.
+    `told/expert/M` if the task were told; `correlation`, `masked` [B] of the fusion.
+    With all modalities, and the task told: `told/correlation` [B].
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
   knows_tasks = method.tasks is not None
@@ -115,13 +116,14 @@ def make_eval_step(
       results[kind] = within(outputs.logits, tasks) if competes else everywhere
       if kind == MAIN:
         results |= {OPEN: everywhere, "task": tasks}
-        results |= _observations(outputs, routing)
-        if per_task:
-          features, routing = encode(own_task)
-          outputs = classify(features, mask)
+        results |= _observations(outputs, routing, names)
+        told, routing = encode(own_task) if per_task else shared
         results |= _experts(routing, prefix="told/")
-        results[TASK_INCREMENTAL] = within(outputs.logits, own_task)
+        results[TASK_INCREMENTAL] = within(classify(told, mask).logits, own_task)
     everything = present(batch["valid"], tuple(model.towers))
+    correlation = classify(told, everything).fused.correlation
+    if correlation is not None:
+      results[TOLD_CORRELATION] = correlation
     features = encode(infer(everything))[0] if per_task else shared[0]
     outputs = classify(features, everything)
     results |= {f"frozen/{m}": x for m, x in frozen.items()}
@@ -144,9 +146,11 @@ def _experts(routing: Routings, prefix: str = "") -> Batch:
   }
 
 
-def _observations(outputs: Outputs, routing: Routings) -> Batch:
+def _observations(
+  outputs: Outputs, routing: Routings, present: tuple[str, ...]
+) -> Batch:
   """What else is kept of a batch's outputs, see `make_eval_step`."""
-  results = {f"feature/{m}": x for m, x in outputs.features.items()}
+  results = {f"feature/{m}": x for m, x in outputs.features.items() if m in present}
   results |= _experts(routing) | {"fused": outputs.embedding}
   if outputs.fused is not None and outputs.fused.correlation is not None:
     results["correlation"] = outputs.fused.correlation

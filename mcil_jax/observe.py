@@ -87,12 +87,14 @@ def update(
     number: the current task.
   """
   observed = {key: x.copy() for key, x in observed.items()}
+  own = scenario.task_of_class[labels] == number
   for key, rows in observed.items():
-    if key in outcome:
+    if key in ("correlation", "masked") and key in outcome:
+      rows[ids[own]] = outcome[key][own]  # by the θ of their task, not of a later one
+    elif key in outcome:
       rows[ids] = outcome[key]
   if prototypes is None:
     return observed
-  own = scenario.task_of_class[labels] == number
   if "feature/image" in outcome:
     observed["image_mean"][number] = outcome["feature/image"][own].mean(axis=0)
   of_task = scenario.task_of_class == number
@@ -150,7 +152,10 @@ def _shares(rows: np.ndarray, num_experts: int) -> list | None:
 def fusion(
   observed: Observed, labels: np.ndarray, scenario: Scenario, theta: np.ndarray
 ) -> dict | None:
-  """Distribution of r over each task's samples, θ and the share that was masked."""
+  """Distribution of r over each task's samples, θ and the share that was masked.
+
+  All of them as they were just after the task was learned.
+  """
   if "correlation" not in observed:
     return None
   edges = np.linspace(-1.0, 1.0, BINS + 1)

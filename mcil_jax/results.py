@@ -100,8 +100,10 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "task_inference_accuracy": observe.task_inference_accuracy(
       state.observed, labels, setup.scenario
     )
-    if setup.method.tasks
+    if setup.method.tasks and setup.method.tasks.infer
     else None,
+    # Whether the tasks of test samples are told, in the main accuracy too.
+    "task_told": bool(setup.method.tasks and not setup.method.tasks.infer),
     "expert_usage": observe.expert_usage(
       state.observed, labels, setup.scenario, c.moe.num_experts
     ),

@@ -1,7 +1,7 @@
 """The task loop: for each task train, evaluate, remember what must be kept, save."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
@@ -53,10 +53,10 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
     state = record.restore()
     was_finished = state.task == setup.scenario.num_tasks
     while state.task < setup.scenario.num_tasks:
-      if state.train.task_step == 0:
-        state = begin(setup, state, record)
+      if np.isnan(state.theta[state.task]):
+        state = _timed(begin, setup, state, record)
       state = learn(setup, state, record)
-      state = conclude(setup, state, record)
+      state = _timed(conclude, setup, state, record)
       state, validation_accuracy = assess(setup, state, record)
       state = remember(setup, state, record)
       announce(setup, state, record, validation_accuracy)
@@ -78,21 +78,38 @@ def next_task(setup: Setup, state: RunState) -> RunState:
   )
 
 
+def _timed(
+  part: Callable[[Setup, RunState, Record], RunState],
+  setup: Setup,
+  state: RunState,
+  record: Record,
+) -> RunState:
+  """What `part` returns, its time counted as training."""
+  started = time.perf_counter()
+  state = part(setup, state, record)
+  seconds = dict.fromkeys(SECONDS, 0.0)
+  seconds["train_seconds"] = time.perf_counter() - started
+  return state.add_seconds(seconds)
+
+
 def begin(setup: Setup, state: RunState, record: Record) -> RunState:
-  """What comes before a task's first step: forward transfer, θ, new routers."""
-  number, method = int(state.task), setup.method
-  if setup.reading is not None and number > 0:  # before the task leaves any trace
-    split = setup.config.eval.split
-    ids = setup.scenario.samples_of(setup.labels[split], [number])
+  """What comes before a task's first step: forward transfer, new routers, θ.
+
+  A run that is stopped in here begins the task once more, but measures forward transfer
+  only once, before the task has left any trace.
+  """
+  number, split = int(state.task), setup.config.eval.split
+  ids = setup.scenario.samples_of(setup.labels[split], [number])
+  if setup.reading is not None and number > 0 and (state.zero_shot[ids] < 0).any():
     zero_shot = state.zero_shot.copy()
     zero_shot[ids] = _evaluate(setup, state, record, split, ids)[evaluate.OPEN]
     state = state.replace(zero_shot=zero_shot)
-  theta = state.theta.copy()
-  theta[number] = _theta(setup, state, record)
-  if method.tasks is not None:
+  if setup.method.tasks is not None:
     knowledge = _on_devices(setup, state.knowledge)
     params = setup.begin_task(state.train.params, knowledge, number)
     state = state.replace(train=state.train.replace(params=params))
+  theta = state.theta.copy()
+  theta[number] = _theta(setup, state, record)
   return state.replace(theta=theta)
 
 
@@ -104,9 +121,9 @@ def _theta(setup: Setup, state: RunState, record: Record) -> float:
   labels = setup.labels["train"]
   ids = setup.scenario.samples_of(labels, [int(state.task)])
   outcome = _evaluate(setup, state, record, "train", ids)
-  if "correlation" not in outcome:
+  if evaluate.TOLD_CORRELATION not in outcome:  # a fusion without θ
     return -1.0
-  return float(np.nanquantile(outcome["correlation"], value))
+  return float(np.quantile(outcome[evaluate.TOLD_CORRELATION], value))
 
 
 def learn(setup: Setup, state: RunState, record: Record) -> RunState:

@@ -196,6 +196,7 @@ def _adapters(
     bottleneck=c.moe.bottleneck,
     dropout=c.moe.dropout,
     num_routers=tasks.num_tasks if per_task else 1,
+    router_std=0.0 if released else 0.02,
     normalise="chosen" if released else "all",
     noise=c.moe.noise,
     capacity_factor=c.moe.capacity_factor or None,

@@ -117,7 +117,10 @@ def nearest_class(
   subset = sum(p.astype(jnp.int32) << m for m, p in enumerate(present))
   of_subsets = []
   for whitening in known.whitening[1:]:
-    a, b = x @ whitening, known.means.astype(jnp.float32) @ whitening
+    a, b = (
+      jnp.matmul(rows, whitening, precision=jax.lax.Precision.HIGHEST)
+      for rows in (x, known.means.astype(jnp.float32))
+    )
     # ‖a − b‖² but for ‖a‖², which all classes share.
     of_subsets.append(jnp.sum(b * b, axis=-1) - 2 * inner_products(a, b))
   index = jnp.maximum(subset - 1, 0)[None, :, None]

@@ -217,7 +217,6 @@ def make_train_step(
   """
   tx = optimizer(c.train)
   per_task = config_lib.per_task_routers(c)
-  peak = c.train.frozen_learning_rate if freeze_towers else c.train.learning_rate
 
   def is_frozen(path: tuple[str, ...]) -> bool:
     return freeze_towers and multimodal.is_frozen_with_towers(path)
@@ -231,7 +230,8 @@ def make_train_step(
     raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
     inputs = model.apply({}, raw, method="preprocess")
     inputs = augment.inputs(input_key, inputs, c.augment)
-    present_key, prompt_key = jax.random.split(jax.random.fold_in(key, 1))
+    # The split has used 0 to 2.
+    present_key, prompt_key = jax.random.split(jax.random.fold_in(key, 3))
     mask = drop_modalities(
       present_key, batch["valid"], tuple(model.towers), c.train.modality_dropout
     )
@@ -262,7 +262,9 @@ def make_train_step(
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     gradient = mask_frozen(join(gradient, zeros), knowledge)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    rate = learning_rate(peak, c.train.warmup_share, state.task_step, task.steps)
+    rate = learning_rate(
+      c.train.learning_rate, c.train.warmup_share, state.task_step, task.steps
+    )
     # Weight decay moves what has no gradient, so what is frozen is left out again.
     updates, _ = split(updates, is_frozen)
     updates = mask_frozen(join(updates, zeros), knowledge)

@@ -1,12 +1,16 @@
 import collections
+import dataclasses
+import types
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mcil_jax import compilations, config, evaluate, methods, scenario, sharding
 from mcil_jax.methods.base import Task
+from mcil_jax.models.fusion import Fused
 from mcil_jax.models.multimodal import Outputs
 
 # Classes 0, 1 | 2, 3. Each sample's "image" and "audio" are the logits that they add.
@@ -34,7 +38,24 @@ class Stub(nn.Module):
 
   def classify(self, features, present, theta, prototypes):
     total = sum(features[m] * present[m][:, None] for m in ("image", "audio"))
-    return Outputs(logits=total, embedding=10 * total)
+    return Outputs(logits=total, embedding=10 * total, fused=Fused(10 * total))
+
+
+class StubOfTasks(Stub):
+  """Each task's router adds something to what the image says of class 3."""
+
+  def encode(self, inputs, route):
+    if route is None:
+      return inputs, {}
+    bonus = jnp.array([10.0, 6.0])[route.router]
+    return inputs | {"image": inputs["image"].at[:, 3].add(bonus)}, {}
+
+
+def infer(knowledge, features, present):
+  """By the largest number that the image holds, or the audio, if that is absent."""
+  del knowledge
+  shown = jnp.where(present["image"][:, None], features["image"], features["audio"])
+  return shown.argmax(-1)
 
 
 class StubSplit:
@@ -98,6 +119,44 @@ def test_predictions_over_all_classes(run):
   # Within the task of each sample's label: 0, 0, 1, 1.
   assert found["task_incremental"].tolist() == [1, 1, 3, 3]
   np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO))
+
+
+@pytest.mark.parametrize("within_task", [True, False])
+def test_tasks_are_inferred_and_never_told_but_where_that_is_said(
+  within_task, present, eight_devices
+):
+  tasks = types.SimpleNamespace(infer=infer, within_task=within_task)
+  step = evaluate.make_eval_step(
+    StubOfTasks(),
+    dataclasses.replace(METHOD, tasks=tasks),
+    SCENARIO,
+    present,
+    eight_devices,
+    per_task=True,
+  )
+  found = evaluate.evaluate(
+    step,
+    {},
+    StubSplit(),
+    LABELS,
+    np.arange(4),
+    task(4),
+    batch_size=8,
+    mesh=eight_devices,
+  )
+  # The images' largest numbers are of the classes 2, 3, 1, 2.
+  assert found["task"].tolist() == [1, 1, 0, 1]
+  # With router 1, 1, 0, 1: [4, 5, 9, 6], [5, 6, 9, 15], [9, 9, 1, 16], [0, 1, 8, 15].
+  assert found["open"].tolist() == [2, 3, 3, 3]
+  assert found["main"].tolist() == ([2, 3, 0, 3] if within_task else [2, 3, 3, 3])
+  # Images alone: [4, 3, 9, 6], [5, 6, 0, 15], [0, 9, 1, 12], [0, 1, 8, 8].
+  assert found["image"].tolist() == ([2, 3, 1, 2] if within_task else [2, 3, 3, 2])
+  # Sounds alone are of the tasks 0, 1, 0, 1; no router adds to them.
+  assert found["audio"].tolist() == [1, 2, 0, 3]
+  # Told 0, 0, 1, 1: [4, 5, .., ..], [5, 6, .., ..], [.., .., 1, 12], [.., .., 8, 15].
+  assert found["task_incremental"].tolist() == [1, 1, 3, 3]
+  np.testing.assert_array_equal(found["frozen/image"], IMAGE)
+  np.testing.assert_array_equal(found["embedding"][2], [90, 90, 10, 160])
 
 
 def test_unseen_classes_are_never_predicted(run):

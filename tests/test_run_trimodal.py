@@ -1,11 +1,12 @@
 """Whole runs of image, audio and text with experts, by every method that can."""
 
+import types
+
 import numpy as np
 import pytest
 from small_runs import StopAt, assert_close, run_here, settings
 
-from mcil_jax import checkpoint, config, setup, state
-from mcil_jax.models import multimodal
+from mcil_jax import checkpoint, config, run, setup, state
 from mcil_jax.record import StoppedError
 
 TRIMODAL = config.TRIMODAL | {
@@ -45,16 +46,21 @@ def test_towers_stay_as_the_first_task_left_them(data_dir, reference):
   like = state.initial(prepared).train.params
   first = checkpoint.to_host(checkpoint.load_task_params(workdir, 0, like))
   first, last = config.flatten(first), config.flatten(last)
-  frozen = {
-    name for name in last if multimodal.is_frozen_with_towers(tuple(name.split(".")))
-  }
-  for name in frozen:
-    np.testing.assert_array_equal(first[name], last[name], err_msg=name)
-  for name in ("fusion.dense_0.kernel", "fusion.weights"):
-    assert (first[name] != last[name]).any(), name
-  experts = [name for name in last if name.endswith("experts.up_kernel")]
+  changed = {name for name in last if (first[name] != last[name]).any()}
+  tower = ("attention.query.kernel", "mlp_in.kernel", "mlp_out.bias", "norm_mlp.scale")
+  for name in (
+    *(f"{t}.encoder.block_0.{of}" for t in ("towers_image", "text") for of in tower),
+    *(f"projections_{m}.kernel" for m in ("image", "audio", "text")),
+    *("towers_audio.embed.kernel", "towers_audio.encoder.positions"),
+    *("text.embed.embedding", "text.encoder.norm.scale", "logit_scale.s"),
+  ):
+    assert name in last and name not in changed, name
+  assert {"fusion.dense_0.kernel", "fusion.weights"} <= changed
+  experts = {name for name in last if name.endswith("experts.up_kernel")}
   assert len(experts) == 3  # a block in each of three towers
-  assert any((first[name] != last[name]).any() for name in experts)
+  assert experts & changed
+  of_others = {name for name in changed if "adapters" not in name}
+  assert all(name.startswith("fusion.") for name in of_others)
 
 
 def test_results_say_what_the_method_did(reference):
@@ -118,6 +124,27 @@ def test_other_methods_run_on_the_same_model(method, data_dir, tmp_path):
   assert "fwt" in results["metrics"]
   if method == "zeroshot":
     assert results["steps"] == 2 * 4  # of the first task alone
+
+
+@pytest.mark.slow
+def test_mife_without_experts(data_dir, tmp_path):
+  settings = TRIMODAL | {"method": "mife", "moe.num_experts": 0}
+  results, _ = run_here(data_dir, tmp_path, **settings)
+  assert results["expert_usage"] == {}
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+
+
+def test_theta_is_of_all_modalities_whatever_is_there_at_test(data_dir):
+  found = []
+  for present in ("image,audio", "audio"):
+    settings_ = MIFE | {"eval.modalities": present}
+    prepared = setup.prepare(settings(data_dir, **settings_))
+    begun = run.begin(
+      prepared, state.initial(prepared), types.SimpleNamespace(stop_here=lambda _: None)
+    )
+    found.append(begun.theta.tolist())
+  assert found[0] == pytest.approx(found[1], nan_ok=True)
+  assert -1 < found[0][0] < 1 and np.isnan(found[0][1:]).all()
 
 
 def test_routers_of_tasks_need_a_method_that_tells_tasks_apart(data_dir, tmp_path):

@@ -52,6 +52,11 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
       f"{config.model.classifier!r}"
     )
   infers = config.mife.task_inference == "prototype"
+  if infers and config.train.towers == "always":
+    raise ValueError(
+      "config.train.towers='always': tasks are inferred in the space of frozen towers; "
+      "set config.mife.task_inference='oracle', or leave the towers to the method"
+    )
   return base.Method(
     samples=base.new_samples,
     loss=_make_loss(config),
@@ -97,18 +102,25 @@ def _wccl(outputs, batch, task, config) -> jax.Array:
   cross_entropy = contrastive.wccl_released(outputs.logits, batch["label"], where=where)
   if config.model.variant == "released" or share == 0.0:
     return cross_entropy
-  v = next(iter(outputs.features.values()))
-  if config.model.anchor in outputs.features:
-    v = outputs.features[config.model.anchor]
   weighted = contrastive.wccl(
     contrastive.similarity.normalise(outputs.embedding),
     outputs.prototypes.features,
-    jax.lax.stop_gradient(contrastive.similarity_weights(v)),
+    jax.lax.stop_gradient(_similarities(outputs, config.model.anchor)),
     scale=outputs.scale,
     where=where,
     labels=batch["label"] - task.before,
   )
   return (1.0 - share) * cross_entropy + share * weighted
+
+
+def _similarities(outputs, anchor: str) -> jax.Array:
+  """Weights of pairs, [B, B], by the anchor; a sample without it is like no other."""
+  if anchor not in outputs.features:  # a model of the other modality
+    (anchor,) = outputs.features
+  has = outputs.present[anchor]
+  alone = jnp.eye(len(has))
+  weights = contrastive.similarity_weights(outputs.features[anchor])
+  return jnp.where(has[:, None] & has, weights, alone)
 
 
 def _mutual_information(outputs, batch, variant: str) -> jax.Array:
@@ -159,6 +171,7 @@ def _make_initial(config: ml_collections.ConfigDict):
       frozen={
         m: np.zeros((config.model[m].depth, config.moe.num_experts), bool)
         for m in (*modalities, "text")
+        if config.moe.num_experts
       },
     )
 
@@ -190,8 +203,6 @@ def _make_end(config: ml_collections.ConfigDict):
         above=config.mife.freeze_above,
         at_least=config.moe.top_k,
       )
-      if before.shape[1]
-      else before
       for m, before in knowledge.frozen.items()
     }
     return Knowledge(
@@ -213,22 +224,24 @@ def update_frozen(
     frozen: bool [layers, E] before.
     expert_index: int [N, layers, k], the experts of the task's items.
     above: an expert that served a larger share of them freezes.
-    at_least: so many experts per layer stay trainable, the least used ones.
+    at_least: so many experts per layer stay trainable, the least used of those that
+      were until now.
 
   Returns:
     bool [layers, E], a new array.
   """
   layers, num_experts = frozen.shape
-  frozen = frozen.copy()
+  after = frozen.copy()
   for layer in range(layers):
     chosen = expert_index[:, layer]
     counts = np.bincount(chosen.ravel(), minlength=num_experts)
-    frozen[layer] |= counts / len(chosen) > above
-    # The least used first; among equals the lower number.
-    order = np.argsort(counts, kind="stable")
-    if (~frozen[layer]).sum() < at_least:
-      frozen[layer, order[:at_least]] = False
-  return frozen
+    after[layer] |= counts / len(chosen) > above
+    if (~after[layer]).sum() < at_least:
+      # The least used first; among equals the lower number.
+      still_open = np.flatnonzero(~frozen[layer])
+      order = still_open[np.argsort(counts[still_open], kind="stable")]
+      after[layer, order[:at_least]] = False
+  return after
 
 
 def _infer(knowledge: Knowledge, features, present) -> jax.Array:

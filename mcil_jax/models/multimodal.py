@@ -313,7 +313,16 @@ def _build_tower(
 
 
 def _build_fusion(c: ml_collections.ConfigDict, modalities: tuple[str, ...]):
-  """The fusion that `config.model.fusion` names, for the modalities there are."""
+  """The fusion that `config.model.fusion` names, for the modalities there are.
+
+  Raises:
+    ValueError: it passes on a modality that there is not.
+  """
+  if c.fusion in TOWERS and c.fusion not in modalities:
+    raise ValueError(
+      f"config.model.fusion={c.fusion!r}: the model has only {', '.join(modalities)}, "
+      "see config.train.modalities"
+    )
   width = c.width if c.classifier == "text" else None
   if len(modalities) == 1 and width:
     return fusion_lib.One(modalities[0])

@@ -162,8 +162,8 @@ class Encoder(nn.Module):
     Args:
       tokens: [B, S, D].
       train: see `Block`.
-      route: through the adapters of all blocks, `trainable` being [depth, E]; None
-        skips them: the feature is then the same whatever they have learned.
+      route: through the adapters of all blocks; None skips them: the feature is then
+        the same whatever they have learned.
       end: int32 [B], for the summary or pool "end".
 
     Returns:
@@ -171,13 +171,12 @@ class Encoder(nn.Module):
       None without adapters or route.
 
     Raises:
-      ValueError: of `summarise` and `MoEAdapters`, or `trainable` is not [depth, E].
+      ValueError: of `summarise` and `MoEAdapters`.
     """
     positions = self.param(
       "positions", nn.initializers.normal(0.02), (1, *tokens.shape[1:])
     )
     x = tokens + positions
-    routes = [None] * self.depth if route is None else route.per_layer(self.depth)
     routings = []
     for i in range(self.depth):
       block = Block(
@@ -191,7 +190,7 @@ class Encoder(nn.Module):
         summary=self.summary,
         name=f"block_{i}",
       )
-      x, routing = block(x, train, routes[i], end)
+      x, routing = block(x, train, route, end)
       if routing is not None:
         routings.append(routing)
     x = nn.LayerNorm(epsilon=self.norm_epsilon, name="norm")(x)

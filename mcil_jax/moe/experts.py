@@ -47,13 +47,3 @@ def adapter(
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - dropout, z.shape[1:]))
     z = jnp.where(keep(keys), z / (1.0 - dropout), 0.0)
   return scale * (z @ params["up_kernel"] + params["up_bias"])
-
-
-def freeze(params: Params, trainable: jax.Array) -> Params:
-  """The same values; the gradients of experts not in `trainable` [E] are exactly 0."""
-
-  def stop(p: jax.Array) -> jax.Array:
-    mask = trainable.reshape(-1, *(1,) * (p.ndim - 1))
-    return jnp.where(mask, p, jax.lax.stop_gradient(p))
-
-  return jax.tree.map(stop, params)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mcil_jax.moe import experts
-from mcil_jax.moe.dispatch import dispatch
+from mcil_jax.moe.dispatch import BACKENDS, dispatch
 from mcil_jax.moe.plan import make_plan
 from mcil_jax.moe.routing import Routing, shazeer_noise, top_k
 
@@ -24,6 +24,8 @@ class AdapterConfig:
     scale: of an adapter's output.
     dropout: rate after the ReLU, in training.
     num_routers: R, say one per task; a sample's route says which one it uses.
+    router_std: of the routers' initial weights. Not 0 by default: equal logits are a
+      tie, and every tie goes to expert 0.
     normalise: where the weights come from, see `routing.top_k`.
     noise: whether `routing.shazeer_noise` is added to the logits in training.
     capacity_factor: see `plan.expert_capacity`; None drops nothing.
@@ -39,6 +41,7 @@ class AdapterConfig:
   scale: float = 0.1
   dropout: float = 0.1
   num_routers: int = 1
+  router_std: float = 0.02
   normalise: str = "all"
   noise: bool = False
   capacity_factor: float | None = None
@@ -48,6 +51,14 @@ class AdapterConfig:
     for name in ("num_experts", "bottleneck", "num_routers"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)}: expected a number ≥ 1")
+    if not 1 <= self.top_k <= self.num_experts:
+      raise ValueError(
+        f"top_k={self.top_k}: expected 1 to num_experts={self.num_experts}"
+      )
+    if self.backend not in ("auto", *BACKENDS):
+      raise ValueError(
+        f"backend={self.backend!r}: expected 'auto' or one of {[*BACKENDS]}"
+      )
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout}: expected a rate in [0, 1)")
 
@@ -59,38 +70,17 @@ class Route:
   Attributes:
     router: int32 [N], the router of each sample. One that does not exist gives NaN.
     valid: bool [N], False for padding, which adapters leave alone.
-    trainable: bool [E], experts that get gradients, or [layers, E] for an encoder; None
-      for all.
   """
 
   router: jax.Array
   valid: jax.Array
-  trainable: jax.Array | None = None
 
-  def per_layer(self, depth: int) -> list["Route"]:
-    """The routes through the layers of an encoder.
-
-    Raises:
-      ValueError: `trainable` is not for `depth` layers.
-    """
-    if self.trainable is None:
-      return [self] * depth
-    if self.trainable.ndim != 2 or len(self.trainable) != depth:
-      raise ValueError(
-        f"route.trainable has the shape {self.trainable.shape}: expected ({depth}, E), "
-        "a row per layer"
-      )
-    return [self.replace(trainable=row) for row in self.trainable]
-
-  def check(self, num_items: int, num_experts: int) -> None:
-    """Raises a ValueError unless the shapes fit one layer."""
-    expected = {"router": (num_items,), "valid": (num_items,)}
-    if self.trainable is not None:
-      expected["trainable"] = (num_experts,)
-    for name, shape in expected.items():
+  def check(self, num_items: int) -> None:
+    """Raises a ValueError unless the shapes fit."""
+    for name in ("router", "valid"):
       found = getattr(self, name).shape
-      if found != shape:
-        raise ValueError(f"route.{name} has the shape {found}: expected {shape}")
+      if found != (num_items,):
+        raise ValueError(f"route.{name} has the shape {found}: expected {(num_items,)}")
 
 
 class MoEAdapters(nn.Module):
@@ -118,13 +108,11 @@ class MoEAdapters(nn.Module):
         the shapes of `route` do not fit.
     """
     c = self.config
-    route.check(h.shape[0], c.num_experts)
+    route.check(h.shape[0])
     routing = self._router(summary, route, train)
     params = self.param(
       "experts", experts.init, c.num_experts, h.shape[-1], c.bottleneck
     )
-    if route.trainable is not None:
-      params = experts.freeze(params, route.trainable)
     key = self.make_rng("dropout") if train and c.dropout > 0 else None
 
     # What is dropped depends on the sample and the expert, not on the sample's place
@@ -162,8 +150,8 @@ class MoEAdapters(nn.Module):
       index = route.router[:, None, None]
       return jnp.take_along_axis(outputs, index, axis=1, mode="fill")[:, 0]
 
-    # Not zero: equal logits are a tie, and every tie goes to expert 0.
-    kernel = self.param("router_kernel", nn.initializers.normal(0.02), shape)
+    initializer = nn.initializers.normal(c.router_std)
+    kernel = self.param("router_kernel", initializer, shape)
     bias = self.param("router_bias", nn.initializers.zeros, shape[::2])
     logits = own(kernel) + bias[route.router]
     if c.noise:

@@ -83,6 +83,8 @@ def title(results: Results) -> str:
   text = str(results.get("method", "run"))
   if "data" in results:
     text += f" on {results['data']}"
+  if results.get("task_told"):
+    text += ", tasks told"
   return text + (f", seed {results['seed']}" if "seed" in results else "")
 
 

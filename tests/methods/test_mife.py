@@ -80,6 +80,31 @@ def test_released_is_cross_entropy_whatever_the_share(outputs):
   np.testing.assert_allclose(found, plain, rtol=1e-6)
 
 
+def test_a_sample_without_the_anchor_is_like_no_other(outputs):
+  overrides = {"mife.wccl_share": 1.0, "mife.mi_weight": 0.0, "model.anchor": "audio"}
+  value, _ = loss_of(outputs, **overrides)
+  # Sample 2 has no sound.
+  a = outputs.features["audio"][:4]
+  w = a @ a.T / 2 + 0.5
+  w[2], w[:, 2] = np.eye(4)[2], np.eye(4)[2]
+  f = outputs.embedding[:4] / 3
+  y = BATCH["label"][:4] - 2
+  log_p = log_softmax(10 * f @ outputs.prototypes.features[y].T)
+  expected = (-(w * log_p).sum(axis=1) / w.sum(axis=1)).mean()
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_tasks_cannot_be_inferred_in_a_space_that_moves():
+  with pytest.raises(ValueError, match=r"train\.towers='always': tasks are inferred"):
+    methods.make(settings(**{"train.towers": "always"}))
+  methods.make(settings(**{"train.towers": "always", "mife.task_inference": "oracle"}))
+
+
+def test_a_model_without_experts_freezes_none():
+  tasks = methods.make(settings(**{"moe.num_experts": 0})).tasks
+  assert tasks.initial(SCENARIO, ("image", "audio")).frozen == {}
+
+
 @pytest.mark.parametrize("variant", ["paper", "released", "infonce"])
 def test_mutual_information_is_of_the_samples_that_have_the_modality(outputs, variant):
   overrides = {"mife.mi": variant, "mife.wccl_share": 0.0}
@@ -129,8 +154,9 @@ def test_experts_with_many_samples_freeze():
   after = mife.update_frozen(before, chosen, above=0.5, at_least=1)
   assert after.tolist() == [[True, False, False], [True, False, False]]
   after = mife.update_frozen(before, chosen, above=0.4, at_least=1)
-  # In layer 1 nothing would be left: the least used one stays open, and that is 0.
-  assert after.tolist() == [[True, False, False], [False, True, True]]
+  # In layer 1 nothing would be left: of 1 and 2, as often used, the first stays open;
+  # 0, that an earlier task froze, does not open again.
+  assert after.tolist() == [[True, False, False], [True, False, True]]
   assert before.sum() == 1  # not changed in place
   # A run that is stopped right afterwards does it again.
   again = mife.update_frozen(after, chosen, above=0.4, at_least=1)

@@ -207,3 +207,9 @@ def test_released_multiplies_with_the_scale_itself(parts):
   released = build(**changes, variant="released").apply(*arguments)
   assert released.scale == pytest.approx(np.log(1 / 0.07), rel=1e-6)
   assert model.apply(*arguments).scale == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_a_fusion_cannot_pass_on_a_modality_that_there_is_not():
+  message = r"model\.fusion='image': the model has only audio"
+  with pytest.raises(ValueError, match=message):
+    build(modalities=("audio",), fusion="image")

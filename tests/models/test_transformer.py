@@ -235,32 +235,6 @@ def test_text_is_routed_and_pooled_at_its_end(adapted):
   assert (np.abs(other_routing.probs - routing.probs).max(axis=(0, 2)) > 1e-4).all()
 
 
-def test_experts_are_frozen_per_block(adapted):
-  _, variables, tokens, _ = adapted
-  config = {"num_experts": 3, "bottleneck": 4, "num_routers": 2, "top_k": 3}
-  module = Encoder(depth=2, num_heads=2, adapters=AdapterConfig(**config))
-  trainable = jnp.array([[True, True, False], [False, True, True]])
-
-  @jax.jit
-  @jax.grad
-  def gradients(variables):
-    frozen = route(trainable=trainable)
-    return (module.apply(variables, tokens, False, frozen)[0] ** 3).sum()
-
-  found = gradients(variables)["params"]
-  for i in range(2):
-    for gradient in found[f"block_{i}"]["adapters"]["experts"].values():
-      assert [bool(g.any()) for g in gradient] == trainable[i].tolist()
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 3)])
-def test_a_mask_of_experts_needs_a_row_per_block(adapted, shape):
-  run, variables, tokens, end = adapted
-  message = r"route\.trainable has the shape .*: expected \(2, E\), a row per layer"
-  with pytest.raises(ValueError, match=message):
-    run(variables, tokens, route(trainable=jnp.ones(shape, bool)), end)
-
-
 def test_an_encoder_without_adapters_ignores_a_route(encoder):
   features, variables, tokens = encoder
   module = Encoder(depth=1, num_heads=2)

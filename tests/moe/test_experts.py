@@ -43,18 +43,3 @@ def test_dropout_acts_after_the_relu():
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   assert abs(kept.mean() - 0.5) < 0.05  # 2000 samples: the standard error is 0.011
   assert len(np.unique(kept, axis=0)) == 50  # each item drops its own
-
-
-def test_freeze_keeps_values_and_stops_gradients_exactly():
-  params = experts.init(jax.random.key(0), 3, 4, 2)
-  trainable = jnp.array([True, False, True])
-
-  def loss(params):
-    frozen = experts.freeze(params, trainable)
-    return sum((p**2 + p).sum() for p in frozen.values()), frozen
-
-  gradients, frozen = jax.grad(loss, has_aux=True)(params)
-  for name, p in params.items():
-    np.testing.assert_array_equal(frozen[name], p)
-    np.testing.assert_array_equal(gradients[name][1], np.zeros_like(p[1]))
-    np.testing.assert_allclose(gradients[name][::2], 2 * p[::2] + 1, rtol=1e-6)
