@@ -124,6 +124,7 @@ def default() -> ml_collections.ConfigDict:
   c.eval = ml_collections.ConfigDict()
   c.eval.templates = "mean"  # of all prompts of a class; or "one", the first
   c.eval.modalities = "image,audio"  # present at test in the main result
+  c.eval.modality_dropout = 0.0  # share of samples that lack each of them there
   c.eval.split = "test"  # or "validation", to tune
   c.eval.batch_size = 128
 
@@ -310,7 +311,8 @@ def validate(c: ml_collections.ConfigDict) -> None:
     require(0 <= values[key] < 1, key, "a number in [0, 1)")
   for key in _SHARES:
     require(0 <= values[key] <= 1, key, "a share in [0, 1]")
-  require(0 <= c.train.modality_dropout <= 0.5, "train.modality_dropout", "0 to 0.5")
+  for key in ("train.modality_dropout", "eval.modality_dropout"):
+    require(0 <= values[key] <= 0.5, key, "0 to 0.5")
   theta(c.model.theta)
   for key, choices in _CHOICES.items():
     require(values[key] in choices, key, " or ".join(map(repr, choices)))

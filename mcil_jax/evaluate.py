@@ -23,7 +23,7 @@ from mcil_jax.models.multimodal import (
   Routings,
 )
 from mcil_jax.scenario import Scenario
-from mcil_jax.train import present
+from mcil_jax.train import drop_modalities, present
 
 MAIN = "main"
 TASK_INCREMENTAL = "task_incremental"
@@ -40,7 +40,8 @@ def kinds(
 ) -> dict[str, tuple[str, ...]]:
   """The predictions that an evaluation makes: kind → modalities present.
 
-  `MAIN` has those of `config.eval.modalities`; then each of `modalities`, those of the
+  `MAIN` has those of `config.eval.modalities`, but for samples that lack one of them by
+  `config.eval.modality_dropout`; then each of `modalities`, those of the
   model, alone, under its name.
   """
   main = config_lib.modalities(c.eval.modalities, "eval.modalities")
@@ -55,6 +56,7 @@ def make_eval_step(
   mesh: Mesh,
   *,
   per_task: bool = False,
+  modality_dropout: float = 0.0,
 ) -> EvalStep:
   """The jitted step that classifies a batch.
 
@@ -65,6 +67,8 @@ def make_eval_step(
     present_by_kind: from `kinds`; without routers of tasks the towers run once for all.
     mesh: the batch is split over it; results are replicated.
     per_task: whether each task has routers of its own.
+    modality_dropout: share of samples that lack each modality in the main result; which
+      ones depends on nothing but their numbers in the split.
 
   Returns:
     (params, batch, task, prototypes, knowledge) → for each kind, int32 [B] predictions
@@ -108,6 +112,9 @@ def make_eval_step(
     results = {}
     for kind, names in present_by_kind.items():
       mask = present(batch["valid"], names)
+      if kind == MAIN and modality_dropout:
+        draw = _draw(batch["id"])
+        mask = drop_modalities(draw, batch["valid"], names, modality_dropout)
       tasks = infer(mask)
       features, routing = encode(tasks) if per_task else shared
       outputs = classify(features, mask)
@@ -136,6 +143,12 @@ def make_eval_step(
     in_shardings=(replicate, batches, replicate, replicate, replicate),
     out_shardings=replicate,
   )
+
+
+def _draw(ids: jax.Array) -> jax.Array:
+  """Uniform in [0, 1), [B], by the number of a sample."""
+  keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(ids)
+  return jax.vmap(jax.random.uniform)(keys)
 
 
 def _experts(routing: Routings, prefix: str = "") -> Batch:

@@ -91,6 +91,7 @@ class Setup:
       self.present,
       self.mesh,
       per_task=config_lib.per_task_routers(self.config),
+      modality_dropout=self.config.eval.modality_dropout,
     )
 
   @functools.cached_property

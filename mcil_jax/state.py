@@ -85,6 +85,7 @@ def _nothing_observed(
     m: jax.ShapeDtypeStruct((size, *setup.dataset.shapes[m]), train.RAW_DTYPES[m])
     for m in setup.modalities
   } | {
+    "id": jax.ShapeDtypeStruct((size,), np.int32),
     "label": jax.ShapeDtypeStruct((size,), np.int32),
     "valid": jax.ShapeDtypeStruct((size,), bool),
   }

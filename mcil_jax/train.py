@@ -52,15 +52,20 @@ def present(valid: jax.Array, modalities: tuple[str, ...]) -> Batch:
 
 
 def drop_modalities(
-  key: jax.Array, valid: jax.Array, modalities: tuple[str, ...], rate: float
+  draw: jax.Array, valid: jax.Array, modalities: tuple[str, ...], rate: float
 ) -> Batch:
   """Presence masks, bool [B], of which a share `rate` lacks each of two modalities.
 
-  No sample lacks both. A model of one modality never lacks it.
+  No sample lacks both. Where there is only one modality, none lacks it.
+
+  Args:
+    draw: [B], uniform in [0, 1), which decides.
+    valid: [B], False for padding.
+    modalities: those that the others have.
+    rate: 0 to 0.5.
   """
   mask = present(valid, modalities)
   if rate and len(modalities) == 2:
-    draw = jax.random.uniform(key, valid.shape)
     first, second = modalities
     mask[first] &= draw >= rate
     mask[second] &= draw < 1.0 - rate
@@ -233,7 +238,10 @@ def make_train_step(
     # The split has used 0 to 2.
     present_key, prompt_key = jax.random.split(jax.random.fold_in(key, 3))
     mask = drop_modalities(
-      present_key, batch["valid"], tuple(model.towers), c.train.modality_dropout
+      jax.random.uniform(present_key, batch["valid"].shape),
+      batch["valid"],
+      tuple(model.towers),
+      c.train.modality_dropout,
     )
     router = jnp.full(batch["valid"].shape, task.index if per_task else 0, jnp.int32)
     route = moe.Route(router=router, valid=batch["valid"])

@@ -120,6 +120,14 @@ def test_the_share_of_warm_up():
     accepted("train.warmup_share", value)
 
 
+@pytest.mark.parametrize("key", ["train.modality_dropout", "eval.modality_dropout"])
+def test_no_sample_can_lack_both_modalities(key):
+  for value in (-0.01, 0.51):
+    refused(key, value, "0 to 0.5")
+  for value in (0.0, 0.5):
+    accepted(key, value)
+
+
 @pytest.mark.parametrize(
   ("key", "choices"),
   [

@@ -159,6 +159,33 @@ def test_tasks_are_inferred_and_never_told_but_where_that_is_said(
   np.testing.assert_array_equal(found["embedding"][2], [90, 90, 10, 160])
 
 
+def test_samples_lack_a_modality_by_their_number(present, eight_devices):
+  step = evaluate.make_eval_step(
+    Stub(), METHOD, SCENARIO, present, eight_devices, modality_dropout=0.5
+  )
+
+  def main(ids):
+    found = evaluate.evaluate(
+      step,
+      {},
+      StubSplit(),
+      LABELS,
+      np.array(ids),
+      task(4),
+      batch_size=8,
+      mesh=eight_devices,
+    )
+    np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO)[ids])
+    return found["main"]
+
+  found = main([0, 1, 2, 3])
+  # Each has one of them: images are of 2, 3, 1, 2, sounds of 1, 2, 0, 3.
+  by_image = found == [2, 3, 1, 2]
+  assert (by_image | (found == [1, 2, 0, 3])).all()
+  assert by_image.any() and not by_image.all()
+  np.testing.assert_array_equal(main([3, 1]), found[[3, 1]])
+
+
 def test_unseen_classes_are_never_predicted(run):
   found = run([0, 1], seen=2)
   assert found["main"].tolist() == [1, 1]

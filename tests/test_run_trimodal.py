@@ -118,12 +118,30 @@ def test_eight_devices_give_the_result_of_one(data_dir, reference, tmp_path):
   ],
 )
 def test_other_methods_run_on_the_same_model(method, data_dir, tmp_path):
-  results, _ = run_here(data_dir, tmp_path, **TRIMODAL | {"method": method})
+  changes = {"method": method, "eval.modality_dropout": 0.25}
+  results, _ = run_here(data_dir, tmp_path, **TRIMODAL | changes)
   assert results["compilations"] == ONE_COMPILATION
   assert results["per_modality"].keys() == {"image", "audio"}
   assert "fwt" in results["metrics"]
   if method == "zeroshot":
     assert results["steps"] == 2 * 4  # of the first task alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["zeroshot", "finetune", "replay", "joint"])
+def test_other_methods_go_on_and_spread_over_devices(method, data_dir, tmp_path):
+  chosen = TRIMODAL | {"method": method, "model.theta": "quantile:0.5"}
+  expected, params = run_here(data_dir, tmp_path / "one", **chosen)
+  # While the second task is assessed.
+  with pytest.raises(StoppedError):
+    run_here(data_dir, tmp_path / "stopped", stop=StopAt(evaluated_batch=14), **chosen)
+  found, _ = run_here(data_dir, tmp_path / "stopped", **chosen)
+  for key in ("accuracy_matrix", "params_sha256", "fusion", "zero_shot"):
+    assert found[key] == expected[key]
+  eight = chosen | {"mesh.data": 8}
+  found, spread = run_here(data_dir, tmp_path / "eight", **eight)
+  assert found["accuracy_matrix"] == expected["accuracy_matrix"]
+  assert_close(spread, params)
 
 
 @pytest.mark.slow
