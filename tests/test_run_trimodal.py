@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from small_runs import StopAt, assert_close, run_here, settings
+from small_runs import StopAt, assert_close, run_here, settings, state_leaves
 
 from mcil_jax import checkpoint, config, run, setup, state
 from mcil_jax.record import StoppedError
@@ -141,7 +141,13 @@ def test_other_methods_go_on_and_spread_over_devices(method, data_dir, tmp_path)
   eight = chosen | {"mesh.data": 8}
   found, spread = run_here(data_dir, tmp_path / "eight", **eight)
   assert found["accuracy_matrix"] == expected["accuracy_matrix"]
-  assert_close(spread, params)
+  # All parameters together: single ones whose gradient is next to nothing move by
+  # rounding alone, which Adam scales up.
+  one, other = (
+    np.concatenate([x.ravel() for _, x in sorted(state_leaves(tree).items())])
+    for tree in (params, spread)
+  )
+  assert np.linalg.norm(one - other) < 1e-4 * np.linalg.norm(one)
 
 
 @pytest.mark.slow
