@@ -26,6 +26,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.train.epochs = 6
   c.memory.size = 50
   smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
-  trimodal = {"model.anchor": "audio", "train.epochs": 4}
-  trimodal = config_lib.TRIMODAL | trimodal
+  own = {"model.anchor": "audio", "train.epochs": 4}
+  trimodal = config_lib.TRIMODAL | own
   return config_lib.with_variant(c, variant, trimodal=trimodal, smoke=smoke)

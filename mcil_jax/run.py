@@ -87,9 +87,12 @@ def _timed(
   """What `part` returns, its time counted as training."""
   started = time.perf_counter()
   state = part(setup, state, record)
-  seconds = dict.fromkeys(SECONDS, 0.0)
-  seconds["train_seconds"] = time.perf_counter() - started
-  return state.add_seconds(seconds)
+  return _add_training(state, time.perf_counter() - started)
+
+
+def _add_training(state: RunState, seconds: float) -> RunState:
+  """With so much more time counted as training."""
+  return state.add_seconds(dict.fromkeys(SECONDS, 0.0) | {"train_seconds": seconds})
 
 
 def begin(setup: Setup, state: RunState, record: Record) -> RunState:
@@ -274,8 +277,7 @@ def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, flo
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
   outcome = _evaluate(setup, state, record, "validation", ids)
   correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
-  seconds = dict.fromkeys(SECONDS, 0.0)
-  seconds["train_seconds"] = time.perf_counter() - started
+  seconds = time.perf_counter() - started
 
   split = setup.config.eval.split
   ids = setup.scenario.samples_of(setup.labels[split], seen)
@@ -293,7 +295,7 @@ def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, flo
     number=number,
   )
   state = state.replace(predictions=predictions, observed=observed)
-  return state.add_seconds(seconds), correct.mean()
+  return _add_training(state, seconds), correct.mean()
 
 
 def remember(setup: Setup, state: RunState, record: Record) -> RunState:

@@ -78,20 +78,24 @@ def step(present, eight_devices):
   return evaluate.make_eval_step(Stub(), METHOD, SCENARIO, present, eight_devices)
 
 
+def evaluated(step, mesh, ids=(0, 1, 2, 3), seen=4, **options):
+  return evaluate.evaluate(
+    step,
+    {},
+    StubSplit(),
+    LABELS,
+    np.array(ids),
+    task(seen),
+    batch_size=8,
+    mesh=mesh,
+    **options,
+  )
+
+
 @pytest.fixture
 def run(step, eight_devices):
   def run(ids, seen, **options):
-    return evaluate.evaluate(
-      step,
-      {},
-      StubSplit(),
-      LABELS,
-      np.array(ids),
-      task(seen),
-      batch_size=8,
-      mesh=eight_devices,
-      **options,
-    )
+    return evaluated(step, eight_devices, ids, seen, **options)
 
   return run
 
@@ -134,16 +138,7 @@ def test_tasks_are_inferred_and_never_told_but_where_that_is_said(
     eight_devices,
     per_task=True,
   )
-  found = evaluate.evaluate(
-    step,
-    {},
-    StubSplit(),
-    LABELS,
-    np.arange(4),
-    task(4),
-    batch_size=8,
-    mesh=eight_devices,
-  )
+  found = evaluated(step, eight_devices)
   # The images' largest numbers are of the classes 2, 3, 1, 2.
   assert found["task"].tolist() == [1, 1, 0, 1]
   # With router 1, 1, 0, 1: [4, 5, 9, 6], [5, 6, 9, 15], [9, 9, 1, 16], [0, 1, 8, 15].
@@ -165,16 +160,7 @@ def test_samples_lack_a_modality_by_their_number(present, eight_devices):
   )
 
   def main(ids):
-    found = evaluate.evaluate(
-      step,
-      {},
-      StubSplit(),
-      LABELS,
-      np.array(ids),
-      task(4),
-      batch_size=8,
-      mesh=eight_devices,
-    )
+    found = evaluated(step, eight_devices, ids)
     np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO)[ids])
     return found["main"]
 
