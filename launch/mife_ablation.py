@@ -3,7 +3,8 @@
   python -m launch.mife_ablation --configs=sounding_shapes,gridwords --seeds=0,1,2 \
     --workdir=runs/ablation -- --config.data.data_dir=data
 
-Resumable like `launch.table`. `--rows=k = 2,without MI` runs some of the rows only.
+Resumable like `launch.table`, whose runs of `mife` it takes if they are in the same
+workdir. `--rows=k = 2,without MI` runs some of the rows only.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def run(config: str, label: str, seed: str, passed_on: list[str]) -> runs.Run:
   """One run of a row."""
   return runs.Run(
     f"{config}:trimodal",
-    f"{config}/{label.replace(' ', '_')}-seed{seed}",
+    f"{config}-trimodal/{label.replace(' ', '_')}-seed{seed}",
     (
       *("--config.method=mife", f"--config.seed={seed}"),
       *(f"--config.{key}={value}" for key, value in ROWS[label].items()),

@@ -4,7 +4,23 @@ import types
 
 import numpy as np
 import pytest
-from small_runs import StopAt, assert_close, run_here, settings, state_leaves
+from processes import (
+  assert_identical,
+  command,
+  finish,
+  killed_at,
+  results_of,
+  start,
+  start_pair,
+)
+from small_runs import (
+  StopAt,
+  assert_close,
+  params_of,
+  run_here,
+  settings,
+  state_leaves,
+)
 
 from mcil_jax import checkpoint, config, run, setup, state
 from mcil_jax.record import StoppedError
@@ -101,6 +117,31 @@ def test_a_stopped_run_goes_on_to_identical_results(
     "zero_shot",
   ):
     assert results[key] == reference[1][key]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_identical_results(data_dir, tmp_path):
+  uninterrupted = command(data_dir, tmp_path / "reference", **MIFE)
+  finish(start(uninterrupted))
+  for moment in ("mid-epoch", "between tasks"):
+    arguments = command(data_dir, tmp_path / moment, **MIFE)
+    killed_at(moment, arguments)
+    finish(start(arguments))
+    assert_identical(tmp_path / moment, tmp_path / "reference")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(data_dir, reference, tmp_path):
+  both = MIFE | {"mesh.data": 2}
+  for process in start_pair(command(data_dir, tmp_path, **both)):
+    finish(process)
+  results = results_of(tmp_path)
+  assert results["devices"]["processes"] == 2
+  for key in ("accuracy_matrix", "zero_shot"):
+    assert results[key] == reference[1][key]
+  assert_close(
+    params_of(setup.prepare(settings(data_dir, **both)), tmp_path), reference[2]
+  )
 
 
 def test_eight_devices_give_the_result_of_one(data_dir, reference, tmp_path):

@@ -14,7 +14,16 @@ def seen_samples(labels, scenario, task, memory) -> base.Samples:
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """Cross-entropy over all seen classes on all their samples."""
+  """Cross-entropy over all seen classes on all their samples.
+
+  Raises:
+    ValueError: the towers would be frozen, and this no ceiling.
+  """
+  if config.train.towers == "first_task":
+    raise ValueError(
+      "config.train.towers='first_task': joint training always trains the towers; "
+      "leave them to the method with 'auto'"
+    )
   return base.Method(
     samples=seen_samples,
     loss=base.seen_cross_entropy(config.train.label_smoothing),

@@ -3,7 +3,7 @@ import types
 import pytest
 from absl import app
 
-from launch import mife_ablation, runs
+from launch import mife_ablation, runs, table
 from mcil_jax import config
 
 
@@ -22,7 +22,7 @@ def test_a_row_is_a_run_with_its_settings():
   run = mife_ablation.run("gridwords", "k = 2", "1", ["--config.train.epochs=1"])
   assert run == runs.Run(
     "gridwords:trimodal",
-    "gridwords/k_=_2-seed1",
+    "gridwords-trimodal/k_=_2-seed1",
     (
       "--config.method=mife",
       "--config.seed=1",
@@ -30,6 +30,12 @@ def test_a_row_is_a_run_with_its_settings():
       "--config.train.epochs=1",
     ),
   )
+
+
+def test_the_row_without_a_change_is_the_run_of_the_table():
+  passed_on = ["--config.train.epochs=1"]
+  of_table = table.run("gridwords:trimodal", "mife", "1", passed_on)
+  assert mife_ablation.run("gridwords", "mife", "1", passed_on) == of_table
 
 
 def test_two_columns_show_what_task_inference_comes_between():

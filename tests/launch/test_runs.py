@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -68,6 +69,29 @@ def test_rows_come_in_order_while_runs_go_on_at_the_same_time(monkeypatch, capsy
     "|---|---:|",
     *(f"| {name} | {name}.0 |" for name in ("1", "2", "3")),
   ]
+
+
+@pytest.mark.parametrize("cores", [{0, 1, 2, 5, 7}, {3}])
+def test_runs_at_the_same_time_share_the_cores_out(cores, monkeypatch):
+  shares, both_began = {}, threading.Barrier(2)
+
+  def run_once(run):
+    both_began.wait(timeout=60)
+    return {"final": 1.0}
+
+  def set_affinity(who, share):
+    assert who == 0  # the calling thread alone
+    shares[threading.get_ident()] = share
+
+  monkeypatch.setattr(runs, "run_once", run_once)
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores, raising=False)
+  monkeypatch.setattr(os, "sched_setaffinity", set_affinity, raising=False)
+  rows = [((name,), [runs.Run("a", name, ())]) for name in ("1", "2")]
+  runs.print_table(("row",), SHOWS_FINAL, rows)
+  if len(cores) == 1:  # which nothing can share
+    assert list(shares.values()) == [[3]]
+  else:
+    assert sorted(shares.values()) == [[0, 2, 7], [1, 5]]
 
 
 def test_after_a_failure_no_other_run_begins(monkeypatch):

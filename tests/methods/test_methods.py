@@ -55,6 +55,13 @@ def test_joint_sees_all_classes_so_far():
   assert not make("joint").uses_memory
 
 
+def test_joint_always_trains_the_towers():
+  c = config.default()
+  c.method, c.train.towers = "joint", "first_task"
+  with pytest.raises(ValueError, match="joint training always trains the towers"):
+    methods.make(c)
+
+
 def test_replay_adds_the_memory_in_its_order():
   assert samples("replay", 0, np.full(4, -1)) == ([1, 3], [])
   assert samples("replay", 1) == ([0, 2, 4], [3, 1])

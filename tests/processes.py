@@ -1,0 +1,121 @@
+"""Runs in processes of their own, which can be killed, or run in pairs."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from small_runs import SETTINGS
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(data_dir, workdir, *more, **overrides):
+  flat = SETTINGS | {"data.data_dir": str(data_dir)} | overrides
+  return [
+    "--config=configs/sounding_shapes.py",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={_flag(value)}" for key, value in flat.items()),
+    *more,
+  ]
+
+
+def _flag(value):
+  return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def environment(devices=1):
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
+
+
+def start(arguments, devices=1, code=None):
+  program = ["-c", code] if code else ["-m", "mcil_jax.main"]
+  return subprocess.Popen(
+    [sys.executable, *program, *arguments],
+    cwd=ROOT,
+    env=environment(devices),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process, status=0):
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == status, out + err
+  return out, err
+
+
+def wait_for_lines(log, count, process):
+  while not log.exists() or len(log.read_bytes().splitlines()) < count:
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+
+
+def results_of(workdir):
+  return json.loads((workdir / "results.json").read_text())
+
+
+def start_pair(arguments):
+  """Two processes of one device each that run together."""
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+  return [start([*arguments, *together, f"--process_id={i}"]) for i in range(2)]
+
+
+def assert_identical(workdir, reference):
+  ours, theirs = results_of(workdir), results_of(reference)
+  for key in ("accuracy_matrix", "params_sha256", "task_incremental", "per_modality"):
+    assert ours[key] == theirs[key]
+  logs = [(path / "metrics.jsonl").read_bytes() for path in (workdir, reference)]
+  assert logs[0] == logs[1]
+
+
+# Each moment replaces one function, so that the process kills itself right there.
+MOMENTS = {
+  "mid-epoch": """
+from mcil_jax import train
+push = train.Scalars.push
+def killed(self, step, *rest):
+  if step == 12: die()
+  push(self, step, *rest)
+train.Scalars.push = killed
+""",
+  "during a save": """
+import orbax.checkpoint._src.path.atomicity as atomicity
+rename = os.rename
+def killed(source, target, **kwargs):
+  if "snapshots" in str(target) and str(target).endswith("/3"): die()
+  return rename(source, target, **kwargs)
+os.rename = killed
+""",
+  "between tasks": """
+from mcil_jax import record
+save = record.Record.save
+def killed(self, run):
+  if run.task == 2 and run.train.task_step == 0: die()
+  return save(self, run)
+record.Record.save = killed
+""",
+}
+KILLER = """
+import os, signal
+def die():
+  os.kill(os.getpid(), signal.SIGKILL)
+{moment}
+from mcil_jax import main
+main.entry()
+"""
+
+
+def killed_at(moment, arguments):
+  """Starts a run, which dies at that moment."""
+  killed = start(arguments, code=KILLER.format(moment=MOMENTS[moment]))
+  finish(killed, status=-signal.SIGKILL)
