@@ -46,7 +46,11 @@ def start(arguments, devices=1, code=None):
 
 
 def finish(process, status=0):
-  out, err = process.communicate(timeout=300)
+  try:
+    out, err = process.communicate(timeout=900)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise
   assert process.returncode == status, out + err
   return out, err
 
