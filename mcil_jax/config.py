@@ -71,13 +71,26 @@ def default() -> ml_collections.ConfigDict:
 
   c.moe = ml_collections.ConfigDict()  # adapters beside every MLP of every tower
   c.moe.num_experts = 0  # E; 0: no adapters
+  c.moe.router = "top_k"  # one of mcil_jax.moe.ROUTERS
   c.moe.top_k = 1
+  c.moe.unit = "sample"  # what is routed; or "token"
+  c.moe.groups = 0  # routing groups of a batch; 0: each sample, if tokens are routed
+  c.moe.slots = 1  # per expert and group, for "soft"
   c.moe.bottleneck = 64
   c.moe.dropout = 0.1
   c.moe.routers = "auto"  # "shared" by all tasks, or "per_task", which is mife's way
-  c.moe.noise = False
+  # With routers of tasks: so many experts for the first, so many more for each further
+  # task; 0: all for all.
+  c.moe.initial_experts = 0
+  c.moe.experts_per_task = 0
+  c.moe.balance_weight = 0.0  # of the losses that `moe.stats` explains
+  c.moe.importance_weight = 0.0
+  c.moe.z_weight = 0.0
+  c.moe.local_entropy_weight = 0.0  # of each modality's items: surer ones
+  c.moe.global_entropy_weight = 0.0  # of each modality: more experts
+  c.moe.bias_rate = 0.001  # of "sigmoid_bias", per step
   c.moe.capacity_factor = 0.0  # 0: nothing is dropped
-  c.moe.backend = "auto"  # or one of mcil_jax.moe.dispatch.BACKENDS
+  c.moe.backend = "auto"  # or one of mcil_jax.moe.backends.BACKENDS
 
   c.train = ml_collections.ConfigDict()
   c.train.modalities = "image,audio"  # comma-separated; the model has no others
@@ -116,7 +129,6 @@ def default() -> ml_collections.ConfigDict:
   c.mife.mi = "paper"  # or "released", "infonce"
   c.mife.mi_weight = 0.3  # the first loss has the rest
   c.mife.trimodal_weight = 0.0  # of AudioCLIP's contrastive loss, while towers train
-  c.mife.balance_weight = 0.0  # of the experts' load balance loss
   c.mife.freeze_above = 1.0  # experts with a larger share of a task's samples freeze
   c.mife.task_inference = "prototype"  # or "oracle": the task is told at test
   c.mife.within_task = True  # whether only classes of the inferred task compete
@@ -231,6 +243,7 @@ _AT_LEAST_ONE = (
   "model.text.num_templates",
   "moe.top_k",
   "moe.bottleneck",
+  "moe.slots",
   "model.audio.patch_frames",
   "model.audio.num_mels",
   "train.batch_size",
@@ -249,10 +262,18 @@ _NOT_NEGATIVE = (
   "augment.mask_mels",
   "memory.size",
   "moe.num_experts",
+  "moe.groups",
+  "moe.initial_experts",
+  "moe.experts_per_task",
   "moe.capacity_factor",
   "train.templates_per_step",
   "mife.trimodal_weight",
-  "mife.balance_weight",
+  "moe.balance_weight",
+  "moe.importance_weight",
+  "moe.z_weight",
+  "moe.local_entropy_weight",
+  "moe.global_entropy_weight",
+  "moe.bias_rate",
   "mife.freeze_above",
   "checkpoint.every_steps",
 )

@@ -77,8 +77,10 @@ def make_eval_step(
     modalities; and what `observe` asks for, with the main modalities:
     `open` [B], predictions over all seen classes even where the method lets only the
     inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
-    modality; `frozen/M`, the same without adapters; `expert/M` [B, layers, k], and
-    `told/expert/M` if the task were told; `correlation`, `masked` [B] of the fusion.
+    modality; `frozen/M`, the same without adapters; `usage/M` [B, layers, E],
+    assignments of a sample to each expert (mean over its tokens), `dropped/M` [B,
+    layers], those that were dropped, and both as `told/...` if the task were told;
+    `correlation`, `masked` [B] of the fusion.
     With all modalities, and the task told: `told/correlation` [B].
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
@@ -89,7 +91,7 @@ def make_eval_step(
     own_task = task_of_class[batch["label"]]
 
     def encode(router):
-      route = None if router is None else moe.Route(router, batch["valid"])
+      route = None if router is None else moe.Route(router, batch["valid"], batch["id"])
       return model.apply({"params": params}, inputs, route, method="encode")
 
     def classify(features, mask):
@@ -125,7 +127,7 @@ def make_eval_step(
         results |= {OPEN: everywhere, "task": tasks}
         results |= _observations(outputs, routing, names)
         told, routing = encode(own_task) if per_task else shared
-        results |= _experts(routing, prefix="told/")
+        results |= _experts(routing, len(own_task), prefix="told/")
         results[TASK_INCREMENTAL] = within(classify(told, mask).logits, own_task)
     everything = present(batch["valid"], tuple(model.towers))
     correlation = classify(told, everything).fused.correlation
@@ -151,11 +153,12 @@ def _draw(ids: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.uniform)(keys)
 
 
-def _experts(routing: Routings, prefix: str = "") -> Batch:
-  """`expert/M` int32 [B, layers, k]."""
+def _experts(routing: Routings, num_samples: int, prefix: str = "") -> Batch:
+  """`usage/M`, `dropped/M`, see `make_eval_step`."""
   return {
-    f"{prefix}expert/{m}": of_tower.expert_index.swapaxes(0, 1)
+    f"{prefix}{name}/{m}": value
     for m, of_tower in routing.items()
+    for name, value in moe.by_sample(of_tower, num_samples).items()
   }
 
 
@@ -164,7 +167,7 @@ def _observations(
 ) -> Batch:
   """What else is kept of a batch's outputs, see `make_eval_step`."""
   results = {f"feature/{m}": x for m, x in outputs.features.items() if m in present}
-  results |= _experts(routing) | {"fused": outputs.embedding}
+  results |= _experts(routing, len(outputs.logits)) | {"fused": outputs.embedding}
   if outputs.fused is not None and outputs.fused.correlation is not None:
     results["correlation"] = outputs.fused.correlation
     results["masked"] = outputs.fused.masked

@@ -4,13 +4,15 @@
 evaluation saw of its own samples; `summarise` makes the sections of results.json.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcil_jax import metrics, metrics_mife
+from mcil_jax import metrics, metrics_mife, moe
 from mcil_jax.losses import mutual_information as mi
 from mcil_jax.scenario import Scenario
 
@@ -18,6 +20,7 @@ Observed = dict[str, np.ndarray]
 
 # Kept of every sample of the evaluated split, from `evaluate.make_eval_step`.
 _PER_SAMPLE = ("task", "correlation", "masked")
+_OF_EXPERTS = ("usage/", "dropped/")
 BINS = 40
 
 
@@ -39,7 +42,7 @@ def empty(
   observed = {
     key: np.full((num_samples, *x.shape[1:]), _unknown(x.dtype), _kept(x.dtype))
     for key, x in outcome.items()
-    if key in _PER_SAMPLE or key.startswith("expert/")
+    if key in _PER_SAMPLE or key.startswith(_OF_EXPERTS)
   }
   if prototypes is not None:
     width = prototypes.features.shape[-1]
@@ -50,9 +53,14 @@ def empty(
       "nmi_audio": np.array(np.nan),
     }
     if prototypes.routing is not None:
-      layers, items, k = prototypes.routing.expert_index.shape
-      observed["expert/text"] = np.full((items, layers, k), -1, np.int16)
-  return observed
+      layers, items, num_experts = prototypes.routing.probs.shape
+      observed["usage/text"] = np.full((items, layers, num_experts), np.nan, np.float32)
+      observed["dropped/text"] = np.full((items, layers), np.nan, np.float32)
+  return observed | {
+    key.replace("usage/", "usage_then/"): rows.copy()
+    for key, rows in observed.items()
+    if key.startswith("usage/")
+  }
 
 
 def _kept(dtype) -> np.dtype:
@@ -87,17 +95,21 @@ def update(
     number: the current task.
   """
   observed = {key: x.copy() for key, x in observed.items()}
+  of_task = scenario.task_of_class == number
   own = scenario.task_of_class[labels] == number
   for key, rows in observed.items():
     if key in ("correlation", "masked") and key in outcome:
       rows[ids[own]] = outcome[key][own]  # by the θ of their task, not of a later one
+    elif key.startswith("usage_then/"):
+      now = key.replace("usage_then/", "usage/")
+      if now in outcome:
+        rows[ids[own]] = outcome[now][own]
     elif key in outcome:
       rows[ids] = outcome[key]
   if prototypes is None:
     return observed
   if "feature/image" in outcome:
     observed["image_mean"][number] = outcome["feature/image"][own].mean(axis=0)
-  of_task = scenario.task_of_class == number
   observed["text_mean"][number] = prototypes.features[of_task].mean(axis=0)
   for m in ("image", "audio"):
     if f"feature/{m}" in outcome:
@@ -105,7 +117,11 @@ def update(
         _nmi(outcome["fused"], outcome[f"feature/{m}"]), np.float64
       )
   if prototypes.routing is not None:
-    observed["expert/text"][:] = prototypes.routing.expert_index.swapaxes(0, 1)
+    rows = prototypes.routing.valid.shape[-1]
+    for name, values in moe.by_sample(prototypes.routing, rows).items():
+      observed[f"{name}/text"][:] = values
+    own = np.repeat(of_task, rows // len(of_task))
+    observed["usage_then/text"][own] = observed["usage/text"][own]
   return observed
 
 
@@ -116,37 +132,67 @@ def _nmi(fused: np.ndarray, features: np.ndarray) -> float:
   return float(mi.normalised_mutual_information(fused, features, where=where))
 
 
-def expert_usage(
-  observed: Observed, labels: np.ndarray, scenario: Scenario, num_experts: int
-) -> dict[str, list]:
+def expert_usage(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
   """modality → [T][layers][E]: share of assignments of each task's items.
 
   None in place of a task that has not been learned.
   """
-  usage = {}
+
+  def shares(rows: np.ndarray) -> np.ndarray:
+    counts = rows.sum(axis=0, dtype=np.float64)
+    return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
+
+  return _by_task("usage/", shares, observed, labels, scenario)
+
+
+def routing_drift(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
+  """modality → [T][layers]: how much the routing of a task's items has moved since.
+
+  0 if every item goes where it went just after its task was learned, 1 if none goes to
+  any of its experts of then: half the sum over experts of |share then − share now|,
+  mean over items.
+  """
+
+  def drift(rows: np.ndarray) -> np.ndarray:
+    shares = rows / np.maximum(rows.sum(axis=-1, keepdims=True), 1e-12)
+    then, now = np.moveaxis(shares, 1, 0)
+    return 0.5 * np.abs(now - then).sum(axis=-1, dtype=np.float64).mean(axis=0)
+
+  both = {
+    key: np.stack([observed[key.replace("usage/", "usage_then/")], rows], axis=1)
+    for key, rows in observed.items()
+    if key.startswith("usage/")
+  }
+  return _by_task("usage/", drift, both, labels, scenario)
+
+
+def dropped(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
+  """modality → [T][layers]: assignments per item that found their expert full."""
+  mean = functools.partial(np.mean, axis=0, dtype=np.float64)
+  return _by_task("dropped/", mean, observed, labels, scenario)
+
+
+def _by_task(
+  prefix: str,
+  of_rows: Callable[[np.ndarray], np.ndarray],
+  observed: Observed,
+  labels: np.ndarray,
+  scenario: Scenario,
+) -> dict[str, list]:
+  """modality → a value per task, of the known rows of its samples or prompts."""
+  result = {}
   for key, rows in observed.items():
-    if not key.startswith("expert/"):
+    if not key.startswith(prefix):
       continue
-    if key == "expert/text":
+    modality = key.removeprefix(prefix)
+    task_of_row = scenario.task_of_class[labels]
+    if modality == "text":
       templates = len(rows) // scenario.num_classes
       task_of_row = np.repeat(scenario.task_of_class, templates)
-    else:
-      task_of_row = scenario.task_of_class[labels]
-    usage[key.removeprefix("expert/")] = [
-      _shares(rows[(task_of_row == t) & (rows[:, 0, 0] >= 0)], num_experts)
-      for t in range(scenario.num_tasks)
-    ]
-  return usage
-
-
-def _shares(rows: np.ndarray, num_experts: int) -> list | None:
-  """Expert numbers [n, layers, k] → [layers][E]."""
-  if not len(rows):
-    return None
-  counts = np.stack(
-    [np.bincount(layer.ravel(), minlength=num_experts) for layer in rows.swapaxes(0, 1)]
-  )
-  return (counts / counts.sum(axis=1, keepdims=True)).tolist()
+    known = ~np.isnan(rows.reshape(len(rows), -1)).any(axis=1)
+    of_tasks = [rows[known & (task_of_row == t)] for t in range(scenario.num_tasks)]
+    result[modality] = [of_rows(x).tolist() if len(x) else None for x in of_tasks]
+  return result
 
 
 def fusion(

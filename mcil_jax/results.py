@@ -104,9 +104,9 @@ def summarise(setup: Setup, state: RunState) -> dict:
     else None,
     # Whether the tasks of test samples are told, in the main accuracy too.
     "task_told": bool(setup.method.tasks and not setup.method.tasks.infer),
-    "expert_usage": observe.expert_usage(
-      state.observed, labels, setup.scenario, c.moe.num_experts
-    ),
+    "expert_usage": observe.expert_usage(state.observed, labels, setup.scenario),
+    "routing_drift": observe.routing_drift(state.observed, labels, setup.scenario),
+    "dropped_assignments": observe.dropped(state.observed, labels, setup.scenario),
     "fusion": observe.fusion(state.observed, labels, setup.scenario, state.theta),
     "compilations": {name: int(n) for name, n in state.compilations.items()},
     "train_seconds": seconds["train_seconds"],

@@ -13,6 +13,7 @@ from mcil_jax import (
   evaluate,
   memory,
   metrics,
+  moe,
   observe,
   report,
   results,
@@ -259,7 +260,8 @@ def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
   routing = jax.device_get(_read(setup, state)).routing
   if routing is not None:
     own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
-    outcome["told/expert/text"] = routing.expert_index.swapaxes(0, 1)[own == number]
+    usage = moe.by_sample(routing, len(own))["usage"]
+    outcome["told/usage/text"] = np.asarray(usage)[own == number]
   labels = setup.labels["train"][ids]
   knowledge = setup.method.tasks.end(state.knowledge, outcome, labels, number)
   return state.replace(knowledge=knowledge)

@@ -163,7 +163,7 @@ def prepare(c: ml_collections.ConfigDict) -> Setup:
       num_classes=tasks.num_classes,
       shapes=dataset.shapes,
       sample_rate_hz=dataset.sample_rate_hz,
-      adapters=_adapters(c, method, tasks),
+      adapters=_adapters(c, method, tasks, mesh),
     ),
     method=method,
     reading=reading,
@@ -173,8 +173,11 @@ def prepare(c: ml_collections.ConfigDict) -> Setup:
 
 
 def _adapters(
-  c: ml_collections.ConfigDict, method: Method, tasks: scenario.Scenario
-) -> moe.AdapterConfig | None:
+  c: ml_collections.ConfigDict,
+  method: Method,
+  tasks: scenario.Scenario,
+  mesh: jax.sharding.Mesh,
+) -> moe.MoEConfig | None:
   """The adapters that `config.moe` asks for.
 
   Raises:
@@ -191,17 +194,23 @@ def _adapters(
       raise ValueError("config.moe.routers='per_task' needs config.moe.num_experts ≥ 1")
     return None
   released = c.model.variant == "released"
-  return moe.AdapterConfig(
+  return moe.MoEConfig(
     num_experts=c.moe.num_experts,
+    router=c.moe.router,
     top_k=c.moe.top_k,
-    bottleneck=c.moe.bottleneck,
-    dropout=c.moe.dropout,
-    num_routers=tasks.num_tasks if per_task else 1,
-    router_std=0.0 if released else 0.02,
     normalise="chosen" if released else "all",
-    noise=c.moe.noise,
     capacity_factor=c.moe.capacity_factor or None,
+    slots=c.moe.slots,
+    unit=c.moe.unit,
+    groups=c.moe.groups,
+    num_routers=tasks.num_tasks if per_task else 1,
+    initial_experts=c.moe.initial_experts,
+    experts_per_router=c.moe.experts_per_task,
+    router_std=0.0 if released else 0.02,
+    hidden=c.moe.bottleneck,
+    dropout=c.moe.dropout,
     backend=c.moe.backend,
+    mesh=mesh if mesh.size > 1 else None,
   )
 
 

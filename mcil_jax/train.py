@@ -127,7 +127,8 @@ def create_state(
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")
     everything = present(jnp.ones(1, bool), tuple(shapes))
-    route = moe.Route(router=jnp.zeros(1, jnp.int32), valid=jnp.ones(1, bool))
+    first = jnp.zeros(1, jnp.int32)
+    route = moe.Route(router=first, valid=jnp.ones(1, bool), item=first)
     prompts = reading.first_class() if reading else None
     params = model.init(init_key, inputs, everything, 0.0, route, prompts)["params"]
     return TrainState(
@@ -244,7 +245,7 @@ def make_train_step(
       c.train.modality_dropout,
     )
     router = jnp.full(batch["valid"].shape, task.index if per_task else 0, jnp.int32)
-    route = moe.Route(router=router, valid=batch["valid"])
+    route = moe.Route(router=router, valid=batch["valid"], item=batch["id"])
     prompts = None
     if reading is not None:
       prompts = reading.for_training(prompt_key, task, method.prompts)
@@ -262,6 +263,9 @@ def make_train_step(
         rngs={"dropout": dropout_key},
       )
       loss, scalars = method.loss(outputs, batch, task)
+      if outputs.routing:
+        penalty, of_experts = moe.penalty(outputs.routing, c.moe)
+        loss, scalars = loss + penalty, scalars | of_experts
       return loss, (outputs, scalars)
 
     (loss, (outputs, scalars)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -286,8 +290,12 @@ def make_train_step(
       "accuracy": classification.masked_mean(correct, batch["valid"]),
       "gradient_norm": optax.tree.norm(gradient),
     }
+    params = optax.apply_updates(state.params, updates)
+    if c.moe.router == "sigmoid_bias":
+      row = task.index if per_task else 0
+      params = multimodal.balance(params, outputs.routing, row, c.moe.bias_rate)
     return state.replace(
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       opt_state=opt_state,
       step=state.step + 1,
       task_step=state.task_step + 1,

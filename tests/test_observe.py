@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mcil_jax import observe, scenario
+from mcil_jax import moe, observe, scenario
 
 # Classes 0, 1 | 2; two tasks; two templates per class.
 SCENARIO = scenario.make("abc", increments=(2, 1), class_order=(0, 1, 2))
@@ -21,16 +21,25 @@ OUTCOME_SHAPES = {
   "task": shape(8, dtype=np.int32),
   "correlation": shape(8),
   "masked": shape(8, dtype=bool),
-  "expert/image": shape(8, 2, 1, dtype=np.int32),
+  "usage/image": shape(8, 2, 3),
+  "dropped/image": shape(8, 2),
   "feature/image": shape(8, 2),
 }
 PROTOTYPES = types.SimpleNamespace(
   features=np.array([[1, 0], [0, 1], [1, 1]], F32),
-  routing=types.SimpleNamespace(
+  routing=moe.Routing(
     # [layers, C · templates, k]
-    expert_index=np.array([[[0], [0], [1], [1], [1], [2]]])
+    expert_index=np.array([[[0], [0], [1], [1], [1], [2]]]),
+    weights=np.ones((1, 6, 1), F32),
+    probs=np.ones((1, 6, 3), F32),
+    valid=np.ones((1, 6), bool),
+    executed=np.array([[[True], [False], [True], [True], [True], [True]]]),
   ),
 )
+
+
+def one_hot(experts):
+  return np.eye(3, dtype=F32)[np.array(experts)]
 
 
 @pytest.fixture
@@ -40,7 +49,8 @@ def observed():
     "task": np.array([0, 0]),
     "correlation": np.array([0.5, -0.5], F32),
     "masked": np.array([False, True]),
-    "expert/image": np.array([[[0], [1]], [[2], [1]]]),
+    "usage/image": one_hot([[0, 1], [2, 1]]),
+    "dropped/image": np.array([[0, 1], [0, 0]], F32),
     "feature/image": np.array([[1, 0], [0, 1]], F32),
     "fused": np.array([[1, 0], [0, 1]], F32),
   }
@@ -64,11 +74,47 @@ def test_only_what_was_evaluated_is_known(observed):
 
 
 def test_expert_usage_is_a_share_per_task_and_layer(observed):
-  usage = observe.expert_usage(observed, LABELS, SCENARIO, 3)
+  usage = observe.expert_usage(observed, LABELS, SCENARIO)
   # Samples 0 and 2 went to experts 0 and 2 in layer 0, both to expert 1 in layer 1.
   assert usage["image"] == [[[0.5, 0, 0.5], [0, 1, 0]], None]
   # Of the four prompts of task 0 two went to expert 0, of the two of task 1 none.
   assert usage["text"] == [[[0.5, 0.5, 0]], [[0, 0.5, 0.5]]]
+
+
+def test_dropped_assignments_per_item(observed):
+  found = observe.dropped(observed, LABELS, SCENARIO)
+  # Of two samples of task 0 one was dropped in layer 1; of its four prompts one.
+  assert found["image"] == [[0.0, 0.5], None]
+  assert found["text"] == [[0.25], [0.0]]
+
+
+def test_routing_drifts_by_the_share_that_moved(observed):
+  assert observe.routing_drift(observed, LABELS, SCENARIO)["image"] == [[0, 0], None]
+  later = {
+    "task": np.zeros(4, np.int32),
+    "correlation": np.zeros(4, F32),
+    "masked": np.zeros(4, bool),
+    # Sample 0 goes elsewhere in layer 0; sample 2 goes to a second expert in layer 1.
+    "usage/image": one_hot([[1, 1], [0, 0], [2, 1], [0, 0]]),
+    "dropped/image": np.zeros((4, 2), F32),
+    "feature/image": np.ones((4, 2), F32),
+    "fused": np.ones((4, 2), F32),
+  }
+  later["usage/image"][2, 1] = [1, 1, 0]
+  after = observe.update(
+    observed,
+    later,
+    PROTOTYPES,
+    ids=np.arange(4),
+    labels=LABELS,
+    scenario=SCENARIO,
+    number=1,
+  )
+  # Of two samples: one of one; and one whose half moved.
+  assert observe.routing_drift(after, LABELS, SCENARIO) == {
+    "image": [[0.5, 0.25], [0.0, 0.0]],
+    "text": [[0.0], [0.0]],
+  }
 
 
 def test_distribution_of_the_correlation(observed):
@@ -85,7 +131,7 @@ def test_distribution_of_the_correlation(observed):
 def test_a_fusion_without_correlation_has_none():
   seen = observe.empty({"task": shape(8, dtype=np.int32)}, None, SCENARIO, 4)
   assert observe.fusion(seen, LABELS, SCENARIO, np.full(2, np.nan)) is None
-  assert observe.expert_usage(seen, LABELS, SCENARIO, 3) == {}
+  assert observe.expert_usage(seen, LABELS, SCENARIO) == {}
 
 
 def test_task_inference_counts_known_samples_only(observed):

@@ -6,8 +6,6 @@ on new data only. With one router per task, a test sample's task is inferred fro
 frozen features, see `task_inference`.
 """
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -20,7 +18,6 @@ from mcil_jax.losses import contrastive
 from mcil_jax.losses import mutual_information as mi
 from mcil_jax.methods import base
 from mcil_jax.models import multimodal
-from mcil_jax.moe import stats
 from mcil_jax.scenario import Scenario
 
 # What a new router starts with for experts that are frozen; the others start with 0.
@@ -88,9 +85,6 @@ def _make_loss(config: ml_collections.ConfigDict) -> base.Loss:
     if c.trimodal_weight:
       scalars["trimodal"] = _trimodal(outputs, batch, task)
       value += c.trimodal_weight * jnp.where(task.index == 0, scalars["trimodal"], 0.0)
-    if outputs.routing:
-      scalars["balance"] = _balance(outputs)
-      value += c.balance_weight * scalars["balance"]
     return value, scalars
 
   return loss
@@ -151,14 +145,6 @@ def _trimodal(outputs, batch, task) -> jax.Array:
   return contrastive.trimodal(**features, scales=scales, where=where)
 
 
-def _balance(outputs) -> jax.Array:
-  """Load balance loss, mean over all layers of all towers."""
-  of_towers = [
-    jax.vmap(stats.balance_loss)(routing).mean() for routing in outputs.routing.values()
-  ]
-  return sum(of_towers) / len(of_towers)
-
-
 # --- What is known of tasks.
 
 
@@ -184,7 +170,7 @@ def _make_begin(config: ml_collections.ConfigDict):
     if not config_lib.per_task_routers(config):
       return params
     params = jax.tree.map(lambda x: x, params)  # new dictionaries, the same arrays
-    for m, layer, adapters in _adapters(params):
+    for m, layer, adapters in multimodal.adapters(params):
       bias = jnp.where(knowledge.frozen[m][layer], FROZEN_BIAS, 0.0)
       adapters["router_bias"] = adapters["router_bias"].at[task].set(bias)
     return params
@@ -199,7 +185,7 @@ def _make_end(config: ml_collections.ConfigDict):
     frozen = {
       m: update_frozen(
         before,
-        outcome[f"told/expert/{m}"],
+        outcome[f"told/usage/{m}"],
         above=config.mife.freeze_above,
         at_least=config.moe.top_k,
       )
@@ -216,30 +202,27 @@ def _make_end(config: ml_collections.ConfigDict):
 
 
 def update_frozen(
-  frozen: np.ndarray, expert_index: np.ndarray, *, above: float, at_least: int
+  frozen: np.ndarray, usage: np.ndarray, *, above: float, at_least: int
 ) -> np.ndarray:
   """Which experts stop training after a task.
 
   Args:
     frozen: bool [layers, E] before.
-    expert_index: int [N, layers, k], the experts of the task's items.
-    above: an expert that served a larger share of them freezes.
+    usage: float [N, layers, E], assignments of each of the task's items.
+    above: an expert with more of them per item freezes.
     at_least: so many experts per layer stay trainable, the least used of those that
       were until now.
 
   Returns:
     bool [layers, E], a new array.
   """
-  layers, num_experts = frozen.shape
   after = frozen.copy()
-  for layer in range(layers):
-    chosen = expert_index[:, layer]
-    counts = np.bincount(chosen.ravel(), minlength=num_experts)
-    after[layer] |= counts / len(chosen) > above
+  for layer, shares in enumerate(usage.mean(axis=0, dtype=np.float64)):
+    after[layer] |= shares > above
     if (~after[layer]).sum() < at_least:
       # The least used first; among equals the lower number.
       still_open = np.flatnonzero(~frozen[layer])
-      order = still_open[np.argsort(counts[still_open], kind="stable")]
+      order = still_open[np.argsort(shares[still_open], kind="stable")]
       after[layer, order[:at_least]] = False
   return after
 
@@ -254,18 +237,10 @@ def _infer(knowledge: Knowledge, features, present) -> jax.Array:
 def mask_frozen(tree, knowledge: Knowledge):
   """Zeros in the places of frozen experts, of a gradient or an update."""
   tree = jax.tree.map(lambda x: x, tree)
-  for m, layer, adapters in _adapters(tree):
+  for m, layer, adapters in multimodal.adapters(tree):
     keep = ~knowledge.frozen[m][layer]
     adapters["experts"] = jax.tree.map(
       lambda x, keep=keep: x * keep.reshape(-1, *[1] * (x.ndim - 1)),
       adapters["experts"],
     )
   return tree
-
-
-def _adapters(params) -> Iterator[tuple[str, int, dict]]:
-  """(modality, layer, the adapters' parameters) of all blocks of all towers."""
-  for m, tower in multimodal.tower_params(params).items():
-    for name, block in tower["encoder"].items():
-      if name.startswith("block_") and "adapters" in block:
-        yield m, int(name.removeprefix("block_")), block["adapters"]

@@ -99,7 +99,7 @@ class AudioTower(nn.Module):
   num_heads: int
   patch_frames: int
   drop_path: float = 0.0
-  adapters: moe.AdapterConfig | None = None
+  adapters: moe.MoEConfig | None = None
 
   @nn.compact
   def __call__(

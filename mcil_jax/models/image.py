@@ -41,7 +41,7 @@ class ImageTower(nn.Module):
   patch_size: int
   tubelet_frames: int
   drop_path: float = 0.0
-  adapters: moe.AdapterConfig | None = None
+  adapters: moe.MoEConfig | None = None
 
   @nn.compact
   def __call__(

@@ -1,6 +1,6 @@
 """The model that joins the towers: features, fusion, a classifier over all classes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -172,6 +172,7 @@ class MultimodalClassifier(nn.Module):
     route = moe.Route(
       router=jnp.repeat(prompts.router, templates),
       valid=jnp.repeat(prompts.classes >= 0, templates),
+      item=jnp.arange(n * templates),
     )
     x, routing = self.text(
       prompts.tokens.reshape(-1, length), prompts.end.reshape(-1), train, route
@@ -246,6 +247,25 @@ def tower_params(params: Mapping[str, Any]) -> dict[str, Any]:
   return towers | ({"text": params["text"]} if "text" in params else {})
 
 
+def adapters(params: Mapping[str, Any]) -> Iterator[tuple[str, int, dict]]:
+  """(modality, layer, the adapters' parameters) of all blocks of all towers."""
+  for m, tower in tower_params(params).items():
+    for name, block in tower["encoder"].items():
+      if name.startswith("block_") and "adapters" in block:
+        yield m, int(name.removeprefix("block_")), block["adapters"]
+
+
+def balance(params: dict, routing: Routings, router: jax.Array | int, rate: float):
+  """Parameters after `moe.balance_bias_update` of the biases of one router."""
+  params = jax.tree.map(lambda x: x, params)  # new dictionaries, the same arrays
+  for m, layer, of_block in adapters(params):
+    load = moe.stats(jax.tree.map(lambda x, i=layer: x[i], routing[m])).load
+    update = moe.balance_bias_update(load, rate=rate)
+    bias = of_block["balance_bias"]
+    of_block["balance_bias"] = bias.at[router].add(update)
+  return params
+
+
 def is_frozen_with_towers(path: tuple[str, ...]) -> bool:
   """Whether a parameter stays as it is when towers are frozen.
 
@@ -288,7 +308,7 @@ TOWERS = {
 def _build_tower(
   c: ml_collections.ConfigDict,
   modality: str,
-  adapters: moe.AdapterConfig | None,
+  adapters: moe.MoEConfig | None,
   **more,
 ) -> nn.Module:
   """The tower of a modality that `config.model` names.
@@ -340,7 +360,7 @@ def build(
   num_classes: int,
   shapes: Mapping[str, tuple[int, ...]],
   sample_rate_hz: int | None,
-  adapters: moe.AdapterConfig | None = None,
+  adapters: moe.MoEConfig | None = None,
 ) -> MultimodalClassifier:
   """Builds the model of a run.
 

@@ -24,7 +24,7 @@ class TextTower(nn.Module):
   width: int
   depth: int
   num_heads: int
-  adapters: moe.AdapterConfig | None = None
+  adapters: moe.MoEConfig | None = None
   summary: str = "end"
 
   @nn.compact

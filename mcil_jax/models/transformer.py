@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcil_jax.moe import AdapterConfig, MoEAdapters, Route, Routing
+from mcil_jax.moe import MoE, MoEConfig, Route, Routing
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ class Block(nn.Module):
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
   norm_epsilon: float = 1e-6
   causal: bool = False
-  adapters: AdapterConfig | None = None
+  adapters: MoEConfig | None = None
   summary: str = "first"
 
   @nn.compact
@@ -107,7 +107,7 @@ class Block(nn.Module):
       [B, S, D], and the adapters' routing, None without adapters or route.
 
     Raises:
-      ValueError: of `summarise` and `MoEAdapters`.
+      ValueError: of `summarise` and `MoE`.
     """
     width = x.shape[-1]
     attention = nn.MultiHeadDotProductAttention(
@@ -122,7 +122,7 @@ class Block(nn.Module):
     y = h + DropPath(self.drop_path)(y, train)
     if self.adapters is None or route is None:
       return y, None
-    adapted, routing = MoEAdapters(self.adapters, name="adapters")(
+    adapted, routing = MoE(self.adapters, name="adapters")(
       h, summarise(h, self.summary, end), route, train
     )
     return y + adapted, routing
@@ -145,7 +145,7 @@ class Encoder(nn.Module):
   activation: Callable[[jax.Array], jax.Array] = nn.gelu
   norm_epsilon: float = 1e-6
   causal: bool = False
-  adapters: AdapterConfig | None = None
+  adapters: MoEConfig | None = None
   summary: str = "first"
   pool: str = "mean"
 
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
       None without adapters or route.
 
     Raises:
-      ValueError: of `summarise` and `MoEAdapters`.
+      ValueError: of `summarise` and `MoE`.
     """
     positions = self.param(
       "positions", nn.initializers.normal(0.02), (1, *tokens.shape[1:])

@@ -1,12 +1,29 @@
-"""Mixture of experts, cut in three: a router, a plan, a backend.
+"""Sparse mixture of experts, cut in three: a router, a plan, a backend.
 
-A router says which experts an item goes to, and with what weight (`routing`); a plan
+A router says which experts an item goes to, and with what weight (`routers`); a plan
 turns that into places in the experts' buffers, once (`plan`); every backend executes
-the same plan (`dispatch`). Here an item is a whole sample. Shapes: `N` routed items,
-`E` experts, `k` experts per item, `R` routers.
+the same plan (`backends`), on one device or, with experts on several, inside one
+`jax.shard_map` region (`parallel`). `layer.MoE` puts them together for a model.
+
+Shapes: `N` routed items (samples or tokens), `E` experts, `k` experts per item, `R`
+routers, `G` routing groups, `P` places per expert, `S` slots per expert.
 """
 
-from mcil_jax.moe.layer import AdapterConfig, MoEAdapters, Route
+from mcil_jax.moe.config import ROUTERS, MoEConfig
+from mcil_jax.moe.layer import MoE, Route
+from mcil_jax.moe.routers import balance_bias_update
 from mcil_jax.moe.routing import Routing
+from mcil_jax.moe.stats import MoEStats, by_sample, penalty, stats
 
-__all__ = ["AdapterConfig", "MoEAdapters", "Route", "Routing"]
+__all__ = [
+  "ROUTERS",
+  "MoE",
+  "MoEConfig",
+  "MoEStats",
+  "Route",
+  "Routing",
+  "balance_bias_update",
+  "by_sample",
+  "penalty",
+  "stats",
+]

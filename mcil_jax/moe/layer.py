@@ -1,161 +1,221 @@
-"""A layer of adapters among which a router chooses for each sample."""
+"""A layer of experts among which a router chooses for each item."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mcil_jax.moe import experts
-from mcil_jax.moe.dispatch import BACKENDS, dispatch
-from mcil_jax.moe.plan import make_plan
-from mcil_jax.moe.routing import Routing, shazeer_noise, top_k
-
-
-@dataclasses.dataclass(frozen=True)
-class AdapterConfig:
-  """Settings of `MoEAdapters`.
-
-  Attributes:
-    num_experts: E.
-    top_k: k, experts per sample.
-    bottleneck: width inside an adapter.
-    scale: of an adapter's output.
-    dropout: rate after the ReLU, in training.
-    num_routers: R, say one per task; a sample's route says which one it uses.
-    router_std: of the routers' initial weights. Not 0 by default: equal logits are a
-      tie, and every tie goes to expert 0.
-    normalise: where the weights come from, see `routing.top_k`.
-    noise: whether `routing.shazeer_noise` is added to the logits in training.
-    capacity_factor: see `plan.expert_capacity`; None drops nothing.
-    backend: see `dispatch.dispatch`.
-
-  Raises:
-    ValueError: a number is out of its range.
-  """
-
-  num_experts: int
-  top_k: int = 1
-  bottleneck: int = 64
-  scale: float = 0.1
-  dropout: float = 0.1
-  num_routers: int = 1
-  router_std: float = 0.02
-  normalise: str = "all"
-  noise: bool = False
-  capacity_factor: float | None = None
-  backend: str = "auto"
-
-  def __post_init__(self):
-    for name in ("num_experts", "bottleneck", "num_routers"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: expected a number ≥ 1")
-    if not 1 <= self.top_k <= self.num_experts:
-      raise ValueError(
-        f"top_k={self.top_k}: expected 1 to num_experts={self.num_experts}"
-      )
-    if self.backend not in ("auto", *BACKENDS):
-      raise ValueError(
-        f"backend={self.backend!r}: expected 'auto' or one of {[*BACKENDS]}"
-      )
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout={self.dropout}: expected a rate in [0, 1)")
+from mcil_jax.losses import similarity
+from mcil_jax.moe import experts, parallel, routers
+from mcil_jax.moe.config import ROUTERS, MoEConfig
+from mcil_jax.moe.routing import Routing
 
 
 @struct.dataclass
 class Route:
-  """How the samples of a batch are to be routed.
+  """What a batch brings along for its routing.
 
   Attributes:
-    router: int32 [N], the router of each sample. One that does not exist gives NaN.
-    valid: bool [N], False for padding, which adapters leave alone.
+    router: int32 [B], the router of each sample. One that does not exist gives NaN.
+    valid: bool [B], False for padding, which experts leave alone.
+    item: int32 [B], what a sample is known by, for routers that hash it; None for the
+      others.
   """
 
   router: jax.Array
   valid: jax.Array
+  item: jax.Array | None = None
 
-  def check(self, num_items: int) -> None:
+  def check(self, num_samples: int) -> None:
     """Raises a ValueError unless the shapes fit."""
-    for name in ("router", "valid"):
-      found = getattr(self, name).shape
-      if found != (num_items,):
-        raise ValueError(f"route.{name} has the shape {found}: expected {(num_items,)}")
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value is not None and value.shape != (num_samples,):
+        raise ValueError(
+          f"route.{field.name} has the shape {value.shape}: expected {(num_samples,)}"
+        )
+
+  def of_tokens(self, per_sample: int) -> "Route":
+    """The routes of all tokens, [B·S], samples leading."""
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, per_sample), self)
+    if self.item is None:
+      return repeated
+    position = jnp.tile(jnp.arange(per_sample), len(self.item))
+    return repeated.replace(item=repeated.item * per_sample + position)
 
 
-class MoEAdapters(nn.Module):
-  """Σ_e g_e A_e(h): bottleneck adapters, one routing decision per sample."""
+class MoE(nn.Module):
+  """Σ_e g_e f_e(h): a mixture of experts, routed by sample or by token."""
 
-  config: AdapterConfig
+  config: MoEConfig
 
   @nn.compact
   def __call__(
     self, h: jax.Array, summary: jax.Array, route: Route, train: bool
   ) -> tuple[jax.Array, Routing]:
-    """The weighted sum of each sample's experts.
+    """The weighted sum of each item's experts.
 
     Args:
-      h: [N, S, D], all of whose tokens go to the sample's experts.
-      summary: [N, D'], what the router sees of a sample.
+      h: [B, S, D]; routed by sample, all its tokens go to the sample's experts.
+      summary: [B, D'], what the router sees of a sample; unused if tokens are routed.
       route: which router each sample uses.
       train: whether to drop out, and to add noise if there is any.
 
     Returns:
-      [N, S, D], zeros for invalid samples, and the routing.
+      [B, S, D], zeros for invalid samples; and the routing of the N items, B or B·S,
+      with what was executed of it.
 
     Raises:
-      ValueError: `top_k`, `normalise`, `backend` or `capacity_factor` is impossible, or
-        the shapes of `route` do not fit.
+      ValueError: settings do not go together, or the shapes of `route` do not fit.
     """
     c = self.config
-    route.check(h.shape[0])
-    routing = self._router(summary, route, train)
-    params = self.param(
-      "experts", experts.init, c.num_experts, h.shape[-1], c.bottleneck
-    )
-    key = self.make_rng("dropout") if train and c.dropout > 0 else None
-
-    # What is dropped depends on the sample and the expert, not on the sample's place
-    # in a buffer, so that all backends drop the same.
-    def expert(numbered_params, numbered_items):
-      (params, number), (h, items) = numbered_params, numbered_items
-      keys = None
-      if key is not None:
-        own = jax.random.fold_in(key, number)
-        keys = jax.vmap(lambda item: jax.random.fold_in(own, item))(items)
-      return experts.adapter(params, h, scale=c.scale, dropout=c.dropout, keys=keys)
-
-    y = dispatch(
-      (h, jnp.arange(h.shape[0])),
-      make_plan(routing, c.capacity_factor),
-      expert,
+    num_samples, num_tokens, width = h.shape
+    route.check(num_samples)
+    x = h
+    if c.unit == "token":
+      route, summary = route.of_tokens(num_tokens), h.reshape(-1, width)
+      x = summary
+    scores, bias = self._scores(summary, route, train)
+    params = self.param("experts", _init, c, c.num_experts, width)
+    key = None
+    if train and c.dropout > 0 and c.expert == "adapter" and c.router != "soft":
+      key = self.make_rng("dropout")
+    y, routing = parallel.run(
+      c,
+      parallel.Inputs(scores, route.valid, (x, jnp.arange(len(x))), bias),
+      _expert(c),
       (params, jnp.arange(c.num_experts)),
-      backend=c.backend,
+      key,
+      num_samples=num_samples,
+      train=train,
     )
-    return y, routing
-
-  def _router(self, summary: jax.Array, route: Route, train: bool) -> Routing:
-    """Linear routers in float32, whatever the precision of the rest."""
-    c = self.config
-    shape = (c.num_routers, summary.shape[-1], c.num_experts)
-
-    def own(kernel: jax.Array) -> jax.Array:
-      """Of all routers' outputs those of each sample's own, [N, E]."""
-      outputs = jnp.einsum(
-        "nd,rde->nre",
-        summary.astype(jnp.float32),
-        kernel,
-        precision=jax.lax.Precision.HIGHEST,
+    if c.num_shared:
+      shared = self.param("shared_experts", _init, c, c.num_shared, width)
+      outputs = jax.vmap(_expert(c), in_axes=((0, 0), None, None))(
+        (shared, jnp.arange(c.num_shared)), (x, jnp.arange(len(x))), None
       )
-      index = route.router[:, None, None]
-      return jnp.take_along_axis(outputs, index, axis=1, mode="fill")[:, 0]
+      y += jnp.where(
+        route.valid.reshape(-1, *(1,) * (x.ndim - 1)), outputs.sum(axis=0), 0.0
+      )
+    return y.reshape(h.shape), routing
 
-    initializer = nn.initializers.normal(c.router_std)
-    kernel = self.param("router_kernel", initializer, shape)
+  def _scores(
+    self, x: jax.Array, route: Route, train: bool
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """Scores [N, E], or [N, E, S] of slots, and the bias of "sigmoid_bias" [N, E].
+
+    In float32, whatever the precision of the rest.
+    """
+    c = self.config
+    x, bias = x.astype(jnp.float32), None
+    match ROUTERS[c.router].scores:
+      case "linear":
+        scores = self._linear(x, route, train)
+      case "cosine":
+        scores = self._cosine(x, route)
+      case "slots":
+        return self._slots(x, route), None
+      case "random" if train:
+        shape = (len(x), c.num_experts)
+        scores = jax.random.uniform(self.make_rng("dropout"), shape)
+      case _:
+        if route.item is None:
+          raise ValueError(
+            f"router={c.router!r} goes by the numbers of items: route.item is missing"
+          )
+        scores = routers.hashed(route.item, c.num_experts)
+    if c.router == "sigmoid_bias":
+      zeros = nn.initializers.zeros
+      bias = self.param("balance_bias", zeros, (c.num_routers, c.num_experts))
+      bias = bias[route.router]
+    if c.initial_experts:
+      there = c.initial_experts + c.experts_per_router * route.router
+      scores = jnp.where(jnp.arange(c.num_experts) < there[:, None], scores, -jnp.inf)
+    return scores, bias
+
+  def _linear(self, x: jax.Array, route: Route, train: bool) -> jax.Array:
+    c = self.config
+    shape = (c.num_routers, x.shape[-1], c.num_experts)
+    kernel = self.param("router_kernel", nn.initializers.normal(c.router_std), shape)
     bias = self.param("router_bias", nn.initializers.zeros, shape[::2])
-    logits = own(kernel) + bias[route.router]
-    if c.noise:
+    scores = _of_own_router(x, kernel, route) + bias[route.router]
+    if c.router == "noisy_top_k":
       noise_kernel = self.param("noise_kernel", nn.initializers.zeros, shape)
       if train:
-        logits += shazeer_noise(own(noise_kernel), self.make_rng("dropout"))
-    return top_k(logits, route.valid, k=c.top_k, normalise=c.normalise)
+        raw_std = _of_own_router(x, noise_kernel, route)
+        scores += routers.shazeer_noise(raw_std, self.make_rng("dropout"))
+    return scores
+
+  def _cosine(self, x: jax.Array, route: Route) -> jax.Array:
+    """Cosines with the experts' embeddings, in fewer dimensions, times a learned scale.
+
+    Source: Chi et al. 2022 (X-MoE), arXiv 2204.09179, eq. 5, with τ₀ = 0.3.
+    """
+    c = self.config
+    narrow = max(2, c.num_experts // 2)
+    lecun = nn.initializers.lecun_normal(batch_axis=0)
+    shape = (c.num_routers, x.shape[-1], narrow)
+    kernel = self.param("router_kernel", lecun, shape)
+    embeddings = self.param(
+      "expert_embeddings",
+      nn.initializers.normal(1.0),
+      (c.num_routers, narrow, c.num_experts),
+    )
+    log_scale = self.param("log_scale", nn.initializers.constant(-jnp.log(0.3)), ())
+    z = similarity.normalise(_of_own_router(x, kernel, route))
+    unit = embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
+    return jnp.exp(log_scale) * _of_own_router(z, unit, route)
+
+  def _slots(self, x: jax.Array, route: Route) -> jax.Array:
+    """Cosines of items with the slots' parameters, times a learned scale.
+
+    Source: Puigcerver et al. 2023 (Soft MoE), arXiv 2308.00951, §2.3.
+    """
+    c = self.config
+    shape = (c.num_routers, x.shape[-1], c.num_experts * c.slots)
+    kernel = self.param("router_kernel", nn.initializers.normal(c.router_std), shape)
+    scale = self.param("scale", nn.initializers.ones, ())
+    unit = kernel / jnp.linalg.norm(kernel, axis=1, keepdims=True)
+    scores = scale * _of_own_router(similarity.normalise(x), unit, route)
+    return scores.reshape(len(x), c.num_experts, c.slots)
+
+
+def _of_own_router(x: jax.Array, kernels: jax.Array, route: Route) -> jax.Array:
+  """x·kernels[r] with each item's own router r: [N, D], [R, D, F] → [N, F]."""
+  outputs = jnp.einsum("nd,rdf->nrf", x, kernels, precision=jax.lax.Precision.HIGHEST)
+  index = route.router[:, None, None]
+  return jnp.take_along_axis(outputs, index, axis=1, mode="fill")[:, 0]
+
+
+def _init(key: jax.Array, c: MoEConfig, num_experts: int, width: int) -> experts.Params:
+  if c.expert == "adapter":
+    return experts.init_adapters(key, num_experts, width, c.hidden)
+  return experts.init_mlps(
+    key, num_experts, width, c.hidden, gated=c.expert == "gated_mlp"
+  )
+
+
+def _expert(c: MoEConfig):
+  """((parameters, number), (rows, items), key) → outputs of one expert."""
+
+  def adapter(numbered: Any, items: Any, key: jax.Array | None) -> jax.Array:
+    (params, number), (h, numbers) = numbered, items
+    keys = None
+    if key is not None:
+      # What is dropped depends on the item and the expert, not on the item's place in
+      # a buffer, so that all backends drop the same.
+      own = jax.vmap(
+        lambda number, item: jax.random.fold_in(jax.random.fold_in(key, number), item)
+      )
+      keys = own(jnp.broadcast_to(number, numbers.shape), numbers)
+    return experts.adapter(params, h, scale=c.scale, dropout=c.dropout, keys=keys)
+
+  def plain(numbered: Any, items: Any, key: None) -> jax.Array:
+    del key
+    fn = experts.mlp if c.expert == "mlp" else experts.gated_mlp
+    return fn(numbered[0], items[0])
+
+  return adapter if c.expert == "adapter" else plain

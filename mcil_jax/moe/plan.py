@@ -6,25 +6,29 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mcil_jax.moe.routing import Routing
+from mcil_jax.moe.routing import Routing, SoftRouting
 
 
 @struct.dataclass
 class Plan:
-  """What a backend executes: E buffers of `capacity` places for N items.
+  """What a backend executes: E buffers of P places for N items in G routing groups.
+
+  The places of an expert are those of the first group, then those of the second, ...
 
   Attributes:
-    expert_index: int32 [N, k]; E where an assignment is not executed, because its
-      expert is full or its item is padding.
+    expert_index: int32 [N, k]; E where an assignment is not executed, because there is
+      none, its expert is full or its item is padding.
     place: int32 [N, k], place in the expert's buffer; only where it is executed.
     weights: float32 [N, k]; 0 where an assignment is not executed.
-    item: int32 [E, capacity], the item in each place; N in empty places.
+    assignment: int32 [E, P], n·k + j in each place; N·k in empty places.
+    num_groups: G.
   """
 
   expert_index: jax.Array
   place: jax.Array
   weights: jax.Array
-  item: jax.Array
+  assignment: jax.Array
+  num_groups: int = struct.field(pytree_node=False, default=1)
 
   @property
   def num_items(self) -> int:
@@ -32,19 +36,60 @@ class Plan:
     return self.expert_index.shape[0]
 
   @property
-  def num_experts(self) -> int:
-    """E."""
-    return self.item.shape[0]
+  def k(self) -> int:
+    """Assignments per item, at most."""
+    return self.expert_index.shape[1]
 
   @property
-  def capacity(self) -> int:
-    """Places per expert."""
-    return self.item.shape[1]
+  def num_experts(self) -> int:
+    """E."""
+    return self.assignment.shape[0]
+
+  @property
+  def places(self) -> int:
+    """P, of each expert, all groups together."""
+    return self.assignment.shape[1]
+
+  @property
+  def item(self) -> jax.Array:
+    """Int32 [E, P], the item in each place; N in empty places."""
+    return self.assignment // self.k
+
+  @property
+  def slot(self) -> jax.Array:
+    """Int32 [N, k], e·P + place of each assignment; E·P where it is not executed."""
+    slot = self.expert_index * self.places + self.place
+    return jnp.where(self.executed, slot, self.num_experts * self.places)
 
   @property
   def executed(self) -> jax.Array:
     """Bool [N, k], the assignments that are executed."""
     return self.expert_index < self.num_experts
+
+
+@struct.dataclass
+class SoftPlan:
+  """What a backend executes for a soft router, see `SoftRouting`.
+
+  Attributes:
+    dispatch: float32 [G, n, E, S], by routing group.
+    combine: float32 [G, n, E, S].
+    valid: bool [N], N = G·n.
+  """
+
+  dispatch: jax.Array
+  combine: jax.Array
+  valid: jax.Array
+
+  @property
+  def num_items(self) -> int:
+    """N."""
+    return len(self.valid)
+
+  @property
+  def num_experts(self) -> int:
+    """E."""
+    return self.dispatch.shape[2]
 
 
 def expert_capacity(
@@ -69,34 +114,65 @@ def expert_capacity(
   return min(capacity, num_items)  # an item goes to an expert at most once
 
 
-def make_plan(routing: Routing, capacity_factor: float | None = None) -> Plan:
+def make_plan(routing: Routing, capacity: int | None = None) -> Plan:
   """Fills the experts' buffers: all first choices in order, then all second choices.
 
-  Source of the order: Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1.
+  Source of the order: Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1. If the
+  routing has priorities, items of a larger one come before (Riquelme et al. 2021, arXiv
+  2106.05974, §4.1): all their choices of the same rank.
 
   Args:
-    routing: of N items; padding takes no places.
-    capacity_factor: see `expert_capacity`.
-
-  Raises:
-    ValueError: the factor is not positive.
+    routing: of the N items of one group; padding takes no places.
+    capacity: places per expert, see `expert_capacity`; None: N, which drops nothing.
   """
   num_items, k = routing.expert_index.shape
-  num_experts = routing.probs.shape[-1]
-  capacity = expert_capacity(num_items, num_experts, k, capacity_factor)
-  valid = routing.valid[:, None]
-  wanted = jnp.where(valid, routing.expert_index, num_experts)
-  # [k·N, E]; a row without an expert is all zeros.
-  one_hot = jax.nn.one_hot(wanted.T.reshape(-1), num_experts, dtype=jnp.int32)
-  before = jnp.cumsum(one_hot, axis=0) - one_hot
-  place = jnp.sum(before * one_hot, axis=1).reshape(k, num_items).T
-  executed = valid & (place < capacity)
+  num_experts = routing.num_experts
+  capacity = num_items if capacity is None else capacity
+  wanted = jnp.where(routing.wanted, routing.expert_index, num_experts)
+  if routing.priority is not None:
+    order = jnp.argsort(-routing.priority, stable=True)
+    rank = jnp.argsort(order)
+    place = _places(wanted[order], num_experts)[rank]
+  else:
+    place = _places(wanted, num_experts)
+  executed = routing.wanted & (place < capacity)
   expert_index = jnp.where(executed, wanted, num_experts)
-  items = jnp.broadcast_to(jnp.arange(num_items)[:, None], (num_items, k))
-  empty = jnp.full((num_experts, capacity), num_items)
+  numbers = jnp.arange(num_items * k, dtype=jnp.int32).reshape(num_items, k)
+  empty = jnp.full((num_experts, capacity), num_items * k, jnp.int32)
   return Plan(
     expert_index=expert_index,
     place=place,
     weights=jnp.where(executed, routing.weights, 0.0),
-    item=empty.at[expert_index, place].set(items, mode="drop"),
+    assignment=empty.at[expert_index, place].set(numbers, mode="drop"),
+  )
+
+
+def _places(wanted: jax.Array, num_experts: int) -> jax.Array:
+  """How many assignments come before each in its expert's buffer, [N, k]."""
+  num_items, k = wanted.shape
+  # [k·N, E]; a row without an expert is all zeros.
+  one_hot = jax.nn.one_hot(wanted.T.reshape(-1), num_experts, dtype=jnp.int32)
+  before = jnp.cumsum(one_hot, axis=0) - one_hot
+  return jnp.sum(before * one_hot, axis=1).reshape(k, num_items).T
+
+
+def join(plans: Plan | SoftRouting) -> Plan | SoftPlan:
+  """One plan of all groups, from the plans [G, ...] or soft routings of each.
+
+  Items are numbered through, and so are the places of each expert.
+  """
+  if isinstance(plans, SoftRouting):
+    return SoftPlan(plans.dispatch, plans.combine, plans.valid.reshape(-1))
+  groups, n, k = plans.expert_index.shape
+  _, num_experts, capacity = plans.assignment.shape
+  group = jnp.arange(groups, dtype=jnp.int32)[:, None, None]
+  assignment = jnp.where(
+    plans.assignment < n * k, plans.assignment + group * (n * k), groups * n * k
+  )
+  return Plan(
+    expert_index=plans.expert_index.reshape(-1, k),
+    place=(plans.place + group * capacity).reshape(-1, k),
+    weights=plans.weights.reshape(-1, k),
+    assignment=assignment.swapaxes(0, 1).reshape(num_experts, -1),
+    num_groups=groups,
   )

@@ -1,68 +1,209 @@
-"""What a routing did: loads, balance, drops."""
+"""What a routing did: loads, balance, drops; and the losses that act on it."""
+
+import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from flax import struct
 
-from mcil_jax.moe.plan import Plan
 from mcil_jax.moe.routing import Routing
 
 
 @struct.dataclass
 class MoEStats:
-  """Statistics of one routing, over all valid items on all devices.
+  """Statistics of one executed routing, over all valid items on all devices.
 
   Attributes:
     load: int32 [E], assignments to each expert, the dropped ones included.
     importance: float32 [E], sum of the weights of each expert (Shazeer et al. 2017,
       arXiv 1701.06538, eq. 6).
-    balance_loss: E·Σ_e f_e·p_e, f_e the share of assignments and p_e the mean
-      probability of expert e; 1 if both are uniform, 0 without valid items (Fedus et
-      al. 2021, arXiv 2101.03961, eq. 4–6, there for k = 1). Gradients come from p_e.
+    balance_loss: see `balance_loss`.
+    importance_loss: see `importance_loss`.
+    z_loss: see `z_loss`; NaN for routers without a softmax.
     max_over_mean_load: 1 if balanced, E if all goes to one expert and k = 1.
     load_cv: standard deviation of the load over its mean.
     dead_experts: int32, experts without an assignment.
     entropy: mean entropy of an item's probabilities, in nats.
-    dropped: int32, assignments of valid items that found their expert full.
+    marginal_entropy: entropy of the mean of all items' probabilities, in nats.
+    dropped: int32, assignments that found their expert full.
+    dropped_items: int32, items all of whose assignments did.
+    capacity_use: executed assignments over places; of the padded buffers, so that
+      without a capacity it is about k/E.
 
-  Without valid items, `max_over_mean_load`, `load_cv` and `entropy` are undefined: NaN.
+  Without valid items, ratios, entropies and `z_loss` are undefined: NaN.
   """
 
   load: jax.Array
   importance: jax.Array
   balance_loss: jax.Array
+  importance_loss: jax.Array
+  z_loss: jax.Array
   max_over_mean_load: jax.Array
   load_cv: jax.Array
   dead_experts: jax.Array
   entropy: jax.Array
+  marginal_entropy: jax.Array
   dropped: jax.Array
+  dropped_items: jax.Array
+  capacity_use: jax.Array
+
+
+def _one_hot(routing: Routing) -> jax.Array:
+  """Float32 [N, k, E], zeros for what is no assignment."""
+  experts = jnp.where(routing.wanted, routing.expert_index, routing.num_experts)
+  return jax.nn.one_hot(experts, routing.num_experts)
 
 
 def balance_loss(routing: Routing) -> jax.Array:
-  """The load balance loss, see `MoEStats`."""
-  num_experts = routing.probs.shape[-1]
+  """E·Σ_e f_e·p_e: 1 if loads and probabilities are uniform, 0 without valid items.
+
+  f_e is the share of assignments and p_e the mean probability of expert e; gradients
+  come from p_e. Source: Fedus et al. 2021, arXiv 2101.03961, eq. 4 to 6, for k = 1.
+  """
   count = jnp.maximum(jnp.sum(routing.valid), 1)
-  one_hot = jax.nn.one_hot(routing.expert_index, num_experts)  # [N, k, E]
-  share = jnp.where(routing.valid[:, None], one_hot.mean(axis=1), 0.0).sum(0) / count
-  return num_experts * jnp.sum(share * routing.probs.sum(axis=0) / count)
+  share = _one_hot(routing).sum(axis=(0, 1)) / jnp.maximum(jnp.sum(routing.wanted), 1)
+  return routing.num_experts * jnp.sum(share * routing.probs.sum(axis=0) / count)
 
 
-def stats(routing: Routing, plan: Plan) -> MoEStats:
-  """The statistics of `routing` as `plan` executes it."""
-  num_experts = routing.probs.shape[-1]
-  valid = routing.valid[:, None]
-  one_hot = jax.nn.one_hot(routing.expert_index, num_experts)  # [N, k, E]
-  load = jnp.sum(one_hot * valid[..., None], axis=(0, 1))
-  count = jnp.sum(routing.valid)
+def importance_loss(routing: Routing) -> jax.Array:
+  """Squared coefficient of variation of the experts' importance; 0 without items.
+
+  Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 7.
+  """
+  importance = jnp.einsum("nk,nke->e", routing.weights, _one_hot(routing))
+  mean = importance.mean()
+  return jnp.where(mean > 0, importance.var() / jnp.where(mean > 0, mean, 1.0) ** 2, 0)
+
+
+def z_loss(routing: Routing) -> jax.Array:
+  """Mean of log²Z over valid items, which keeps logits small.
+
+  Source: Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5.
+  """
+  if routing.log_z is None:
+    return jnp.array(jnp.nan)
+  return jnp.sum(routing.log_z**2) / jnp.sum(routing.valid)
+
+
+def entropy(routing: Routing) -> jax.Array:
+  """Mean entropy of an item's probabilities, in nats: low if items are sure.
+
+  The local entropy of LIMoE if all items are of one modality: Mustafa et al. 2022,
+  arXiv 2206.02770, §2.2.
+  """
+  return -jnp.sum(_x_log_x(routing.probs)) / jnp.sum(routing.valid)
+
+
+def marginal_entropy(routing: Routing) -> jax.Array:
+  """Entropy of the items' mean probabilities, in nats: high if all experts are used.
+
+  Minus the global entropy loss of LIMoE if all items are of one modality: Mustafa et
+  al. 2022, arXiv 2206.02770, §2.2.
+  """
+  mean = routing.probs.sum(axis=0) / jnp.sum(routing.valid)
+  return -jnp.sum(_x_log_x(mean))
+
+
+def _x_log_x(x: jax.Array) -> jax.Array:
   # 1 instead of 0 under the logarithm, because 0·log 0 has no gradient.
-  log_probs = jnp.log(jnp.where(routing.probs > 0, routing.probs, 1.0))
+  return x * jnp.log(jnp.where(x > 0, x, 1.0))
+
+
+def counts(routing: Routing, group: jax.Array, num_groups: int) -> jax.Array:
+  """Assignments by group and expert, int32 [num_groups, E].
+
+  Args:
+    routing: of N items.
+    group: int32 [N], say the task or the modality of each item.
+    num_groups: how many there are.
+  """
+  of_item = _one_hot(routing).sum(axis=1)
+  table = jnp.zeros((num_groups, routing.num_experts)).at[group].add(of_item)
+  return table.astype(jnp.int32)
+
+
+def stats(routing: Routing) -> MoEStats:
+  """The statistics of an executed routing, as `MoE` returns it."""
+  one_hot = _one_hot(routing)
+  load = one_hot.sum(axis=(0, 1))
+  lost = routing.wanted & ~routing.executed
+  any_wanted = routing.wanted.any(axis=1)
   return MoEStats(
     load=load.astype(jnp.int32),
     importance=jnp.einsum("nk,nke->e", routing.weights, one_hot),
     balance_loss=balance_loss(routing),
+    importance_loss=importance_loss(routing),
+    z_loss=z_loss(routing),
     max_over_mean_load=load.max() / load.mean(),
     load_cv=load.std() / load.mean(),
     dead_experts=jnp.sum(load == 0),
-    entropy=-jnp.sum(routing.probs * log_probs) / count,
-    dropped=jnp.sum(valid & ~plan.executed),
+    entropy=entropy(routing),
+    marginal_entropy=marginal_entropy(routing),
+    dropped=jnp.sum(lost),
+    dropped_items=jnp.sum(any_wanted & ~routing.executed.any(axis=1)),
+    capacity_use=jnp.sum(routing.executed) / max(routing.places, 1),
   )
+
+
+def by_sample(routing: Routing, num_samples: int) -> dict[str, jax.Array]:
+  """What a routing did with each sample, whether it or its tokens were routed.
+
+  Args:
+    routing: [layers, N, ...], N items of B samples.
+    num_samples: B.
+
+  Returns:
+    `usage` float32 [B, layers, E], assignments to each expert, and `dropped` [B,
+    layers], those without a place; means over a sample's tokens.
+  """
+
+  def of_samples(x: jax.Array) -> jax.Array:
+    layers = x.shape[0]
+    return x.reshape(layers, num_samples, -1, *x.shape[2:]).mean(axis=2).swapaxes(0, 1)
+
+  lost = routing.wanted & ~routing.executed
+  return {
+    "usage": of_samples(jax.vmap(_one_hot)(routing).sum(axis=2)),
+    "dropped": of_samples(lost.sum(axis=-1).astype(jnp.float32)),
+  }
+
+
+def penalty(
+  routings: Mapping[str, Routing], c: ml_collections.ConfigDict
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The weighted losses that `config.moe` asks for, and what is worth logging.
+
+  Means over all layers of all towers; each tower's items are of one modality, so that
+  the entropies are LIMoE's.
+
+  Args:
+    routings: modality → [layers, N, ...].
+    c: `config.moe`.
+  """
+  of_towers = [jax.vmap(stats)(routing) for routing in routings.values()]
+  mean = {
+    field.name: jnp.mean(jnp.stack([getattr(t, field.name).mean() for t in of_towers]))
+    for field in dataclasses.fields(MoEStats)
+    if field.name not in ("load", "importance")
+  }
+  weights = {
+    "balance_loss": c.balance_weight,
+    "importance_loss": c.importance_weight,
+    "z_loss": c.z_weight,
+    "entropy": c.local_entropy_weight,
+    "marginal_entropy": -c.global_entropy_weight,
+  }
+  # What has no weight may be NaN, and zero times NaN is NaN.
+  value = sum(w * mean[name] for name, w in weights.items() if w)
+  dropped = sum(t.dropped.sum() for t in of_towers)
+  return value, {
+    "moe/balance": mean["balance_loss"],
+    "moe/entropy": mean["entropy"],
+    "moe/marginal_entropy": mean["marginal_entropy"],
+    "moe/max_over_mean_load": mean["max_over_mean_load"],
+    "moe/dead_experts": mean["dead_experts"],
+    "moe/capacity_use": mean["capacity_use"],
+    "moe/dropped": dropped.astype(jnp.float32),
+  }

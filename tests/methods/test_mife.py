@@ -148,7 +148,7 @@ def test_zeroshot_trains_on_the_first_task_only():
 
 def test_experts_with_many_samples_freeze():
   # Layer 0: expert 0 serves 3 of 4 samples, expert 2 one. Layer 1: half and half.
-  chosen = np.array([[[0], [1]], [[0], [1]], [[0], [2]], [[2], [2]]])
+  chosen = np.eye(3)[np.array([[0, 1], [0, 1], [0, 2], [2, 2]])]
   before = np.zeros((2, 3), bool)
   before[1, 0] = True
   after = mife.update_frozen(before, chosen, above=0.5, at_least=1)

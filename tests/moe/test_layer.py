@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from mcil_jax import sharding
-from mcil_jax.moe import AdapterConfig, MoEAdapters, Route
-from mcil_jax.moe.dispatch import BACKENDS
-from mcil_jax.moe.plan import make_plan
-from mcil_jax.moe.stats import stats
+from mcil_jax.moe import MoE, MoEConfig, Route, stats
+from mcil_jax.moe.backends import BACKENDS
 
 N, S, D, E = 8, 3, 6, 4
 
 
-def make_layer(**settings) -> MoEAdapters:
-  return MoEAdapters(AdapterConfig(num_experts=E, bottleneck=5, **settings))
+def make_layer(**settings) -> MoE:
+  return MoE(MoEConfig(num_experts=E, hidden=5, **settings))
 
 
 def make_route(router=0, valid=True) -> Route:
@@ -234,7 +232,7 @@ def test_sharded_equals_unsharded(h, shape, backend, factor):
     def loss(params):
       route = Route(router=batch["router"], valid=batch["valid"])
       y, routing = apply(layer, params, batch["h"], route, train=True)
-      found = stats(routing, make_plan(routing, factor))
+      found = stats(routing)
       return (y**2).sum() + found.balance_loss, (y, found)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
@@ -253,7 +251,7 @@ def test_sharded_equals_unsharded(h, shape, backend, factor):
   ("settings", "message"),
   [
     ({"num_experts": 0}, "num_experts=0: expected a number ≥ 1"),
-    ({"bottleneck": 0}, "bottleneck=0: expected a number ≥ 1"),
+    ({"hidden": 0}, "hidden=0: expected a number ≥ 1"),
     ({"num_routers": -1}, "num_routers=-1: expected a number ≥ 1"),
     ({"top_k": 0}, "top_k=0: expected 1 to num_experts=4"),
     ({"top_k": 5}, "top_k=5: expected 1 to num_experts=4"),
@@ -264,7 +262,7 @@ def test_sharded_equals_unsharded(h, shape, backend, factor):
 )
 def test_impossible_settings(settings, message):
   with pytest.raises(ValueError, match=message):
-    AdapterConfig(**{"num_experts": 4} | settings)
+    MoEConfig(**{"num_experts": 4} | settings)
 
 
 @pytest.mark.parametrize(

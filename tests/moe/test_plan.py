@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from mcil_jax.moe.plan import expert_capacity, make_plan
-from mcil_jax.moe.routing import Routing, top_k
+from mcil_jax.moe.routers import top_k
+from mcil_jax.moe.routing import Routing
 
 
 @pytest.mark.parametrize(
@@ -52,14 +53,14 @@ def test_first_choices_come_before_second_ones_and_padding_takes_no_place():
   # Capacity ⌈0.6·5·2/3⌉ = 2. First choices of expert 0: items 0, 1, and 3 is dropped;
   # of expert 2: item 4. Second choices of 1: items 0, 3; of 2: item 1; of 0: item 4,
   # which is dropped. Item 2 is padding.
-  plan = make_plan(routing, 0.6)
+  plan = make_plan(routing, expert_capacity(5, 3, 2, 0.6))
   assert plan.item.tolist() == [[0, 1], [0, 3], [4, 1]]
   assert plan.expert_index.tolist() == [[0, 1], [0, 2], [3, 3], [3, 1], [2, 3]]
   executed = np.array([[1, 1], [1, 1], [0, 0], [0, 1], [1, 0]], bool)
   np.testing.assert_array_equal(plan.executed, executed)
   assert plan.place[executed].tolist() == [0, 0, 1, 1, 1, 0]
   np.testing.assert_array_equal(plan.weights, routing.weights * executed)
-  assert (plan.num_items, plan.num_experts, plan.capacity) == (5, 3, 2)
+  assert (plan.num_items, plan.num_experts, plan.places) == (5, 3, 2)
 
 
 def test_without_a_factor_nothing_is_dropped():
@@ -74,9 +75,9 @@ def test_what_is_dropped_is_what_a_count_says(rng, factor, k):
   valid = rng.random(40) < 0.8
   logits = rng.normal([2, 1, 0, 0, -1], size=(40, 5))
   routing = top_k(jnp.array(logits), jnp.array(valid), k=k, normalise="all")
-  plan = make_plan(routing, factor)
+  plan = make_plan(routing, expert_capacity(40, 5, k, factor))
   chosen = np.asarray(routing.expert_index)
-  left = np.full(5, plan.capacity)
+  left = np.full(5, plan.places)
   expected = np.zeros((40, k), bool)
   for choice in range(k):
     for item in np.flatnonzero(valid):

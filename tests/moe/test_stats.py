@@ -6,10 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import sharding
-from mcil_jax.moe.plan import make_plan
-from mcil_jax.moe.routing import Routing, top_k
+from mcil_jax import config, sharding
+from mcil_jax.moe import stats as stats_lib
+from mcil_jax.moe.plan import expert_capacity, make_plan
+from mcil_jax.moe.routers import top_k
+from mcil_jax.moe.routing import Routing
 from mcil_jax.moe.stats import MoEStats, stats
+
+
+def executed(routing: Routing, factor: float | None = None) -> Routing:
+  """As the layer returns it: with what found a place."""
+  num_items, k = routing.expert_index.shape
+  capacity = expert_capacity(num_items, routing.num_experts, k, factor)
+  plan = make_plan(routing, capacity)
+  return routing.replace(
+    executed=plan.executed, places=plan.places * routing.num_experts
+  )
 
 
 def assert_stats(found: MoEStats, expected: dict) -> None:
@@ -27,6 +39,7 @@ def test_statistics_by_hand():
       [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 0]]
     ),
     valid=jnp.array([True, True, True, True, False]),
+    log_z=jnp.array([1.0, -1.0, 2.0, 0.0, 0.0]),
   )
   # Capacity ⌈1.2·5·1/3⌉ = 2: the third item of expert 0 is dropped.
   expected = {
@@ -34,15 +47,23 @@ def test_statistics_by_hand():
     "importance": [2.0, 0.0, 0.5],
     # f = 3/4, 0, 1/4; p = 2/4, 1.5/4, 0.5/4.
     "balance_loss": 3 * (0.75 * 0.5 + 0.25 * 0.125),
+    # Mean 2.5/3; deviations 3.5/3, −2.5/3, −1/3: the variance is 19.5/27.
+    "importance_loss": (19.5 / 27) / (2.5 / 3) ** 2,
+    "z_loss": (1 + 1 + 4 + 0) / 4,
     "max_over_mean_load": 3 / (4 / 3),
     # Deviations from 4/3 are 5/3, −4/3, −1/3: the variance is 42/27.
     "load_cv": math.sqrt(42 / 27) / (4 / 3),
     "dead_experts": 1,
     "entropy": 3 / 4 * math.log(2),
+    # Of p = 4/8, 3/8, 1/8.
+    "marginal_entropy": 2 * math.log(2) - 3 / 8 * math.log(1.5),
     "dropped": 1,
+    "dropped_items": 1,
+    "capacity_use": 3 / 6,
   }
-  assert_stats(stats(routing, make_plan(routing, 1.2)), expected)
-  assert_stats(stats(routing, make_plan(routing)), expected | {"dropped": 0})
+  assert_stats(stats(executed(routing, 1.2)), expected)
+  nothing_dropped = {"dropped": 0, "dropped_items": 0, "capacity_use": 4 / 15}
+  assert_stats(stats(executed(routing)), expected | nothing_dropped)
 
 
 def test_even_routing_has_the_balance_loss_one():
@@ -54,16 +75,21 @@ def test_even_routing_has_the_balance_loss_one():
     probs=jnp.full((4, 4), 0.25),
     valid=jnp.ones(4, bool),
   )
-  found = stats(routing, make_plan(routing))
+  found = stats(executed(routing))
   expected = {
     "load": [2, 2, 2, 2],
     "importance": [0.5, 0.5, 0.5, 0.5],
     "balance_loss": 1,
+    "importance_loss": 0,
+    "z_loss": math.nan,  # of no softmax
     "max_over_mean_load": 1,
     "load_cv": 0,
     "dead_experts": 0,
     "entropy": math.log(4),
+    "marginal_entropy": math.log(4),
     "dropped": 0,
+    "dropped_items": 0,
+    "capacity_use": 8 / 16,
   }
   assert_stats(found, expected)
 
@@ -73,7 +99,7 @@ def test_descending_the_balance_loss_balances():
 
   def loss(bias):
     routing = top_k(logits + bias, jnp.ones(64, bool), k=1, normalise="all")
-    found = stats(routing, make_plan(routing))
+    found = stats(executed(routing))
     return found.balance_loss, found.load
 
   step = jax.jit(jax.grad(loss, has_aux=True))
@@ -89,8 +115,8 @@ def test_descending_the_balance_loss_balances():
 def test_gradients_of_the_statistics_are_finite_where_probabilities_vanish():
   def entropy_and_loss(logits):
     routing = top_k(logits, jnp.array([True, False]), k=1, normalise="all")
-    found = stats(routing, make_plan(routing))
-    return found.entropy + found.balance_loss
+    found = stats(executed(routing))
+    return found.entropy + found.balance_loss + found.marginal_entropy
 
   gradient = jax.grad(entropy_and_loss)(jnp.array([[0.0, 999.0], [1.0, 2.0]]))
   assert np.isfinite(gradient).all()
@@ -103,13 +129,18 @@ def test_without_valid_items_what_is_undefined_is_nan():
     "load": [0, 0],
     "importance": [0, 0],
     "balance_loss": 0,
+    "importance_loss": 0,
+    "z_loss": nan,
     "max_over_mean_load": nan,
     "load_cv": nan,
     "dead_experts": 2,
     "entropy": nan,
+    "marginal_entropy": nan,
     "dropped": 0,
+    "dropped_items": 0,
+    "capacity_use": 0,
   }
-  assert_stats(stats(routing, make_plan(routing)), expected)
+  assert_stats(stats(executed(routing)), expected)
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
@@ -122,7 +153,7 @@ def test_statistics_of_a_sharded_batch_are_those_of_the_whole(rng, shape):
 
   def compute(batch):
     routing = top_k(batch["logits"], batch["valid"], k=2, normalise="all")
-    return stats(routing, make_plan(routing, 0.5))
+    return stats(executed(routing, 0.5))
 
   expected = jax.jit(compute)(batch)
   assert expected.dropped > 0
@@ -130,3 +161,68 @@ def test_statistics_of_a_sharded_batch_are_those_of_the_whole(rng, shape):
   assert_stats(
     found, {f.name: getattr(expected, f.name) for f in dataclasses.fields(found)}
   )
+
+
+def test_losing_one_of_two_experts_is_no_lost_item():
+  routing = Routing(
+    expert_index=jnp.array([[0, 1], [0, 2], [0, 3], [4, 4]]),  # of 4; 4 is none
+    weights=jnp.ones((4, 2)),
+    probs=jnp.full((4, 4), 0.25),
+    valid=jnp.ones(4, bool),
+    executed=jnp.array([[1, 1], [0, 1], [0, 0], [0, 0]], bool),
+    places=4,
+  )
+  found = stats(routing)
+  assert (int(found.dropped), int(found.dropped_items)) == (3, 1)
+  assert found.load.tolist() == [3, 1, 1, 1]
+  assert float(found.capacity_use) == 3 / 4
+
+
+def test_counts_by_group():
+  routing = top_k(
+    jnp.eye(3)[jnp.array([0, 1, 1, 2])], jnp.array([True, True, True, False]), k=1
+  )
+  table = stats_lib.counts(routing, jnp.array([1, 0, 1, 1]), 2)
+  assert table.tolist() == [[0, 1, 0], [1, 1, 0]]
+
+
+def test_a_sample_is_the_mean_of_its_tokens():
+  # One layer, two samples of two tokens, two experts.
+  routing = Routing(
+    expert_index=jnp.array([[[0], [1], [1], [1]]]),
+    weights=jnp.ones((1, 4, 1)),
+    probs=jnp.full((1, 4, 2), 0.5),
+    valid=jnp.ones((1, 4), bool),
+    executed=jnp.array([[[True], [False], [True], [True]]]),
+  )
+  found = stats_lib.by_sample(routing, 2)
+  assert found["usage"].tolist() == [[[0.5, 0.5]], [[0.0, 1.0]]]
+  assert found["dropped"].tolist() == [[0.5], [0.0]]
+
+
+def test_the_penalty_weighs_what_the_config_names():
+  # Items of one modality are sure of one expert, of the other of none; log Z is 0.
+  sure = top_k(jnp.array([[0.0, -99.0], [0.0, -99.0]]), jnp.ones(2, bool), k=1)
+  unsure = top_k(jnp.full((2, 2), -math.log(2)), jnp.ones(2, bool), k=1)
+  routings = {
+    name: jax.tree.map(lambda x: x[None], executed(of_one))
+    for name, of_one in {"image": sure, "audio": unsure}.items()
+  }
+
+  def value(**weights):
+    c = config.default().moe
+    c.update(weights)
+    return float(stats_lib.penalty(routings, c)[0])
+
+  assert value() == 0
+  # E·Σ f·p: 2·1·1, and with ties to expert 0: 2·1·0.5.
+  np.testing.assert_allclose(value(balance_weight=2.0), 2 * (2 + 1) / 2, rtol=1e-6)
+  # Sums of weights (2, 0) and (1, 0): deviations are as large as their means.
+  np.testing.assert_allclose(value(importance_weight=1.0), 1.0, rtol=1e-6)
+  half = math.log(2) / 2  # mean of 0 and log 2
+  np.testing.assert_allclose(value(local_entropy_weight=1.0), half, rtol=1e-6)
+  np.testing.assert_allclose(value(global_entropy_weight=1.0), -half, rtol=1e-6)
+  np.testing.assert_allclose(value(z_weight=1.0), 0, atol=1e-6)
+  _, logged = stats_lib.penalty(routings, config.default().moe)
+  assert float(logged["moe/dead_experts"]) == 1
+  assert float(logged["moe/dropped"]) == 0

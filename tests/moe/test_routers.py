@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax.moe.routing import shazeer_noise, top_k
+from mcil_jax.moe.routers import shazeer_noise, top_k
 
 ALL = jnp.ones(2, bool)
 # Probabilities of the first row are 1/7, 2/7, 4/7; the second row is a tie.

@@ -1,0 +1,170 @@
+"""Settings of a mixture of experts, and which of them go together."""
+
+import dataclasses
+
+from jax.sharding import Mesh
+
+from mcil_jax.moe.backends import BACKENDS, BUFFERED, SOFT
+from mcil_jax.moe.routers import NORMALISE
+
+
+@dataclasses.dataclass(frozen=True)
+class RouterKind:
+  """What a router needs and does, by its name in `ROUTERS`.
+
+  Attributes:
+    scores: "linear", "cosine" (both learned), "hash", "random" or "slots".
+    competes: whether items of a routing group take experts from each other, even if
+      no expert has too few places.
+  """
+
+  scores: str = "linear"
+  competes: bool = False
+
+
+ROUTERS = {
+  "top_k": RouterKind(),
+  "noisy_top_k": RouterKind(),
+  "batch_priority": RouterKind(),
+  "cosine": RouterKind("cosine"),
+  "sigmoid_bias": RouterKind(),
+  "sinkhorn": RouterKind(competes=True),
+  "expert_choice": RouterKind(competes=True),
+  "soft": RouterKind("slots", competes=True),
+  "hash": RouterKind("hash"),
+  "uniform": RouterKind("random"),
+}
+EXPERTS = ("adapter", "mlp", "gated_mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+  """Settings of `MoE`.
+
+  Attributes:
+    num_experts: E.
+    router: a name in `ROUTERS`.
+    top_k: k, experts per item; unused by "expert_choice" and "soft".
+    normalise: where the weights come from, see `routers.top_k`.
+    capacity_factor: places per expert, see `plan.expert_capacity`; None drops nothing.
+      Of "expert_choice", the items that an expert takes; None is 1.
+    slots: per expert and routing group, for "soft".
+    unit: what is routed, whole "sample"s or every "token".
+    groups: into how many routing groups a batch is cut, inside which items compete.
+      0: each sample is one, if tokens are routed.
+    num_routers: R, say one per task; a sample's route says which one it uses.
+    initial_experts: router r chooses among the first `initial_experts` +
+      r·`experts_per_router`; 0: among all.
+    experts_per_router: see `initial_experts`.
+    router_std: of the routers' initial weights. Not 0 by default: equal scores are a
+      tie, and every tie goes to expert 0.
+    expert: "adapter" (see `experts.adapter`), "mlp" or "gated_mlp".
+    hidden: width inside an expert.
+    num_shared: experts of the same kind that every item goes to besides.
+    scale: of an adapter's output.
+    dropout: rate inside adapters, in training; not with "soft", whose slots are no
+      items.
+    backend: a name in `backends.BACKENDS`, or "auto".
+    mesh: the devices, with the axes "data" and "expert"; None for one device.
+
+  Raises:
+    ValueError: a setting is out of its range, or does not go with another.
+  """
+
+  num_experts: int
+  router: str = "top_k"
+  top_k: int = 1
+  normalise: str = "all"
+  capacity_factor: float | None = None
+  slots: int = 1
+  unit: str = "sample"
+  groups: int = 0
+  num_routers: int = 1
+  initial_experts: int = 0
+  experts_per_router: int = 0
+  router_std: float = 0.02
+  expert: str = "adapter"
+  hidden: int = 64
+  num_shared: int = 0
+  scale: float = 0.1
+  dropout: float = 0.1
+  backend: str = "auto"
+  mesh: Mesh | None = None
+
+  def __post_init__(self):
+    for name in ("num_experts", "hidden", "num_routers", "slots"):
+      self._require(getattr(self, name) >= 1, name, "a number ≥ 1")
+    for name in ("groups", "num_shared", "initial_experts", "experts_per_router"):
+      self._require(getattr(self, name) >= 0, name, "a number ≥ 0")
+    for name, choices in {
+      "router": tuple(ROUTERS),
+      "normalise": NORMALISE,
+      "unit": ("sample", "token"),
+      "expert": EXPERTS,
+      "backend": ("auto", *BACKENDS),
+    }.items():
+      self._require(getattr(self, name) in choices, name, f"one of {choices}")
+    most = self.initial_experts or self.num_experts
+    self._require(
+      self.initial_experts <= self.num_experts,
+      "initial_experts",
+      f"at most num_experts={self.num_experts}",
+    )
+    self._require(
+      1 <= self.top_k <= most, "top_k", f"1 to {most}, the experts there are"
+    )
+    self._require(0 <= self.dropout < 1, "dropout", "a rate in [0, 1)")
+    self._require(
+      self.capacity_factor is None or self.capacity_factor > 0,
+      "capacity_factor",
+      "a positive number, or None to drop nothing",
+    )
+    self._check_pairs()
+
+  def _require(self, condition: bool, name: str, allowed: str) -> None:
+    if not condition:
+      raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed}")
+
+  def _check_pairs(self) -> None:
+    kind = ROUTERS[self.router]
+    if self.competes and self.unit == "sample" and not self.groups:
+      why = "" if kind.competes else f" with capacity_factor={self.capacity_factor}"
+      raise ValueError(
+        f"router={self.router!r}{why} lets the items of a routing group compete: set "
+        "groups, the number of groups that a batch is cut into, or unit='token'"
+      )
+    if self.router == "soft" and self.backend not in ("auto", *SOFT):
+      raise ValueError(
+        f"backend={self.backend!r}: router='soft' runs on {' or '.join(SOFT)}"
+      )
+    if self.expert_devices > 1:
+      if self.num_experts % self.expert_devices:
+        raise ValueError(
+          f"num_experts={self.num_experts} is no multiple of the "
+          f"{self.expert_devices} devices along the expert axis"
+        )
+      if self.backend not in ("auto", *BUFFERED):
+        raise ValueError(
+          f"backend={self.backend!r}: experts on {self.expert_devices} devices run on "
+          f"{' or '.join(BUFFERED)}"
+        )
+    if self.groups % self.devices:
+      raise ValueError(
+        f"groups={self.groups} is no multiple of the {self.devices} devices: items of "
+        "a routing group compete on one device"
+      )
+
+  @property
+  def competes(self) -> bool:
+    """Whether an item's result can depend on the others of its routing group."""
+    return ROUTERS[self.router].competes or self.capacity_factor is not None
+
+  @property
+  def devices(self) -> int:
+    """Of the mesh."""
+    return 1 if self.mesh is None else self.mesh.size
+
+  @property
+  def expert_devices(self) -> int:
+    """Devices along the expert axis."""
+    return 1 if self.mesh is None else self.mesh.shape["expert"]

@@ -1,0 +1,157 @@
+"""Executes a layer's routing group by group, on one device or on a mesh.
+
+On a mesh all of it happens inside one `jax.shard_map` region: each device routes its
+own groups; with an expert axis, buffers travel to the devices of their experts by one
+all-to-all and back by another. Nothing else is exchanged, and as items compete inside
+their group only, the result is that of one device.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import PartitionSpec
+
+from mcil_jax.moe import routers
+from mcil_jax.moe.backends import ExpertFn, execute
+from mcil_jax.moe.config import MoEConfig
+from mcil_jax.moe.plan import expert_capacity, join, make_plan
+from mcil_jax.moe.routing import Routing, SoftRouting
+
+# Items are split over all devices, experts over those of one axis.
+BATCH = PartitionSpec(("data", "expert"))
+EXPERTS = PartitionSpec("expert")
+
+
+@struct.dataclass
+class Inputs:
+  """What is routed, N items leading.
+
+  Attributes:
+    scores: float32 [N, E], or [N, E, S] for slots.
+    valid: bool [N].
+    items: tree of arrays [N, ...].
+    bias: float32 [N, E], for "sigmoid_bias"; else None.
+  """
+
+  scores: jax.Array
+  valid: jax.Array
+  items: Any
+  bias: jax.Array | None = None
+
+
+def run(
+  c: MoEConfig,
+  inputs: Inputs,
+  expert_fn: ExpertFn,
+  params: Any,
+  key: jax.Array | None,
+  *,
+  num_samples: int,
+  train: bool,
+) -> tuple[jax.Array, Routing]:
+  """Routes, plans, executes.
+
+  Args:
+    c: of the layer.
+    inputs: the items of `num_samples` samples, in their order.
+    expert_fn: (parameters, items, key) → outputs.
+    params: tree of arrays [E, ...].
+    key: handed to `expert_fn`; raw key data, or None.
+    num_samples: B.
+    train: routers may differ from their use at test.
+
+  Returns:
+    [N, ..., D], and the routing with what was executed.
+
+  Raises:
+    ValueError: see `backends.execute`.
+  """
+  count = len(inputs.valid)
+  groups = c.groups if c.groups and c.competes else c.devices
+  if c.competes and not c.groups:  # each sample is a group
+    groups = num_samples + -num_samples % c.devices
+  per_group = -(-count // groups)
+  padding = groups * per_group - count
+  if padding:
+    inputs = jax.tree.map(
+      lambda a: jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1))), inputs
+    )
+  local = functools.partial(_local, c, expert_fn, groups // c.devices, train)
+  if c.mesh is None:
+    y, routing = local(None, inputs, params, key)
+  else:
+    axis = "expert" if c.expert_devices > 1 else None
+    y, routing = jax.shard_map(
+      functools.partial(local, axis),
+      mesh=c.mesh,
+      in_specs=(BATCH, EXPERTS, PartitionSpec()),
+      out_specs=(BATCH, BATCH),
+    )(inputs, params, key)
+  if padding:
+    y, routing = jax.tree.map(lambda a: a[:count], (y, routing))
+  places = c.slots if c.router == "soft" else _capacity(c, per_group)
+  return y, routing.replace(places=groups * c.num_experts * places)
+
+
+def _local(c, expert_fn, groups, train, axis, inputs: Inputs, params, key):
+  """The groups of one device."""
+  route = functools.partial(_route, c, train)
+  if groups == 1:
+    routings = jax.tree.map(lambda a: a[None], route(inputs.replace(items=None)))
+  else:
+    grouped = jax.tree.map(
+      lambda a: a.reshape(groups, -1, *a.shape[1:]), inputs.replace(items=None)
+    )
+    routings = jax.vmap(route)(grouped)
+  plan, routing = _plan(c, routings)
+  y = execute(
+    inputs.items,
+    plan,
+    lambda params, items: expert_fn(params, items, key),
+    params,
+    backend=c.backend,
+    axis=axis,
+  )
+  return y, routing
+
+
+def _route(c: MoEConfig, train: bool, inputs: Inputs) -> Routing | SoftRouting:
+  """The routing of one group."""
+  scores, valid = inputs.scores, inputs.valid
+  if c.router == "soft":
+    return routers.soft(scores, valid)
+  if c.router == "expert_choice":
+    return routers.expert_choice(scores, valid, capacity=_capacity(c, len(valid)))
+  if c.router == "sigmoid_bias":
+    return routers.sigmoid_bias(
+      scores, valid, k=c.top_k, bias=inputs.bias, normalise=c.normalise
+    )
+  if c.router == "sinkhorn" and train:
+    return routers.sinkhorn(scores, valid, k=c.top_k)
+  if c.router in ("hash", "uniform"):
+    return routers.uniform(scores, valid, k=c.top_k)
+  choose = routers.batch_priority if c.router == "batch_priority" else routers.top_k
+  return choose(scores, valid, k=c.top_k, normalise=c.normalise)
+
+
+def _capacity(c: MoEConfig, num_items: int) -> int:
+  if c.router == "expert_choice":
+    factor = 1.0 if c.capacity_factor is None else c.capacity_factor
+    return expert_capacity(num_items, c.num_experts, 1, factor)
+  return expert_capacity(num_items, c.num_experts, c.top_k, c.capacity_factor)
+
+
+def _plan(c: MoEConfig, routings: Routing | SoftRouting):
+  """The plan of all groups, and the routing as statistics see it; both over items."""
+
+  def flatten(tree):
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+  if isinstance(routings, SoftRouting):
+    return join(routings), flatten(routings).hard()
+  capacity = _capacity(c, routings.valid.shape[1])
+  plan = join(jax.vmap(functools.partial(make_plan, capacity=capacity))(routings))
+  return plan, flatten(routings).replace(executed=plan.executed)

@@ -1,0 +1,236 @@
+"""Routers: functions from the scores of some items to their routing.
+
+Items compete inside a routing group only, so each function sees one group: scores
+[n, E], float32, larger ones better, −inf for experts that must not be chosen, and
+`valid`, bool [n]. Where scores come from is another matter, see `layer`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mcil_jax.moe.routing import Routing, SoftRouting, check
+
+NORMALISE = ("all", "chosen")
+
+
+def top_k(
+  scores: jax.Array, valid: jax.Array, *, k: int, normalise: str = "all"
+) -> Routing:
+  """Each item goes to the k experts of its largest scores; ties to the lower number.
+
+  Args:
+    scores: [n, E], logits.
+    valid: bool [n]; the scores of other items are never looked at.
+    k: experts per item.
+    normalise: where the weights come from. "all": the chosen entries of the softmax
+      over all experts, which teaches the router even if k = 1 (Fedus et al. 2021,
+      arXiv 2101.03961, eq. 2). "chosen": a softmax over the k chosen logits (Shazeer
+      et al. 2017, arXiv 1701.06538, eq. 3 and 5), which is constant if k = 1.
+
+  Raises:
+    ValueError: k is not between 1 and E, `normalise` is unknown, or `valid` is not [n].
+  """
+  check(scores, valid, k)
+  _check_normalise(normalise)
+  scores = _clean(scores, valid)
+  probs = jax.nn.softmax(scores)
+  chosen, expert_index = jax.lax.top_k(scores, k)
+  if normalise == "all":
+    weights = jnp.take_along_axis(probs, expert_index, axis=1)
+  else:
+    weights = jax.nn.softmax(chosen)
+  return _routing(expert_index, weights, probs, valid, _chosen(chosen), scores)
+
+
+def batch_priority(
+  scores: jax.Array, valid: jax.Array, *, k: int, normalise: str = "all"
+) -> Routing:
+  """`top_k`; experts that fill up keep the items that are surest of their choice.
+
+  Source: Riquelme et al. 2021 (V-MoE), arXiv 2106.05974, §4.1, with the largest weight
+  of an item as its priority.
+  """
+  routing = top_k(scores, valid, k=k, normalise=normalise)
+  # Of all experts: those of the chosen ones are equal if k = 1.
+  return routing.replace(priority=jax.lax.stop_gradient(routing.probs.max(axis=-1)))
+
+
+def sigmoid_bias(
+  scores: jax.Array,
+  valid: jax.Array,
+  *,
+  k: int,
+  bias: jax.Array,
+  normalise: str = "all",
+) -> Routing:
+  """Top-k of σ(score) + bias; weights of σ(score) alone.
+
+  The bias, which takes no gradient, balances the experts without a loss for it: see
+  `balance_bias_update`. Source: Wang et al. 2024, arXiv 2408.15664, §3.1.
+
+  Args:
+    scores: [n, E], logits.
+    valid: bool [n].
+    k: experts per item.
+    bias: [n, E], of each item's router.
+    normalise: "all": weights are σ(score). "chosen": divided by their sum (DeepSeek-AI
+      2024, arXiv 2412.19437, eq. 13), which is constant if k = 1.
+  """
+  check(scores, valid, k)
+  _check_normalise(normalise)
+  scores = _clean(scores, valid)
+  gates = jax.nn.sigmoid(scores)
+  wanted = jnp.where(_chosen(scores), gates + jax.lax.stop_gradient(bias), scores)
+  chosen, expert_index = jax.lax.top_k(wanted, k)
+  weights = jnp.take_along_axis(gates, expert_index, axis=1)
+  if normalise == "chosen":
+    weights = weights / weights.sum(axis=1, keepdims=True)
+  probs = gates / gates.sum(axis=1, keepdims=True)
+  return _routing(expert_index, weights, probs, valid, _chosen(chosen))
+
+
+def balance_bias_update(load: jax.Array, *, rate: float) -> jax.Array:
+  """What to add to the bias of `sigmoid_bias` after a step, [..., E].
+
+  Source: Wang et al. 2024, arXiv 2408.15664, algorithm 1: u·sign(mean load − load).
+
+  Args:
+    load: [..., E], assignments to each expert, over all devices.
+    rate: u.
+  """
+  load = load.astype(jnp.float32)
+  return rate * jnp.sign(load.mean(axis=-1, keepdims=True) - load)
+
+
+def expert_choice(scores: jax.Array, valid: jax.Array, *, capacity: int) -> Routing:
+  """Each expert takes the `capacity` items that are most for it.
+
+  An item goes to no expert, to one or to several; nothing is dropped. Source: Zhou et
+  al. 2022, arXiv 2202.09368, §3.2, eq. 1 to 3, without the cap on experts per item.
+
+  Returns:
+    The routing with k = E.
+  """
+  check(scores, valid, 1)
+  num_items, num_experts = scores.shape
+  scores = _clean(scores, valid)
+  probs = jax.nn.softmax(scores)
+  # Padding comes last, and is not taken even if there is room.
+  # NaN comes first, so that it shows.
+  wish = jnp.where(jnp.isnan(probs), jnp.inf, jnp.where(probs > 0, probs, -1.0))
+  wish = jnp.where(valid[:, None], wish, -1.0).T  # [E, n]
+  taken, items = jax.lax.top_k(jax.lax.stop_gradient(wish), min(capacity, num_items))
+  experts = jnp.broadcast_to(jnp.arange(num_experts)[:, None], items.shape)
+  chosen = jnp.zeros((num_items, num_experts), bool)
+  chosen = chosen.at[items, experts].set(taken >= 0)
+  everyone = jnp.broadcast_to(jnp.arange(num_experts), chosen.shape)
+  return _routing(everyone, probs, probs, valid, chosen, scores)
+
+
+def sinkhorn(
+  scores: jax.Array, valid: jax.Array, *, k: int, iterations: int = 16
+) -> Routing:
+  """Top-k of a balanced transport plan between items and experts; weights of softmax.
+
+  Source: Clark et al. 2022 (S-BASE), arXiv 2202.01169, §3.1, a relaxation of Lewis et
+  al. 2021 (BASE), arXiv 2103.16716. At test time, route by `top_k` instead: an item
+  must not depend on the others of its batch.
+  """
+  check(scores, valid, k)
+  scores = _clean(scores, valid)
+  probs = jax.nn.softmax(scores)
+  rows = jnp.where(valid[:, None], jax.lax.stop_gradient(scores), -jnp.inf)
+  column = jnp.zeros(scores.shape[1])
+  for _ in range(iterations):
+    row = jax.nn.logsumexp(rows - column, axis=1, keepdims=True)
+    row = jnp.where(jnp.isfinite(row), row, 0.0)
+    column = jax.nn.logsumexp(rows - row, axis=0)
+    column = jnp.where(jnp.isfinite(column), column, 0.0)
+  plan = jnp.where(valid[:, None], rows - column, 0.0)
+  chosen, expert_index = jax.lax.top_k(plan, k)
+  weights = jnp.take_along_axis(probs, expert_index, axis=1)
+  return _routing(expert_index, weights, probs, valid, _chosen(chosen), scores)
+
+
+def uniform(scores: jax.Array, valid: jax.Array, *, k: int) -> Routing:
+  """The k largest scores, which are noise, with equal weights: the control."""
+  routing = top_k(jax.lax.stop_gradient(scores), valid, k=k)
+  equal = jnp.where(routing.wanted, 1.0 / k, 0.0)
+  flat = jnp.where(valid[:, None], 1.0 / scores.shape[1], 0.0)
+  probs = jnp.broadcast_to(flat, routing.probs.shape)
+  return routing.replace(weights=equal, probs=probs, log_z=None)
+
+
+def soft(scores: jax.Array, valid: jax.Array) -> SoftRouting:
+  """Slots are means of all items, outputs means of all slots.
+
+  Source: Puigcerver et al. 2023 (Soft MoE), arXiv 2308.00951, eq. 1 to 3.
+
+  Args:
+    scores: [n, E, S], of each of an expert's S slots.
+    valid: bool [n].
+  """
+  where = valid[:, None, None]
+  scores = jnp.where(where, scores.astype(jnp.float32), 0.0)
+  dispatch = jax.nn.softmax(jnp.where(where, scores, -jnp.inf), axis=0)
+  # A group of padding alone would be 0/0.
+  dispatch = jnp.where(where & valid.any(), dispatch, 0.0)
+  combine = jax.nn.softmax(scores.reshape(len(scores), -1)).reshape(scores.shape)
+  return SoftRouting(dispatch, jnp.where(where, combine, 0.0), valid)
+
+
+def shazeer_noise(raw_std: jax.Array, key: jax.Array) -> jax.Array:
+  """Noise to add to the logits in training, so that other experts get chosen too.
+
+  Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 4.
+
+  Args:
+    raw_std: [N, E], x·W_noise; its softplus is the standard deviation.
+    key: of `jax.random`.
+  """
+  raw_std = raw_std.astype(jnp.float32)
+  return jax.random.normal(key, raw_std.shape) * jax.nn.softplus(raw_std)
+
+
+def hashed(ids: jax.Array, num_experts: int) -> jax.Array:
+  """Scores that depend on nothing but an item's number, [N, E].
+
+  The first choice is a hash of it, the others follow in a circle: the same experts for
+  the same item, for good. Source of the idea: Roller et al. 2021, arXiv 2106.04426.
+  """
+  x = ids.astype(jnp.uint32)
+  for factor in (0x7FEB352D, 0x846CA68B):  # mixes all bits of the number
+    x = (x ^ (x >> 16)) * jnp.uint32(factor)
+  first = ((x ^ (x >> 16)) % num_experts).astype(jnp.int32)
+  distance = (jnp.arange(num_experts) - first[:, None]) % num_experts
+  return -distance.astype(jnp.float32)
+
+
+def _check_normalise(normalise: str) -> None:
+  if normalise not in NORMALISE:
+    raise ValueError(f"normalise={normalise!r}: expected 'all' or 'chosen'")
+
+
+def _clean(scores: jax.Array, valid: jax.Array) -> jax.Array:
+  """Before any softmax, so that NaN in padding reaches neither values nor gradients."""
+  return jnp.where(valid[:, None], scores.astype(jnp.float32), 0.0)
+
+
+def _chosen(scores: jax.Array) -> jax.Array:
+  """False for experts that must not be chosen; NaN stays, so that it shows."""
+  return ~jnp.isneginf(scores)
+
+
+def _routing(expert_index, weights, probs, valid, chosen, scores=None) -> Routing:
+  """The routing; an assignment that is not `chosen` is none."""
+  chosen = chosen | ~valid[:, None]
+  log_z = None
+  if scores is not None:
+    log_z = jnp.where(valid, jax.nn.logsumexp(scores, axis=1), 0.0)
+  return Routing(
+    expert_index=jnp.where(chosen, expert_index, probs.shape[1]),
+    weights=jnp.where(valid[:, None] & chosen, weights, 0.0),
+    probs=jnp.where(valid[:, None], probs, 0.0),
+    valid=valid,
+    log_z=log_z,
+  )
