@@ -1,11 +1,17 @@
 """The device mesh, and how arrays lie on it."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# A batch is split over all devices, whatever else the expert axis holds.
-BATCH = PartitionSpec(("data", "expert"))
+from mcil_jax import moe
+
+# Logical axis → axes of the mesh. A batch is split over all devices, whatever else the
+# expert axis holds; what is not named here is on every device.
+RULES = {"batch": ("data", "expert"), "expert": "expert"}
+BATCH = PartitionSpec(RULES["batch"])
 
 
 def make_mesh(data: int, expert: int) -> Mesh:
@@ -49,6 +55,25 @@ def make_mesh(data: int, expert: int) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(mesh: Mesh, tree: Any) -> Any:
+  """How parameters, or a tree that repeats them such as Adam's, lie on the mesh.
+
+  Args:
+    mesh: of the run.
+    tree: of arrays or shapes; the names on an array's path say what its axes are.
+
+  Returns:
+    The tree with a sharding in the place of each array.
+  """
+
+  def of_array(path, _) -> NamedSharding:
+    names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+    axes = [RULES[axis] for axis in moe.logical_axes(names)]
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.tree_util.tree_map_with_path(of_array, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -259,7 +259,7 @@ def balance(params: dict, routing: Routings, router: jax.Array | int, rate: floa
   """Parameters after `moe.balance_bias_update` of the biases of one router."""
   params = jax.tree.map(lambda x: x, params)  # new dictionaries, the same arrays
   for m, layer, of_block in adapters(params):
-    load = moe.stats(jax.tree.map(lambda x, i=layer: x[i], routing[m])).load
+    load = moe.measure(jax.tree.map(lambda x, i=layer: x[i], routing[m])).load
     update = moe.balance_bias_update(load, rate=rate)
     bias = of_block["balance_bias"]
     of_block["balance_bias"] = bias.at[router].add(update)

@@ -7,6 +7,7 @@ their group only, the result is that of one device.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,6 +24,14 @@ from mcil_jax.moe.routing import Routing, SoftRouting
 # Items are split over all devices, experts over those of one axis.
 BATCH = PartitionSpec(("data", "expert"))
 EXPERTS = PartitionSpec("expert")
+
+
+def logical_axes(path: Sequence[str | None]) -> tuple[str, ...]:
+  """What the leading axes of a parameter are, by the names on its path.
+
+  "expert" for the parameters of experts, nothing for all others.
+  """
+  return ("expert",) if "experts" in path else ()
 
 
 @struct.dataclass

@@ -124,7 +124,7 @@ def counts(routing: Routing, group: jax.Array, num_groups: int) -> jax.Array:
   return table.astype(jnp.int32)
 
 
-def stats(routing: Routing) -> MoEStats:
+def measure(routing: Routing) -> MoEStats:
   """The statistics of an executed routing, as `MoE` returns it."""
   one_hot = _one_hot(routing)
   load = one_hot.sum(axis=(0, 1))
@@ -182,7 +182,7 @@ def penalty(
     routings: modality → [layers, N, ...].
     c: `config.moe`.
   """
-  of_towers = [jax.vmap(stats)(routing) for routing in routings.values()]
+  of_towers = [jax.vmap(measure)(routing) for routing in routings.values()]
   mean = {
     field.name: jnp.mean(jnp.stack([getattr(t, field.name).mean() for t in of_towers]))
     for field in dataclasses.fields(MoEStats)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcil_jax.models.transformer import Block, quick_gelu
-from mcil_jax.moe import MoEConfig, Route, stats
+from mcil_jax.moe import MoEConfig, Route, measure
 from mcil_jax.moe.backends import BACKENDS
 
 
@@ -88,7 +88,7 @@ def test_block_with_adapters_as_the_reference(golden_dir, recipe, name, backend)
   gates = np.zeros(expected["gates"].shape, np.float32)
   np.put_along_axis(gates, np.asarray(routing.expert_index), routing.weights, axis=1)
   np.testing.assert_allclose(gates, expected["gates"], atol=1e-4)
-  load = stats(routing).load
+  load = measure(routing).load
   assert load.tolist() == expected["load"].tolist()
   scale = np.abs(expected["output"]).max()
   found = y.transpose(1, 0, 2)

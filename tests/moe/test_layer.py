@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcil_jax import sharding
-from mcil_jax.moe import MoE, MoEConfig, Route, stats
+from mcil_jax.moe import MoE, MoEConfig, Route, measure
 from mcil_jax.moe.backends import BACKENDS
 
 N, S, D, E = 8, 3, 6, 4
@@ -232,7 +232,7 @@ def test_sharded_equals_unsharded(h, shape, backend, factor):
     def loss(params):
       route = Route(router=batch["router"], valid=batch["valid"])
       y, routing = apply(layer, params, batch["h"], route, train=True)
-      found = stats(routing)
+      found = measure(routing)
       return (y**2).sum() + found.balance_loss, (y, found)
 
     return jax.value_and_grad(loss, has_aux=True)(params)

@@ -11,7 +11,7 @@ from mcil_jax.moe import stats as stats_lib
 from mcil_jax.moe.plan import expert_capacity, make_plan
 from mcil_jax.moe.routers import top_k
 from mcil_jax.moe.routing import Routing
-from mcil_jax.moe.stats import MoEStats, stats
+from mcil_jax.moe.stats import MoEStats, measure
 
 
 def executed(routing: Routing, factor: float | None = None) -> Routing:
@@ -56,14 +56,14 @@ def test_statistics_by_hand():
     "dead_experts": 1,
     "entropy": 3 / 4 * math.log(2),
     # Of p = 4/8, 3/8, 1/8.
-    "marginal_entropy": 2 * math.log(2) - 3 / 8 * math.log(1.5),
+    "marginal_entropy": 2 * math.log(2) - 3 / 8 * math.log(3),
     "dropped": 1,
     "dropped_items": 1,
     "capacity_use": 3 / 6,
   }
-  assert_stats(stats(executed(routing, 1.2)), expected)
+  assert_stats(measure(executed(routing, 1.2)), expected)
   nothing_dropped = {"dropped": 0, "dropped_items": 0, "capacity_use": 4 / 15}
-  assert_stats(stats(executed(routing)), expected | nothing_dropped)
+  assert_stats(measure(executed(routing)), expected | nothing_dropped)
 
 
 def test_even_routing_has_the_balance_loss_one():
@@ -75,7 +75,7 @@ def test_even_routing_has_the_balance_loss_one():
     probs=jnp.full((4, 4), 0.25),
     valid=jnp.ones(4, bool),
   )
-  found = stats(executed(routing))
+  found = measure(executed(routing))
   expected = {
     "load": [2, 2, 2, 2],
     "importance": [0.5, 0.5, 0.5, 0.5],
@@ -99,7 +99,7 @@ def test_descending_the_balance_loss_balances():
 
   def loss(bias):
     routing = top_k(logits + bias, jnp.ones(64, bool), k=1, normalise="all")
-    found = stats(executed(routing))
+    found = measure(executed(routing))
     return found.balance_loss, found.load
 
   step = jax.jit(jax.grad(loss, has_aux=True))
@@ -115,7 +115,7 @@ def test_descending_the_balance_loss_balances():
 def test_gradients_of_the_statistics_are_finite_where_probabilities_vanish():
   def entropy_and_loss(logits):
     routing = top_k(logits, jnp.array([True, False]), k=1, normalise="all")
-    found = stats(executed(routing))
+    found = measure(executed(routing))
     return found.entropy + found.balance_loss + found.marginal_entropy
 
   gradient = jax.grad(entropy_and_loss)(jnp.array([[0.0, 999.0], [1.0, 2.0]]))
@@ -140,7 +140,7 @@ def test_without_valid_items_what_is_undefined_is_nan():
     "dropped_items": 0,
     "capacity_use": 0,
   }
-  assert_stats(stats(executed(routing)), expected)
+  assert_stats(measure(executed(routing)), expected)
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
@@ -153,7 +153,7 @@ def test_statistics_of_a_sharded_batch_are_those_of_the_whole(rng, shape):
 
   def compute(batch):
     routing = top_k(batch["logits"], batch["valid"], k=2, normalise="all")
-    return stats(executed(routing, 0.5))
+    return measure(executed(routing, 0.5))
 
   expected = jax.jit(compute)(batch)
   assert expected.dropped > 0
@@ -172,7 +172,7 @@ def test_losing_one_of_two_experts_is_no_lost_item():
     executed=jnp.array([[1, 1], [0, 1], [0, 0], [0, 0]], bool),
     places=4,
   )
-  found = stats(routing)
+  found = measure(routing)
   assert (int(found.dropped), int(found.dropped_items)) == (3, 1)
   assert found.load.tolist() == [3, 1, 1, 1]
   assert float(found.capacity_use) == 3 / 4
