@@ -143,7 +143,7 @@ def test_settings_of_a_block_take_effect(encoder):
     assert np.abs(changed - plain).max() > 1e-4
 
 
-ADAPTERS = MoEConfig(num_experts=3, bottleneck=4, num_routers=2)
+ADAPTERS = MoEConfig(num_experts=3, hidden=4, num_routers=2)
 
 
 def route(samples=16, **fields) -> Route:

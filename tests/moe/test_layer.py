@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import sharding
-from mcil_jax.moe import MoE, MoEConfig, Route, measure
+from mcil_jax.moe import MoE, MoEConfig, Route
 from mcil_jax.moe.backends import BACKENDS
 
 N, S, D, E = 8, 3, 6, 4
 
 
 def make_layer(**settings) -> MoE:
+  if settings.get("capacity_factor") and "unit" not in settings:
+    settings.setdefault("groups", 1)
   return MoE(MoEConfig(num_experts=E, hidden=5, **settings))
 
 
@@ -54,7 +55,7 @@ gradients = jax.jit(jax.grad(squared, argnums=1), static_argnums=0)
 
 
 def test_the_layer_starts_as_zero_with_routers_that_differ(h):
-  layer = make_layer(num_routers=30, noise=True)
+  layer = make_layer(num_routers=30, router="noisy_top_k")
   params = jax.jit(init, static_argnums=0)(layer, h)
   assert params["router_kernel"].shape == (30, D, E)
   # 720 samples: the standard error of a deviation is 2.6 %.
@@ -172,7 +173,7 @@ def test_each_expert_drops_units_of_its_own(h):
 
 
 def test_noise_changes_choices_in_training_only(h):
-  layer = make_layer(noise=True)
+  layer = make_layer(router="noisy_top_k")
   params = random_params(layer, h)
 
   def probs(train, seed):
@@ -183,7 +184,7 @@ def test_noise_changes_choices_in_training_only(h):
 
 
 def test_noise_of_no_standard_deviation_changes_nothing(h):
-  layer = make_layer(noise=True)
+  layer = make_layer(router="noisy_top_k")
   params = random_params(layer, h)
   params["noise_kernel"] = np.full_like(params["noise_kernel"], -999.0)
   positive = jnp.abs(h)  # so that x·W_noise is far below 0, and its softplus is 0
@@ -214,67 +215,40 @@ def test_routing_is_in_float32_whatever_the_precision_of_the_tokens(h):
 
 
 @pytest.mark.parametrize(
-  ("shape", "backend", "factor"),
-  [((8, 1), "loop", None), ((2, 4), "indices", 0.5), ((4, 2), "gather", 0.5)],
-)
-def test_sharded_equals_unsharded(h, shape, backend, factor):
-  layer = make_layer(
-    top_k=2, num_routers=2, dropout=0.5, backend=backend, capacity_factor=factor
-  )
-  params = random_params(layer, h)
-  batch = {
-    "h": np.asarray(h),
-    "router": np.arange(N, dtype=np.int32) % 2,
-    "valid": np.arange(N) != 5,
-  }
-
-  def step(params, batch):
-    def loss(params):
-      route = Route(router=batch["router"], valid=batch["valid"])
-      y, routing = apply(layer, params, batch["h"], route, train=True)
-      found = measure(routing)
-      return (y**2).sum() + found.balance_loss, (y, found)
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-  expected = jax.jit(step)(params, batch)
-  mesh = sharding.make_mesh(*shape)
-  placed = sharding.place(batch, mesh, N)
-  found = jax.jit(step)(jax.device_put(params, sharding.replicated(mesh)), placed)
-  assert (expected[0][1][1].dropped > 0) == (factor is not None)
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-    scale = max(float(np.abs(b).max()), 1e-3)
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale)
-
-
-@pytest.mark.parametrize(
   ("settings", "message"),
   [
     ({"num_experts": 0}, "num_experts=0: expected a number ≥ 1"),
     ({"hidden": 0}, "hidden=0: expected a number ≥ 1"),
     ({"num_routers": -1}, "num_routers=-1: expected a number ≥ 1"),
-    ({"top_k": 0}, "top_k=0: expected 1 to num_experts=4"),
-    ({"top_k": 5}, "top_k=5: expected 1 to num_experts=4"),
-    ({"backend": "some"}, "backend='some': expected 'auto' or one of"),
+    ({"slots": 0}, "slots=0: expected a number ≥ 1"),
+    ({"groups": -1}, "groups=-1: expected a number ≥ 0"),
+    ({"num_shared": -1}, "num_shared=-1: expected a number ≥ 0"),
+    ({"router": "random"}, r"router='random': expected one of \('top_k', 'noisy_top_k"),
+    ({"unit": "batch"}, r"unit='batch': expected one of \('sample', 'token'\)"),
+    ({"expert": "some"}, "expert='some': expected one of"),
+    ({"normalise": "some"}, r"normalise='some': expected one of \('all', 'chosen'\)"),
+    ({"backend": "some"}, r"backend='some': expected one of \('auto', 'einsum'"),
+    ({"top_k": 0}, "top_k=0: expected 1 to 4"),
+    ({"top_k": 5}, "top_k=5: expected 1 to 4"),
+    ({"top_k": 3, "initial_experts": 2}, "top_k=3: expected 1 to 2"),
+    ({"initial_experts": 5}, "initial_experts=5: expected at most num_experts=4"),
     ({"dropout": 1.0}, r"dropout=1\.0: expected a rate in \[0, 1\)"),
     ({"dropout": -0.1}, r"dropout=-0\.1: expected a rate in \[0, 1\)"),
+    ({"capacity_factor": 0.0}, r"capacity_factor=0\.0: expected a positive number, or"),
+    (
+      {"capacity_factor": 1.0},
+      r"router='top_k' with capacity_factor=1\.0 lets the items .* set groups",
+    ),
+    ({"router": "soft"}, "router='soft' lets the items of a routing group compete"),
+    (
+      {"router": "soft", "groups": 2, "backend": "indices"},
+      "backend='indices': router='soft' runs on einsum or loop",
+    ),
   ],
 )
 def test_impossible_settings(settings, message):
   with pytest.raises(ValueError, match=message):
     MoEConfig(**{"num_experts": 4} | settings)
-
-
-@pytest.mark.parametrize(
-  ("settings", "message"),
-  [
-    ({"normalise": "some"}, "normalise='some'"),
-    ({"capacity_factor": 0.0}, r"capacity_factor=0\.0"),
-  ],
-)
-def test_settings_that_other_modules_refuse(h, settings, message):
-  with pytest.raises(ValueError, match=message):
-    init(make_layer(**settings), h)
 
 
 @pytest.mark.parametrize(
@@ -288,3 +262,85 @@ def test_routes_of_wrong_shapes(h, field, message):
   route = make_route().replace(**{field: jnp.zeros(2, int)})
   with pytest.raises(ValueError, match=message):
     make_layer().init(jax.random.key(0), h, h[:, 0], route, False)
+
+
+@pytest.mark.parametrize("router", ["hash", "uniform"])
+def test_hashing_needs_the_numbers_of_items(h, router):
+  with pytest.raises(ValueError, match=f"router='{router}' goes by the numbers"):
+    init(make_layer(router=router), h)
+
+
+def test_tokens_are_routed_each_on_its_own(h):
+  layer = make_layer(unit="token")
+  params = random_params(layer, h)
+  y, routing = apply(layer, params, h, make_route())
+  assert routing.expert_index.shape == (N * S, 1)
+  single = make_layer(unit="sample")
+  for token in range(S):
+    own, of_token = apply(single, params, h[:, token : token + 1], make_route())
+    np.testing.assert_allclose(y[:, token], own[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(
+      routing.expert_index.reshape(N, S)[:, token], of_token.expert_index[:, 0]
+    )
+
+
+def test_routers_know_the_experts_that_there_were(h):
+  # Router 0 has expert 0, router 1 experts 0 to 2, router 2 all four.
+  layer = make_layer(num_routers=3, initial_experts=1, experts_per_router=2)
+  params = random_params(layer, h)
+  for router, there in enumerate([1, 3, 4]):
+    _, routing = apply(layer, params, h, make_route(router))
+    assert set(np.unique(routing.expert_index)) <= set(range(there))
+    assert not routing.probs[:, there:].any()
+    found = gradients(layer, params, h, make_route(router))["experts"]
+    assert not any(g[there:].any() for g in jax.tree.leaves(found))
+
+
+def test_items_are_hashed_the_same_in_every_batch(h):
+  layer = make_layer(router="hash", top_k=2)
+  items = jnp.array([3, 1, 4, 1, 5, 9, 2, 6])
+  route = make_route().replace(item=items)
+  variables = layer.init(jax.random.key(0), h, h[:, 0], route, False)
+  _, routing = layer.apply(variables, h, h[:, 0], route, False)
+  order = jnp.array([7, 3, 1, 0, 2, 4, 5, 6])
+  shuffled = make_route().replace(item=items[order])
+  _, again = layer.apply(variables, h[order], h[order][:, 0], shuffled, False)
+  np.testing.assert_array_equal(routing.expert_index[order], again.expert_index)
+  np.testing.assert_array_equal(routing.expert_index[1], routing.expert_index[3])
+  assert (routing.expert_index[:, 0] != routing.expert_index[:, 1]).all()
+  np.testing.assert_array_equal(routing.weights, np.full((N, 2), 0.5))
+
+
+def test_shared_experts_serve_every_valid_sample(h):
+  layer = make_layer(num_shared=2, expert="mlp")
+  params = random_params(layer, h)
+  valid = jnp.arange(N) != 3
+  y, _ = apply(layer, params, h, make_route(valid=valid))
+  alone = {k: v for k, v in params.items() if k != "shared_experts"}
+  routed, _ = apply(make_layer(expert="mlp"), alone, h, make_route(valid=valid))
+  p = params["shared_experts"]
+  expected = np.asarray(routed)
+  for e in range(2):
+    z = jax.nn.gelu(h @ p["in_kernel"][e] + p["in_bias"][e])
+    expected = expected + z @ p["out_kernel"][e] + p["out_bias"][e]
+  np.testing.assert_allclose(y[valid], expected[valid], rtol=1e-4, atol=1e-4)
+  assert not y[3].any()
+
+
+def test_scores_of_the_cosine_router_ignore_lengths(h):
+  layer = make_layer(router="cosine")
+  params = random_params(layer, h)
+  _, routing = apply(layer, params, h, make_route())
+  _, longer = apply(layer, params, 7 * h, make_route())
+  np.testing.assert_allclose(routing.probs, longer.probs, rtol=1e-4)
+  assert len(np.unique(routing.expert_index)) > 1
+
+
+def test_nan_of_a_router_shows_in_its_items_alone(h):
+  for router in ("top_k", "sigmoid_bias", "sinkhorn"):
+    groups = {"groups": 8} if router == "sinkhorn" else {}
+    layer = make_layer(router=router, **groups)
+    bad = h.at[2].set(jnp.nan)
+    y, _ = apply(layer, random_params(layer, h), bad, make_route())
+    assert np.isnan(y[2]).all(), router
+    assert np.isfinite(np.delete(y, 2, axis=0)).all(), router
