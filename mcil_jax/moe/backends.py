@@ -1,12 +1,13 @@
 """Backends: each executes a plan, and all agree to float32 rounding."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax import struct
 
 from mcil_jax.moe.plan import Plan, SoftPlan
 
@@ -38,9 +39,14 @@ def _clear_unused(x: Any, plan: AnyPlan) -> Any:
 # the experts are on several devices, and the buffers travel there and back.
 
 
+# Here places may have any shape [*p]: `item` and `assignment` say what is in each, and
+# `slot` [N, k] is the flat number of the place of each assignment. What does not exist
+# is out of bounds on purpose: it reads as zeros.
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _take(x: jax.Array, item: jax.Array, slot: jax.Array, k: int) -> jax.Array:
-  """x[item], zeros out of bounds; `slot` [N, k] is where each row of x went.
+  """x[item]: [N, ...] → [*p, ...].
 
   The derivative of a gather is a scatter, which is slow where memory is not shared by
   atomic units, unless one knows where every row went: then it is a gather as well.
@@ -50,14 +56,15 @@ def _take(x: jax.Array, item: jax.Array, slot: jax.Array, k: int) -> jax.Array:
 
 
 def _take_forward(x, item, slot, k):
-  return _take(x, item, slot, k), slot
+  return _take(x, item, slot, k), (item, slot)
 
 
-def _take_backward(k, slot, gradient):
-  inner = gradient.reshape(-1, *gradient.shape[2:])
+def _take_backward(k, residuals, gradient):
+  item, slot = residuals
+  flat = gradient.reshape(-1, *gradient.shape[item.ndim :])
   if k == 1:
-    return inner.at[slot[:, 0]].get(mode="fill", fill_value=0), None, None
-  return inner.at[slot].get(mode="fill", fill_value=0).sum(axis=1), None, None
+    return flat.at[slot[:, 0]].get(mode="fill", fill_value=0), None, None
+  return flat.at[slot].get(mode="fill", fill_value=0).sum(axis=1), None, None
 
 
 _take.defvjp(_take_forward, _take_backward)
@@ -65,9 +72,8 @@ _take.defvjp(_take_forward, _take_backward)
 
 @jax.custom_vjp
 def _put_back(outputs: jax.Array, slot: jax.Array, assignment: jax.Array) -> jax.Array:
-  """outputs[slot] of [E, P, ...], by assignments [N, k, ...]; see `_take`."""
-  del assignment
-  flat = outputs.reshape(-1, *outputs.shape[2:])
+  """outputs[slot]: [*p, ...] → [N, k, ...]; see `_take`."""
+  flat = outputs.reshape(-1, *outputs.shape[assignment.ndim :])
   return flat.at[slot].get(mode="fill", fill_value=0)
 
 
@@ -83,21 +89,33 @@ def _put_back_backward(assignment, gradient):
 _put_back.defvjp(_put_back_forward, _put_back_backward)
 
 
-def _fill_by_index(x: Any, plan: Plan) -> Any:
-  """Gathers the items of each expert's buffer; empty places are zeros."""
-  item, slot = plan.item, plan.slot
+def _fill(x: Any, assignment: jax.Array, slot: jax.Array, k: int) -> Any:
+  """The items of a tree in the places of their assignments; zeros in empty places."""
+  item = assignment // k
 
   def fill(a: jax.Array) -> jax.Array:
     if jnp.issubdtype(a.dtype, jnp.inexact):
-      return _take(a, item, slot, plan.k)
+      return _take(a, item, slot, k)
     return a.at[item].get(mode="fill", fill_value=0)
 
   return jax.tree.map(fill, x)
 
 
-def _drain_by_index(outputs: jax.Array, plan: Plan) -> jax.Array:
-  y = _put_back(outputs, plan.slot, plan.assignment)
+def _drain(
+  outputs: jax.Array, assignment: jax.Array, slot: jax.Array, plan: Plan
+) -> jax.Array:
+  """Each item's weighted sum of what stands in its places."""
+  y = _put_back(outputs, slot, assignment)
   return _scale(plan.weights, y).sum(axis=1).astype(y.dtype)
+
+
+def _fill_by_index(x: Any, plan: Plan) -> Any:
+  """Gathers the items of each expert's buffer; empty places are zeros."""
+  return _fill(x, plan.assignment, plan.slot, plan.k)
+
+
+def _drain_by_index(outputs: jax.Array, plan: Plan) -> jax.Array:
+  return _drain(outputs, plan.assignment, plan.slot, plan)
 
 
 def _masks(plan: AnyPlan) -> tuple[jax.Array, jax.Array]:
@@ -210,6 +228,71 @@ def _gather(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
   return sum(choice(j) for j in range(plan.weights.shape[1]))
 
 
+@struct.dataclass
+class _Sorted:
+  """Executed assignments by expert, each expert's in whole blocks of b rows.
+
+  Attributes:
+    slot: int32 [N, k], the row of each assignment; out of bounds if not executed.
+    assignment: int32 [M·b], n·k + j in each row; N·k in empty ones.
+    expert: int32 [M], of each block; E for those that are left over.
+    blocks: int32 [E], of each expert.
+  """
+
+  slot: jax.Array
+  assignment: jax.Array
+  expert: jax.Array
+  blocks: jax.Array
+
+
+def _num_blocks(plan: Plan, block: int) -> int:
+  """M = ⌊(N·k + E·(b − 1)) / b⌋, as few as can hold any loads."""
+  return (plan.num_items * plan.k + plan.num_experts * (block - 1)) // block
+
+
+def _sort(plan: Plan, block: int) -> _Sorted:
+  """Sorts executed assignments into blocks."""
+  count = plan.num_items * plan.k
+  filled = (plan.assignment < count).astype(jnp.int32)
+  rank = (jnp.cumsum(filled, axis=1) - filled).at[plan.expert_index, plan.place]
+  blocks = -(-filled.sum(axis=1) // block)
+  end = jnp.cumsum(blocks)
+  num_blocks = _num_blocks(plan, block)
+  first = (end - blocks).at[plan.expert_index].get(mode="fill", fill_value=num_blocks)
+  slot = first * block + rank.get(mode="fill", fill_value=0)
+  numbers = jnp.arange(count, dtype=jnp.int32).reshape(slot.shape)
+  empty = jnp.full(num_blocks * block, count, jnp.int32)
+  return _Sorted(
+    slot=slot,
+    assignment=empty.at[slot].set(numbers, mode="drop"),
+    expert=jnp.searchsorted(end, jnp.arange(num_blocks), side="right"),
+    blocks=blocks,
+  )
+
+
+def _block_size(plan: Plan) -> int:
+  """The power of two next below the mean load, 128 at most.
+
+  Larger blocks compute more rows in vain, smaller ones copy parameters more often.
+  """
+  mean = plan.num_items * plan.k / plan.num_experts
+  return 2 ** min(7, max(0, math.floor(math.log2(max(mean, 1)))))
+
+
+def _blocks(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
+  """Runs blocks of rows of the same expert, each with a copy of its parameters.
+
+  Drops nothing that the plan does not drop, whatever the loads, and computes little in
+  vain. Source of the idea: Gale et al. 2022 (MegaBlocks), arXiv 2211.15841.
+  """
+  size = _block_size(plan)
+  rows = _sort(plan, size)
+  items = _fill(x, rows.assignment.reshape(-1, size), rows.slot, plan.k)
+  own = jax.tree.map(lambda p: p.at[rows.expert].get(mode="fill", fill_value=0), params)
+  outputs = jax.vmap(expert_fn)(own, items)
+  return _drain(outputs, rows.assignment.reshape(-1, size), rows.slot, plan)
+
+
 class _Kernels:
   """Kernels [E, D, H] for rows that are sorted by their expert."""
 
@@ -218,7 +301,7 @@ class _Kernels:
 
   def __rmatmul__(self, x: jax.Array) -> jax.Array:
     """`x` [M, ..., D] → [M, ..., H]."""
-    inner = int(np.prod(x.shape[1:-1]))  # rows of one item share its expert
+    inner = math.prod(x.shape[1:-1])  # rows of one item share its expert
     flat = x.reshape(-1, x.shape[-1])
     y = jax.lax.ragged_dot(flat, self._kernels, self._sizes * inner)
     return y.reshape(*x.shape[:-1], -1)
@@ -230,73 +313,60 @@ def _ragged(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
   As far as the platform has kernels for `jax.lax.ragged_dot`; on a CPU that computes
   every expert for all rows. The function must be one of those that `experts` describes.
   """
-  sizes = jnp.sum(plan.assignment < plan.num_items * plan.k, axis=1)
-  start = jnp.cumsum(sizes) - sizes
-  rows = plan.num_items * plan.k
-  row = jnp.where(
-    plan.executed,
-    start.at[plan.expert_index].get(mode="fill", fill_value=0)
-    + _place_of_executed(plan),
-    rows,
-  )
-  numbers = jnp.arange(rows, dtype=jnp.int32).reshape(row.shape)
-  assignment = jnp.full(rows, rows, jnp.int32).at[row].set(numbers, mode="drop")
-  expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(rows), side="right")
-  item = assignment // plan.k
-
-  def sort(a: jax.Array) -> jax.Array:
-    if jnp.issubdtype(a.dtype, jnp.inexact):
-      return _take(a, item[None], row, plan.k)[0]
-    return a.at[item].get(mode="fill", fill_value=0)
-
-  items = jax.tree.map(sort, x)
+  rows = _sort(plan, 1)
+  items = _fill(x, rows.assignment, rows.slot, plan.k)
   ndim = max(a.ndim for a in jax.tree.leaves(items))
 
   def own(p: jax.Array) -> Any:
     if p.ndim > 2:
-      return _Kernels(p, sizes)
-    rows_of = p.at[expert].get(mode="fill", fill_value=0)
+      return _Kernels(p, rows.blocks)
+    of_rows = p.at[rows.expert].get(mode="fill", fill_value=0)
     if p.ndim < 2:
-      return rows_of
-    return rows_of.reshape(len(expert), *(1,) * (ndim - 2), p.shape[1])
+      return of_rows
+    return of_rows.reshape(len(of_rows), *(1,) * (ndim - 2), p.shape[1])
 
   outputs = expert_fn(jax.tree.map(own, params), items)
-  y = _put_back(outputs[None], row, assignment[None])
-  return _scale(plan.weights, y).sum(axis=1).astype(y.dtype)
-
-
-def _place_of_executed(plan: Plan) -> jax.Array:
-  """Executed assignments of the same expert in places before each, [N, k]."""
-  filled = (plan.assignment < plan.num_items * plan.k).astype(jnp.int32)
-  before = jnp.cumsum(filled, axis=1) - filled
-  return before.at[plan.expert_index, plan.place].get(mode="fill", fill_value=0)
+  return _drain(outputs, rows.assignment, rows.slot, plan)
 
 
 BUFFERED = {
   "einsum": _buffered(_fill_by_mask, _drain_by_mask),
   "indices": _buffered(_fill_by_index, _drain_by_index),
 }
-BACKENDS = BUFFERED | {"loop": _loop, "gather": _gather, "ragged": _ragged}
+BACKENDS = BUFFERED | {
+  "loop": _loop,
+  "gather": _gather,
+  "blocks": _blocks,
+  "ragged": _ragged,
+}
 # Those that execute the plan of a soft router.
 SOFT = ("einsum", "loop")
 
-# Copies of parameters cost memory traffic, and save E − k of E products for each token.
-# Beyond so many numbers of an expert per number of an item they stop paying.
-MOST_COPIED = 8
+# A copy of an expert's parameters costs memory traffic, as much time as so many rows of
+# it: (numbers of an expert up to which it holds, rows). Measured by `moe.bench` on CPU.
+COPY_ROWS = ((2**17, 8), (math.inf, 64))
+
+
+def costs(x: Any, plan: AnyPlan, params: Any) -> dict[str, float]:
+  """Backend → rows of experts that it takes about as long as. For a hard plan."""
+  rows = max(math.prod(a.shape[1:-1]) for a in jax.tree.leaves(x))  # of an item
+  size = sum(math.prod(p.shape[1:]) for p in jax.tree.leaves(params))
+  copy = next(cost for most, cost in COPY_ROWS if size <= most)
+  block = _block_size(plan)
+  return {
+    "indices": plan.num_experts * plan.places * rows,
+    "loop": plan.num_experts * plan.num_items * rows,
+    "blocks": _num_blocks(plan, block) * (block * rows + copy),
+    "gather": plan.k * plan.num_items * (rows + copy),
+  }
 
 
 def cheapest(x: Any, plan: AnyPlan, params: Any) -> str:
-  """The backend that runs the fewest rows through experts."""
+  """The backend of the least cost."""
   if isinstance(plan, SoftPlan):
     return "einsum"
-  rows = {
-    "indices": plan.num_experts * plan.places,
-    "loop": plan.num_experts * plan.num_items,
-  }
-  numbers = [sum(p[0].size for p in jax.tree.leaves(tree)) for tree in (x, params)]
-  if plan.num_items and numbers[1] <= MOST_COPIED * numbers[0]:
-    rows["gather"] = plan.k * plan.num_items
-  return min(rows, key=rows.get)
+  found = costs(x, plan, params)
+  return min(found, key=found.get)
 
 
 def execute(

@@ -170,23 +170,24 @@ def test_the_precision_of_the_experts_is_kept(backend):
   np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)
 
 
-# 12 items for 4 experts: buffers of 12 or, with the factor 1, of 3 places each; all
-# items for each expert; or, copying, 12 items.
-@pytest.mark.parametrize(
-  ("factor", "most_copied", "expected"),
-  [(None, 0, "indices"), (1.0, 0, "indices"), (None, 1000, "gather")],
-)
-def test_auto_takes_what_computes_least(monkeypatch, factor, most_copied, expected):
-  def taken(name):
-    return lambda *_: name
-
-  monkeypatch.setattr(backends_lib, "MOST_COPIED", most_copied)
-  monkeypatch.setattr(
-    backends_lib, "BACKENDS", {name: taken(name) for name in BACKENDS}
-  )
+def test_costs_by_hand():
+  # 12 items of 3 rows for 4 experts of 20 numbers: buffers of 12 or 3 places each; all
+  # items for each expert; blocks of 2, at most (12 + 4)/2; copies cost 8 rows each.
   x, logits, params = make_inputs(12, 4)
-  plan = planned(logits, jnp.ones(12, bool), 1, factor)
-  assert execute(x, plan, expert_fn, params) == expected
+  expected = {"loop": 144, "blocks": 8 * (2 * 3 + 8), "gather": 12 * (3 + 8)}
+  for factor, places in ((None, 12), (1.0, 3)):
+    plan = planned(logits, jnp.ones(12, bool), 1, factor)
+    found = backends_lib.costs(x, plan, params)
+    assert found == expected | {"indices": 4 * places * 3}
+
+
+def test_auto_takes_what_costs_least(monkeypatch):
+  taken = {name: (lambda *_, name=name: name) for name in BACKENDS}
+  monkeypatch.setattr(backends_lib, "BACKENDS", taken)
+  monkeypatch.setattr(backends_lib, "costs", lambda *_: {"loop": 3, "blocks": 2})
+  x, logits, params = make_inputs(12, 4)
+  plan = planned(logits, jnp.ones(12, bool), 1, None)
+  assert execute(x, plan, expert_fn, params) == "blocks"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcil_jax.moe import routers
+from mcil_jax.moe.plan import make_plan
 from mcil_jax.moe.routers import shazeer_noise, top_k
 
 ALL = jnp.ones(2, bool)
@@ -81,3 +83,134 @@ def test_noise_has_the_standard_deviation_asked_for():
   # Standard errors: of a mean σ/√20000 ≤ 0.014, of a deviation σ/√40000 ≤ 0.01.
   np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.06)
   np.testing.assert_allclose(noise.std(axis=0), [np.log(2), 2], rtol=0.025)
+
+
+def logit(p):
+  return np.log(p / (1 - p))
+
+
+def test_the_surest_items_come_first_where_experts_fill_up():
+  # All want expert 0, with rising probability; there is room for two.
+  scores = jnp.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [9.0, 0.0]])
+  valid = jnp.array([True, True, True, False])
+  plan = make_plan(routers.batch_priority(scores, valid, k=1), 2)
+  assert plan.executed[:, 0].tolist() == [False, True, True, False]
+  assert make_plan(top_k(scores, valid, k=1), 2).executed[:, 0].tolist() == [
+    *(True, True, False, False)
+  ]
+
+
+def test_the_second_choice_of_a_sure_item_comes_after_all_first_choices():
+  scores = jnp.log(jnp.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]))
+  plan = make_plan(routers.batch_priority(scores, ALL, k=2), 1)
+  # Item 0 is the surer one; its second choice is expert 1, item 1's first.
+  assert plan.executed.tolist() == [[True, False], [True, True]]
+
+
+def test_a_bias_changes_who_is_chosen_and_not_the_weight():
+  scores = jnp.array([[logit(0.5), logit(0.4), logit(0.1)]])
+  bias = jnp.array([[0.0, 0.2, 0.0]])
+  routing = routers.sigmoid_bias(scores, ALL[:1], k=1, bias=bias)
+  assert routing.expert_index.tolist() == [[1]]
+  np.testing.assert_allclose(routing.weights, [[0.4]], rtol=1e-6)
+  np.testing.assert_allclose(routing.probs, [[0.5, 0.4, 0.1]], rtol=1e-6)
+  both = routers.sigmoid_bias(scores, ALL[:1], k=2, bias=bias, normalise="chosen")
+  np.testing.assert_allclose(both.weights, [[4 / 9, 5 / 9]], rtol=1e-6)
+
+  def total(bias):
+    return routers.sigmoid_bias(scores, ALL[:1], k=2, bias=bias).weights.sum()
+
+  assert not jax.grad(total)(bias).any()
+
+
+def test_the_bias_rises_where_the_load_is_below_the_mean():
+  load = jnp.array([[3, 1, 2], [0, 0, 6]])
+  update = routers.balance_bias_update(load, rate=0.1)
+  np.testing.assert_allclose(update, [[-0.1, 0.1, 0], [0.1, 0.1, -0.1]])
+
+
+def test_biases_balance_what_scores_do_not():
+  scores = jax.random.normal(jax.random.key(0), (90, 3)) + jnp.array([2.0, 0, 0])
+  bias, valid = jnp.zeros(3), jnp.ones(90, bool)
+
+  @jax.jit
+  def load(bias):
+    rows = jnp.broadcast_to(bias, scores.shape)
+    chosen = routers.sigmoid_bias(scores, valid, k=1, bias=rows).expert_index
+    return jnp.bincount(chosen[:, 0], length=3)
+
+  assert load(bias).max() > 60
+  for _ in range(200):
+    bias += routers.balance_bias_update(load(bias), rate=0.01)
+  assert load(bias).max() <= 35
+
+
+def test_experts_choose_the_items_that_are_most_for_them():
+  probs = jnp.array(
+    [[0.7, 0.2, 0.1], [0.6, 0.35, 0.05], [0.5, 0.1, 0.4], [0.8, 0.1, 0.1]]
+  )
+  valid = jnp.array([True, True, True, False])
+  routing = routers.expert_choice(jnp.log(probs), valid, capacity=2)
+  # Expert 0 takes items 0 and 1, expert 1 the same, expert 2 items 2 and 0.
+  expected = [[0, 1, 2], [0, 1, 3], [3, 3, 2]]
+  assert routing.expert_index[:3].tolist() == expected
+  chosen = np.array(expected) < 3
+  np.testing.assert_allclose(routing.weights[:3], probs[:3] * chosen, rtol=1e-6)
+  assert not routing.weights[3].any()
+  assert not routing.wanted[3].any()
+  # More room than items: all, but no padding.
+  everything = routers.expert_choice(jnp.log(probs), valid, capacity=9)
+  assert everything.wanted.sum() == 9
+
+
+def test_sinkhorn_spreads_items_that_all_like_one_expert():
+  # All like expert 0 best; the first half likes expert 1 more than the other does.
+  scores = jnp.array([[3.0, 2.0]] * 4 + [[3.0, 0.0]] * 4 + [[9.0, 9.0]] * 2)
+  valid = jnp.arange(10) < 8
+  routing = routers.sinkhorn(scores, valid, k=1)
+  assert routing.expert_index[:8, 0].tolist() == [1] * 4 + [0] * 4
+  # The weights are those of the softmax.
+  np.testing.assert_allclose(routing.weights[0], [1 / (1 + np.e)], rtol=1e-5)
+  assert top_k(scores, valid, k=1).expert_index[:8, 0].tolist() == [0] * 8
+
+
+@pytest.mark.parametrize("choose", [top_k, routers.sinkhorn, routers.batch_priority])
+def test_experts_that_are_not_there_yet_are_never_chosen(choose):
+  scores = jnp.array([[0.0, -jnp.inf, -jnp.inf], [1.0, -jnp.inf, -jnp.inf]])
+  routing = choose(scores, ALL, k=2)
+  assert routing.expert_index.tolist() == [[0, 3], [0, 3]]
+  np.testing.assert_allclose(routing.weights, [[1, 0], [1, 0]])
+  assert not routing.wanted[:, 1].any()
+
+
+def test_soft_slots_are_means_of_items_and_outputs_means_of_slots():
+  # One slot for each of two experts; items 0 and 1 count, item 2 is padding.
+  scores = jnp.log(jnp.array([[[1.0], [2.0]], [[3.0], [2.0]], [[9.0], [9.0]]]))
+  routing = routers.soft(scores, jnp.array([True, True, False]))
+  np.testing.assert_allclose(
+    routing.dispatch[..., 0], [[1 / 4, 2 / 4], [3 / 4, 2 / 4], [0, 0]], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    routing.combine[..., 0], [[1 / 3, 2 / 3], [3 / 5, 2 / 5], [0, 0]], rtol=1e-6
+  )
+  nothing = routers.soft(scores, jnp.zeros(3, bool))
+  assert not nothing.dispatch.any() and not nothing.combine.any()
+
+
+def test_hashes_spread_evenly_and_choices_differ():
+  scores = routers.hashed(jnp.arange(8000), 8)
+  routing = routers.uniform(scores, jnp.ones(8000, bool), k=2)
+  counts = np.bincount(np.asarray(routing.expert_index[:, 0]), minlength=8)
+  # 1000 each; the standard deviation of a fair draw is 30.
+  assert np.abs(counts - 1000).max() < 120
+  np.testing.assert_array_equal(
+    routing.expert_index[:, 1], (routing.expert_index[:, 0] + 1) % 8
+  )
+
+
+def test_equal_weights_of_the_control():
+  noise = jnp.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
+  routing = routers.uniform(noise, jnp.array([True, False]), k=2)
+  assert routing.expert_index[0].tolist() == [1, 2]
+  assert routing.weights.tolist() == [[0.5, 0.5], [0, 0]]
+  np.testing.assert_allclose(routing.probs, [[1 / 3] * 3, [0] * 3], rtol=1e-6)
