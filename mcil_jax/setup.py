@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -123,18 +123,29 @@ class Setup:
     )
 
 
-def prepare(c: ml_collections.ConfigDict) -> Setup:
+def prepare(
+  c: ml_collections.ConfigDict,
+  *,
+  dataset: source.Dataset | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Setup:
   """Checks the config and puts the parts of a run together.
+
+  Args:
+    c: all settings.
+    dataset: what the run is for; None loads the one that the config names.
+    devices: of the mesh, say of a topology to compile for; None takes all there are.
 
   Raises:
     ValueError: a setting is impossible; names it.
     FileNotFoundError: the dataset is not there; says how to make it.
   """
   config_lib.validate(c)
-  mesh = sharding.make_mesh(c.mesh.data, c.mesh.expert)
+  mesh = sharding.make_mesh(c.mesh.data, c.mesh.expert, devices)
   sharding.check_batch_size(c.train.batch_size, "train.batch_size", mesh)
   sharding.check_batch_size(c.eval.batch_size, "eval.batch_size", mesh)
-  dataset = _load_dataset(c)
+  if dataset is None:
+    dataset = _load_dataset(c)
   tasks = scenario.make(
     dataset.class_names,
     increments=c.scenario.increments,

@@ -1,5 +1,8 @@
 """The device mesh, and how arrays lie on it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -8,17 +11,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 BATCH = PartitionSpec(("data", "expert"))
 
 
-def make_mesh(data: int, expert: int) -> Mesh:
+def make_mesh(
+  data: int, expert: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh with the axes `data` and `expert`.
 
   Args:
     data: devices along the data axis; −1 takes all that are left.
     expert: devices along the expert axis.
+    devices: those to lay out, say of a topology to compile for; None: all there are.
 
   Raises:
     ValueError: the devices cannot be laid out that way.
   """
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   if expert < 1 or (data < 1 and data != -1):
     raise ValueError(
       f"config.mesh.data={data}, config.mesh.expert={expert}: expected numbers ≥ 1 "
@@ -42,13 +49,23 @@ def make_mesh(data: int, expert: int) -> Mesh:
     (data, expert),
     ("data", "expert"),
     axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=jax.devices()[: data * expert],
+    devices=devices[: data * expert],
   )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+  """How a training state lies on the mesh: a sharding for each of its arrays.
+
+  Args:
+    mesh: of the run.
+    state: parameters, or a tree that holds them; arrays or their shapes.
+  """
+  return jax.tree.map(lambda _: replicated(mesh), state)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -80,15 +80,8 @@ def _nothing_observed(
   setup: Setup, params, knowledge, samples: int
 ) -> observe.Observed:
   """Made for what the evaluation step returns, found out without running it."""
-  size = setup.config.eval.batch_size
-  batch = {
-    m: jax.ShapeDtypeStruct((size, *setup.dataset.shapes[m]), train.RAW_DTYPES[m])
-    for m in setup.modalities
-  } | {
-    "id": jax.ShapeDtypeStruct((size,), np.int32),
-    "label": jax.ShapeDtypeStruct((size,), np.int32),
-    "valid": jax.ShapeDtypeStruct((size,), bool),
-  }
+  shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
+  batch = train.batch_shapes(shapes, setup.config.eval.batch_size)
   prototypes = None
   if setup.read_step is not None:
     prototypes = jax.eval_shape(setup.read_step, params)

@@ -105,6 +105,25 @@ def learning_rate(
   return peak * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
 
 
+def batch_shapes(shapes: dict[str, tuple[int, ...]], batch_size: int) -> Batch:
+  """Shapes and dtypes of what `pipeline.batches` yields.
+
+  Args:
+    shapes: modality → shape of one raw sample.
+    batch_size: B.
+  """
+  per_sample = {m: (shape, RAW_DTYPES[m]) for m, shape in shapes.items()} | {
+    "label": ((), jnp.int32),
+    "id": ((), jnp.int32),
+    "valid": ((), jnp.bool),
+    "is_exemplar": ((), jnp.bool),
+  }
+  return {
+    key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+    for key, (shape, dtype) in per_sample.items()
+  }
+
+
 def create_state(
   model: MultimodalClassifier,
   c: ml_collections.ConfigDict,
@@ -203,6 +222,32 @@ def make_train_step(
   *,
   freeze_towers: bool = False,
 ) -> TrainStep:
+  """The step of `jit_train_step`, with the run's prompts on its devices.
+
+  Args:
+    model: see `jit_train_step`, as are the others.
+    method: provides the loss.
+    c: the whole config.
+    mesh: of the run.
+    reading: of a model with a text tower.
+    freeze_towers: whether the towers are frozen.
+
+  Returns:
+    (state, batch, task, knowledge) → (state, {"loss", "accuracy", "gradient_norm", …}).
+  """
+  step = jit_train_step(model, method, c, mesh, freeze_towers=freeze_towers)
+  reading = jax.device_put(reading, sharding.replicated(mesh))
+  return lambda *arguments: step(*arguments, reading)
+
+
+def jit_train_step(
+  model: MultimodalClassifier,
+  method: Method,
+  c: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  freeze_towers: bool = False,
+) -> Callable[..., tuple[TrainState, Batch]]:
   """The jitted step: augment, forward, the method's loss, AdamW.
 
   Everything that differs between tasks is traced (`Task`), so it compiles once.
@@ -212,13 +257,13 @@ def make_train_step(
     method: provides the loss.
     c: the whole config.
     mesh: the batch is split over it; the state is replicated and donated.
-    reading: of a model with a text tower.
     freeze_towers: see `multimodal.is_frozen_with_towers`; no gradient is computed for
       what is frozen.
 
   Returns:
-    (state, batch, task, knowledge) → (state, {"loss", "accuracy", "gradient_norm", …}).
-    The knowledge is the method's, None without `method.tasks`.
+    (state, batch, task, knowledge, reading) → (state, {"loss", "accuracy",
+    "gradient_norm", …}). The knowledge is the method's, None without `method.tasks`;
+    the reading is that of a model with a text tower, or None.
   """
   tx = optimizer(c.train)
   per_task = config_lib.per_task_routers(c)
@@ -295,14 +340,12 @@ def make_train_step(
 
   train_step.__name__ = TRAIN_STEP_FROZEN if freeze_towers else TRAIN_STEP
   replicate, split_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  step = jax.jit(
+  return jax.jit(
     train_step,
     in_shardings=(replicate, split_batch, replicate, replicate, replicate),
     out_shardings=replicate,
     donate_argnums=0,
   )
-  reading = jax.device_put(reading, replicate)
-  return lambda *arguments: step(*arguments, reading)
 
 
 def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

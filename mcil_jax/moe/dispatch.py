@@ -83,7 +83,9 @@ MOST_COPIED = 8
 
 def _cheapest(x: Any, plan: Plan, params: Any) -> str:
   """The backend that runs the fewest rows through experts on each device."""
-  devices, k = jax.device_count(), plan.weights.shape[1]
+  # In a program that is compiled for devices elsewhere, those of the mesh in use.
+  devices = jax.sharding.get_abstract_mesh().size or jax.device_count()
+  k = plan.weights.shape[1]
   rows = {
     # Buffers gathered from the whole batch are not split: all devices compute them all.
     "indices": plan.num_experts * plan.capacity,
