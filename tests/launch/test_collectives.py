@@ -78,7 +78,8 @@ def test_ends_of_collectives_and_other_instructions_do_not_count():
 def test_pieces_of_one_collective_count_once():
   piece = (
     "  %all-gather.{n} = f32[32]{{0}} all-gather(%x), channel_id={channel}, "
-    'replica_groups={{{{0,1}}}}, dimensions={{0}}, frontend_attributes={{chain_id="{id}"}}'
+    "replica_groups={{{{0,1}}}}, dimensions={{0}}, "
+    'frontend_attributes={{chain_id="{id}"}}'
   )
   lines = [(1, 50, 0), (2, 50, 0), (3, 48, 1), (4, 50, 0), (5, 48, 1)]
   hlo = "\n".join(piece.format(n=n, channel=c, id=i) for n, c, i in lines)
@@ -102,7 +103,7 @@ def test_totals_by_kind():
 
 def test_what_cannot_be_read_is_shown():
   line = "%r = f32[8]{0} all-reduce(%x), replica_groups=<new>, to_apply=%add"
-  with pytest.raises(ValueError, match="cannot tell the groups of this .*<new>"):
+  with pytest.raises(ValueError, match=r"cannot tell the groups of this .*<new>"):
     collectives.find(line, 8)
   line = "%r = token[8]{0} all-reduce(%x), replica_groups={}"
   with pytest.raises(ValueError, match=r"cannot tell the size of token\[8\]"):
