@@ -17,7 +17,7 @@ from jax.experimental import topologies
 
 from launch import collectives as collectives_lib
 from mcil_jax import cli, sharding, train
-from mcil_jax.data import source
+from mcil_jax.data import pipeline, source
 from mcil_jax.setup import Setup
 
 _GIB = 2**30
@@ -182,7 +182,7 @@ def compile_step(
   knowledge = None
   if setup.method.tasks is not None:
     knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
-  batch = train.batch_shapes(setup.dataset.shapes, c.train.batch_size)
+  batch = pipeline.batch_shapes(setup.dataset.shapes, c.train.batch_size)
   started = time.perf_counter()
   # What asks how many devices share the batch has to see the slice, not this machine.
   with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):

@@ -7,6 +7,7 @@ import numpy as np
 from flax import struct
 
 from mcil_jax import evaluate, memory, observe, train
+from mcil_jax.data import pipeline
 from mcil_jax.setup import Setup
 
 SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
@@ -81,7 +82,7 @@ def _nothing_observed(
 ) -> observe.Observed:
   """Made for what the evaluation step returns, found out without running it."""
   shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
-  batch = train.batch_shapes(shapes, setup.config.eval.batch_size)
+  batch = pipeline.batch_shapes(shapes, setup.config.eval.batch_size)
   prototypes = None
   if setup.read_step is not None:
     prototypes = jax.eval_shape(setup.read_step, params)

@@ -15,14 +15,12 @@ from jax.sharding import Mesh
 
 from mcil_jax import compilations, moe, sharding
 from mcil_jax import config as config_lib
-from mcil_jax.data import augment
+from mcil_jax.data import augment, pipeline
 from mcil_jax.losses import classification
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models import multimodal
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier
 from mcil_jax.reading import Reading
-
-RAW_DTYPES = {"image": jnp.uint8, "audio": jnp.int16}
 
 
 @struct.dataclass
@@ -105,25 +103,6 @@ def learning_rate(
   return peak * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
 
 
-def batch_shapes(shapes: dict[str, tuple[int, ...]], batch_size: int) -> Batch:
-  """Shapes and dtypes of what `pipeline.batches` yields.
-
-  Args:
-    shapes: modality → shape of one raw sample.
-    batch_size: B.
-  """
-  per_sample = {m: (shape, RAW_DTYPES[m]) for m, shape in shapes.items()} | {
-    "label": ((), jnp.int32),
-    "id": ((), jnp.int32),
-    "valid": ((), jnp.bool),
-    "is_exemplar": ((), jnp.bool),
-  }
-  return {
-    key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-    for key, (shape, dtype) in per_sample.items()
-  }
-
-
 def create_state(
   model: MultimodalClassifier,
   c: ml_collections.ConfigDict,
@@ -142,7 +121,9 @@ def create_state(
   """
 
   def create(key, reading):
-    raw = {m: jnp.zeros((1, *shape), RAW_DTYPES[m]) for m, shape in shapes.items()}
+    raw = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), pipeline.batch_shapes(shapes, 1)
+    )
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")
     everything = present(jnp.ones(1, bool), tuple(shapes))

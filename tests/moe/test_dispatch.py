@@ -200,6 +200,20 @@ def test_auto_takes_what_computes_least(
   assert dispatch(x, plan, expert_fn, params) == expected
 
 
+def test_auto_sees_the_devices_that_a_program_is_compiled_for(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  for name in BACKENDS:
+    monkeypatch.setitem(dispatch_lib.BACKENDS, name, lambda *_, name=name: name)
+  monkeypatch.setattr(dispatch_lib, "MOST_COPIED", 0)
+  x, logits, params = make_inputs(12, 4)
+  plan = planned(logits, jnp.ones(12, bool), 1, 1.0)
+  # One device computes 12 rows of buffers or 48 of a loop, one of eight 12 or 6.
+  assert dispatch(x, plan, expert_fn, params) == "indices"
+  mesh = jax.sharding.AbstractMesh((8, 1), ("data", "expert"))
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert dispatch(x, plan, expert_fn, params) == "loop"
+
+
 @pytest.mark.parametrize(
   ("num_items", "num_experts", "backend", "message"),
   [
