@@ -17,7 +17,10 @@ MODALITIES = ("image", "audio")
 
 # A run may be continued with these changed: they say where and how it runs, not what
 # it computes. All other changes in a used workdir are refused.
-RESUMABLE = ("mesh", "log", "checkpoint", "data.data_dir", "data.cache_gib")
+RESUMABLE = (
+  *("mesh", "log", "checkpoint"),
+  *("model.remat", "data.data_dir", "data.cache_gib"),
+)
 
 
 def default() -> ml_collections.ConfigDict:
@@ -50,6 +53,9 @@ def default() -> ml_collections.ConfigDict:
   c.model.width = 128
   c.model.num_heads = 4
   c.model.drop_path = 0.1
+  # Whether the backward pass computes what is inside blocks again instead of keeping
+  # it: less memory, more time, the same gradients.
+  c.model.remat = False
   c.model.image = ml_collections.ConfigDict()
   c.model.image.tower = "vit"  # one of mcil_jax.models.multimodal.TOWERS
   c.model.image.depth = 2

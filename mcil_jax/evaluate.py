@@ -142,7 +142,7 @@ def make_eval_step(
   batches = sharding.batch_sharding(mesh)
   return jax.jit(
     eval_step,
-    in_shardings=(replicate, batches, replicate, replicate, replicate),
+    in_shardings=(None, batches, replicate, replicate, replicate),  # None: as they lie
     out_shardings=replicate,
   )
 

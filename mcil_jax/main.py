@@ -6,21 +6,15 @@ Any setting can be overridden: `--config.train.epochs=5`. The same command again
 where the run ended, whatever ended it.
 """
 
-import difflib
-import re
 import sys
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 # What needs JAX is imported in the functions: that takes seconds, and a mistyped flag
 # or a Ctrl-C should not have to wait for it.
 from mcil_jax import cli
-from mcil_jax import config as config_lib
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Experiment, FILE.py[:VARIANT]."
-)
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run is kept.")
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
@@ -85,32 +79,9 @@ def main(argv: list[str]) -> None:
     sys.exit(128 + stop.number)
 
 
-def _check_keys(argv: list[str]) -> None:
-  """Ends the program if an override names a setting that does not exist."""
-  keys = list(config_lib.flatten(config_lib.default().to_dict()))
-  for argument in argv[1:]:
-    override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-    if override and override[1] not in keys:
-      near = difflib.get_close_matches(override[1], keys, n=1)
-      hint = f"did you mean config.{near[0]}?" if near else "see mcil_jax/config.py"
-      cli.fail(f"setting config.{override[1]} does not exist; {hint}")
-
-
-def _parse(argv: list[str]) -> list[str]:
-  """Parses the flags and executes the config file."""
-  _check_keys(argv)
-  try:
-    rest = cli.parse_flags(argv)
-    _CONFIG.value.to_dict()  # if the file could not be read, this raises
-    return rest
-  except (AttributeError, ImportError, LookupError, OSError, SyntaxError) as error:
-    logging.info("Where it happened:", exc_info=True)
-    cli.fail(f"in --config: {cli.last_line(error)}")
-
-
 def entry() -> None:
   """Entry point of `python -m mcil_jax.main`."""
-  cli.run(main, _parse)
+  cli.run(main, cli.parse_with_config)
 
 
 if __name__ == "__main__":

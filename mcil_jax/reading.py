@@ -128,6 +128,6 @@ def make_read_step(model: MultimodalClassifier, reading: Reading, mesh: Mesh):
     return model.apply({"params": params}, reading.for_test(), method="read")
 
   replicate = sharding.replicated(mesh)
-  step = jax.jit(read_step, in_shardings=replicate, out_shardings=replicate)
+  step = jax.jit(read_step, out_shardings=replicate)
   reading = jax.device_put(reading, replicate)
   return lambda params: step(params, reading)

@@ -346,7 +346,8 @@ def announce(
   record.writer.write(
     int(state.train.step), scalars, event="task", task=number, accuracy_of_task=row
   )
+  summary = results.summarise(setup, state)  # in all processes: it gathers parameters
   if record.is_main:
     table = report.accuracy_table(matrix, increments, seen_accuracy[evaluate.MAIN])
     print(f"\n{table}\n", flush=True)
-    report.save_plots(results.summarise(setup, state), record.workdir / "plots")
+    report.save_plots(summary, record.workdir / "plots")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,10 +46,20 @@ class Setup:
   modalities: tuple[str, ...]
   present: dict[str, tuple[str, ...]]
 
+  def create_state(self) -> train.TrainState:
+    """See `train.create_state`."""
+    shapes = {m: self.dataset.shapes[m] for m in self.modalities}
+    return train.create_state(self.model, self.config, shapes, self.mesh, self.reading)
+
+  @functools.cached_property
+  def layout(self) -> train.TrainState:
+    """The sharding of each array of the training state."""
+    return sharding.state_sharding(self.mesh, jax.eval_shape(self.create_state))
+
   @functools.cached_property
   def next_task(self) -> Callable[[train.TrainState], train.TrainState]:
     """Jitted, see `train.make_next_task`."""
-    return train.make_next_task(self.config.train, self.mesh)
+    return train.make_next_task(self.config.train, self.layout)
 
   def freezes_towers(self, number: int) -> bool:
     """Whether task `number` is learned with frozen towers."""
@@ -70,6 +80,7 @@ class Setup:
         self.config,
         self.mesh,
         self.reading,
+        layout=self.layout,
         freeze_towers=freeze,
       )
       for freeze in (False, True)
@@ -78,8 +89,7 @@ class Setup:
   @functools.cached_property
   def begin_task(self) -> Callable[..., Any]:
     """Jitted `Method.tasks.begin`."""
-    replicate = sharding.replicated(self.mesh)
-    return jax.jit(self.method.tasks.begin, out_shardings=replicate)
+    return jax.jit(self.method.tasks.begin, out_shardings=self.layout.params)
 
   @functools.cached_property
   def eval_step(self) -> evaluate.EvalStep:
@@ -123,18 +133,29 @@ class Setup:
     )
 
 
-def prepare(c: ml_collections.ConfigDict) -> Setup:
+def prepare(
+  c: ml_collections.ConfigDict,
+  *,
+  dataset: source.Dataset | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Setup:
   """Checks the config and puts the parts of a run together.
+
+  Args:
+    c: all settings.
+    dataset: what the run is for; None loads the one that the config names.
+    devices: of the mesh, say of a topology to compile for; None takes all there are.
 
   Raises:
     ValueError: a setting is impossible; names it.
     FileNotFoundError: the dataset is not there; says how to make it.
   """
   config_lib.validate(c)
-  mesh = sharding.make_mesh(c.mesh.data, c.mesh.expert)
+  mesh = sharding.make_mesh(c.mesh.data, c.mesh.expert, devices)
   sharding.check_batch_size(c.train.batch_size, "train.batch_size", mesh)
   sharding.check_batch_size(c.eval.batch_size, "eval.batch_size", mesh)
-  dataset = _load_dataset(c)
+  if dataset is None:
+    dataset = _load_dataset(c)
   tasks = scenario.make(
     dataset.class_names,
     increments=c.scenario.increments,

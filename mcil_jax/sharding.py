@@ -1,5 +1,6 @@
 """The device mesh, and how arrays lie on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,17 +15,21 @@ RULES = {"batch": ("data", "expert"), "expert": "expert"}
 BATCH = PartitionSpec(RULES["batch"])
 
 
-def make_mesh(data: int, expert: int) -> Mesh:
+def make_mesh(
+  data: int, expert: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh with the axes `data` and `expert`.
 
   Args:
     data: devices along the data axis; −1 takes all that are left.
     expert: devices along the expert axis.
+    devices: those to lay out, say of a topology to compile for; None: all there are.
 
   Raises:
     ValueError: the devices cannot be laid out that way.
   """
-  count = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   if expert < 1 or (data < 1 and data != -1):
     raise ValueError(
       f"config.mesh.data={data}, config.mesh.expert={expert}: expected numbers ≥ 1 "
@@ -48,7 +53,7 @@ def make_mesh(data: int, expert: int) -> Mesh:
     (data, expert),
     ("data", "expert"),
     axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=jax.devices()[: data * expert],
+    devices=devices[: data * expert],
   )
 
 

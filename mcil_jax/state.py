@@ -7,6 +7,7 @@ import numpy as np
 from flax import struct
 
 from mcil_jax import evaluate, memory, observe, train
+from mcil_jax.data import pipeline
 from mcil_jax.setup import Setup
 
 SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
@@ -52,12 +53,11 @@ class RunState:
 def initial(setup: Setup) -> RunState:
   """The state before the first task."""
   c = setup.config
-  shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
   tasks, samples = setup.scenario.num_tasks, len(setup.labels[c.eval.split])
   knowledge = None
   if setup.method.tasks is not None:
     knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
-  train_state = train.create_state(setup.model, c, shapes, setup.mesh, setup.reading)
+  train_state = setup.create_state()
   return RunState(
     train=train_state,
     task=np.array(0),
@@ -80,15 +80,8 @@ def _nothing_observed(
   setup: Setup, params, knowledge, samples: int
 ) -> observe.Observed:
   """Made for what the evaluation step returns, found out without running it."""
-  size = setup.config.eval.batch_size
-  batch = {
-    m: jax.ShapeDtypeStruct((size, *setup.dataset.shapes[m]), train.RAW_DTYPES[m])
-    for m in setup.modalities
-  } | {
-    "id": jax.ShapeDtypeStruct((size,), np.int32),
-    "label": jax.ShapeDtypeStruct((size,), np.int32),
-    "valid": jax.ShapeDtypeStruct((size,), bool),
-  }
+  shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
+  batch = pipeline.batch_shapes(shapes, setup.config.eval.batch_size)
   prototypes = None
   if setup.read_step is not None:
     prototypes = jax.eval_shape(setup.read_step, params)

@@ -15,14 +15,12 @@ from jax.sharding import Mesh
 
 from mcil_jax import compilations, moe, sharding
 from mcil_jax import config as config_lib
-from mcil_jax.data import augment
+from mcil_jax.data import augment, pipeline
 from mcil_jax.losses import classification
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models import multimodal
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier
 from mcil_jax.reading import Reading
-
-RAW_DTYPES = {"image": jnp.uint8, "audio": jnp.int16}
 
 
 @struct.dataclass
@@ -112,7 +110,7 @@ def create_state(
   mesh: Mesh,
   reading: Reading | None = None,
 ) -> TrainState:
-  """Initial parameters and optimizer state, replicated on the mesh.
+  """Initial parameters and optimizer state, laid out by `sharding.state_sharding`.
 
   Args:
     model: of the run.
@@ -123,7 +121,9 @@ def create_state(
   """
 
   def create(key, reading):
-    raw = {m: jnp.zeros((1, *shape), RAW_DTYPES[m]) for m, shape in shapes.items()}
+    raw = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), pipeline.batch_shapes(shapes, 1)
+    )
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")
     everything = present(jnp.ones(1, bool), tuple(shapes))
@@ -139,12 +139,13 @@ def create_state(
       key=jax.random.key_data(run_key),
     )
 
-  replicate = sharding.replicated(mesh)
-  return jax.jit(create, out_shardings=replicate)(jax.random.key(c.seed), reading)
+  arguments = jax.random.key(c.seed), reading
+  layout = sharding.state_sharding(mesh, jax.eval_shape(create, *arguments))
+  return jax.jit(create, out_shardings=layout)(*arguments)
 
 
 def make_next_task(
-  c: ml_collections.ConfigDict, mesh: Mesh
+  c: ml_collections.ConfigDict, layout: TrainState
 ) -> Callable[[TrainState], TrainState]:
   """A jitted function that makes a state ready for the next task.
 
@@ -152,7 +153,7 @@ def make_next_task(
 
   Args:
     c: `config.train`.
-    mesh: of the run.
+    layout: sharding of each of the state's arrays.
   """
 
   def next_task(state: TrainState) -> TrainState:
@@ -161,7 +162,7 @@ def make_next_task(
       task_step=jnp.zeros_like(state.task_step),
     )
 
-  return jax.jit(next_task, out_shardings=sharding.replicated(mesh))
+  return jax.jit(next_task, out_shardings=layout)
 
 
 TrainStep = Callable[[TrainState, Batch, Task, Any], tuple[TrainState, Batch]]
@@ -202,8 +203,39 @@ def make_train_step(
   mesh: Mesh,
   reading: Reading | None = None,
   *,
+  layout: TrainState | None = None,
   freeze_towers: bool = False,
 ) -> TrainStep:
+  """The step of `jit_train_step`, with the run's prompts on its devices.
+
+  Args:
+    model: see `jit_train_step`, as are the others.
+    method: provides the loss.
+    c: the whole config.
+    mesh: of the run.
+    reading: of a model with a text tower.
+    layout: sharding of each of the state's arrays.
+    freeze_towers: whether the towers are frozen.
+
+  Returns:
+    (state, batch, task, knowledge) → (state, {"loss", "accuracy", "gradient_norm", …}).
+  """
+  step = jit_train_step(
+    model, method, c, mesh, layout=layout, freeze_towers=freeze_towers
+  )
+  reading = jax.device_put(reading, sharding.replicated(mesh))
+  return lambda *arguments: step(*arguments, reading)
+
+
+def jit_train_step(
+  model: MultimodalClassifier,
+  method: Method,
+  c: ml_collections.ConfigDict,
+  mesh: Mesh,
+  *,
+  layout: TrainState | None = None,
+  freeze_towers: bool = False,
+) -> Callable[..., tuple[TrainState, Batch]]:
   """The jitted step: augment, forward, the method's loss, AdamW.
 
   Everything that differs between tasks is traced (`Task`), so it compiles once.
@@ -212,14 +244,15 @@ def make_train_step(
     model: of the run.
     method: provides the loss.
     c: the whole config.
-    mesh: the batch is split over it; the state is replicated and donated.
-    reading: of a model with a text tower.
+    mesh: the batch is split over it.
+    layout: sharding of each array of the state, which is donated; None: replicated.
     freeze_towers: see `multimodal.is_frozen_with_towers`; no gradient is computed for
       what is frozen.
 
   Returns:
-    (state, batch, task, knowledge) → (state, {"loss", "accuracy", "gradient_norm", …}).
-    The knowledge is the method's, None without `method.tasks`.
+    (state, batch, task, knowledge, reading) → (state, {"loss", "accuracy",
+    "gradient_norm", …}). The knowledge is the method's, None without `method.tasks`;
+    the reading is that of a model with a text tower, or None.
   """
   tx = optimizer(c.train)
   per_task = config_lib.per_task_routers(c)
@@ -303,14 +336,13 @@ def make_train_step(
 
   train_step.__name__ = TRAIN_STEP_FROZEN if freeze_towers else TRAIN_STEP
   replicate, split_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  step = jax.jit(
+  layout = replicate if layout is None else layout
+  return jax.jit(
     train_step,
-    in_shardings=(replicate, split_batch, replicate, replicate, replicate),
-    out_shardings=replicate,
+    in_shardings=(layout, split_batch, replicate, replicate, replicate),
+    out_shardings=(layout, replicate),
     donate_argnums=0,
   )
-  reading = jax.device_put(reading, replicate)
-  return lambda *arguments: step(*arguments, reading)
 
 
 def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

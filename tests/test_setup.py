@@ -1,3 +1,6 @@
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -236,3 +239,13 @@ def test_the_cache_is_given_in_gibibytes(prepare, monkeypatch):
   monkeypatch.setattr(source, "load", spy)
   prepare(**{"data.cache_gib": 0.25})
   assert limits == [2**28]
+
+
+def test_a_run_can_be_put_together_for_other_data_and_devices(prepare):
+  loaded = prepare()
+  c = loaded.config.copy_and_resolve_references()
+  c.data.name = "not there"
+  other = dataclasses.replace(loaded.dataset, name="other", splits={})
+  made = setup.prepare(c, dataset=other, devices=jax.devices()[4:])
+  assert made.dataset is other
+  assert made.mesh.devices.ravel().tolist() == jax.devices()[4:]

@@ -168,7 +168,7 @@ def test_the_initial_state_depends_on_the_seed(c, model, initial, one_device):
 
 def test_one_compilation_serves_all_tasks(c, steps, create, eight_devices):
   step, batch = steps[8], make_batch(eight_devices)
-  next_task = train.make_next_task(c.train, eight_devices)
+  next_task = train.make_next_task(c.train, sharding.replicated(eight_devices))
   state, _ = step(create(eight_devices), batch, make_task(), None)
   names = ("train_step", "next_task")
   before = {name: compilations.count(name) for name in names}
@@ -274,7 +274,7 @@ def test_the_next_task_starts_with_a_fresh_optimizer(
 ):
   state, _ = steps[1](create(one_device), make_batch(one_device), make_task(), None)
   trained = host(state)
-  found = host(train.make_next_task(c.train, one_device)(state))
+  found = host(train.make_next_task(c.train, sharding.replicated(one_device))(state))
   jax.tree.map(np.testing.assert_array_equal, found.params, trained.params)
   assert (found.step, found.task_step) == (1, 0)
   np.testing.assert_array_equal(found.key, trained.key)

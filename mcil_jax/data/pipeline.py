@@ -6,7 +6,7 @@ resuming starts at that row, and every process reads its columns of the same pla
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grain
 import jax
@@ -17,6 +17,8 @@ from mcil_jax import sharding
 from mcil_jax.data.source import Split
 
 PADDING = -1
+
+_RAW_DTYPES = {"image": np.uint8, "audio": np.int16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,3 +166,24 @@ def batches(
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   for batch in dataset.to_iter_dataset(options):
     yield sharding.place(batch, mesh, batch_size)
+
+
+def batch_shapes(
+  shapes: Mapping[str, tuple[int, ...]], batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What `batches` yields, without the arrays.
+
+  Args:
+    shapes: modality → shape of one raw sample.
+    batch_size: B.
+  """
+  of_samples = {m: (shape, _RAW_DTYPES[m]) for m, shape in shapes.items()} | {
+    "label": ((), np.int32),
+    "id": ((), np.int32),
+    "valid": ((), np.bool_),
+    "is_exemplar": ((), np.bool_),
+  }
+  return {
+    key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+    for key, (shape, dtype) in of_samples.items()
+  }

@@ -100,6 +100,7 @@ class AudioTower(nn.Module):
   patch_frames: int
   drop_path: float = 0.0
   adapters: moe.MoEConfig | None = None
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -114,6 +115,7 @@ class AudioTower(nn.Module):
       self.depth,
       self.num_heads,
       self.drop_path,
+      remat=self.remat,
       adapters=self.adapters,
       summary="mean",  # there is no class token
       name="encoder",

@@ -42,6 +42,7 @@ class ImageTower(nn.Module):
   tubelet_frames: int
   drop_path: float = 0.0
   adapters: moe.MoEConfig | None = None
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -54,6 +55,7 @@ class ImageTower(nn.Module):
       self.depth,
       self.num_heads,
       self.drop_path,
+      remat=self.remat,
       adapters=self.adapters,
       summary="mean",  # there is no class token
       name="encoder",

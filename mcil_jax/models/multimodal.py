@@ -327,6 +327,7 @@ def _build_tower(
     width=c.width,
     num_heads=c.num_heads,
     drop_path=c.drop_path,
+    remat=c.remat,
     adapters=adapters,
     **more,
   )

@@ -26,6 +26,7 @@ class TextTower(nn.Module):
   num_heads: int
   adapters: moe.MoEConfig | None = None
   summary: str = "end"
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -41,6 +42,7 @@ class TextTower(nn.Module):
       self.depth,
       self.num_heads,
       causal=True,
+      remat=self.remat,
       adapters=self.adapters,
       summary=self.summary,
       pool="end",

@@ -133,6 +133,8 @@ class Encoder(nn.Module):
 
   Attributes:
     depth: number of blocks.
+    remat: whether the backward pass computes the inside of blocks again; only what
+      goes from block to block is kept then.
     num_heads: see `Block`, as are the attributes not explained here.
     drop_path: the rate of the last block; earlier ones rise to it linearly.
     pool: how the normed tokens become a feature, see `summarise`.
@@ -148,6 +150,7 @@ class Encoder(nn.Module):
   adapters: MoEConfig | None = None
   summary: str = "first"
   pool: str = "mean"
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -178,8 +181,10 @@ class Encoder(nn.Module):
     )
     x = tokens + positions
     routings = []
+    # Of (self, x, train, ...), `train` is a Python value.
+    make_block = nn.remat(Block, static_argnums=2) if self.remat else Block
     for i in range(self.depth):
-      block = Block(
+      block = make_block(
         self.num_heads,
         drop_path=self.drop_path * (i + 1) / self.depth,
         use_bias=self.use_bias,

@@ -152,6 +152,13 @@ def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
   }
 
 
+def test_what_batches_look_like_is_known_without_them(on_one_device):
+  shapes = {"image": (2, 8, 8, 3), "audio": (80,)}  # of the fake samples
+  expected = {key: (x.shape, x.dtype) for key, x in on_one_device[0].items()}
+  found = pipeline.batch_shapes(shapes, 8)
+  assert {key: (x.shape, x.dtype) for key, x in found.items()} == expected
+
+
 def test_labels_are_those_of_the_class_order(fake_split, one_device):
   plan = pipeline.in_order(np.arange(8), 8)
   relabelled = 3 - fake_split.labels

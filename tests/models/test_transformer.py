@@ -241,3 +241,35 @@ def test_an_encoder_without_adapters_ignores_a_route(encoder):
   found, routing = jax.jit(lambda v: module.apply(v, tokens, False, route()))(variables)
   assert routing is None
   np.testing.assert_array_equal(found, features(variables, tokens))
+
+
+def test_what_is_computed_again_has_the_same_gradient():
+  tokens = jax.random.normal(jax.random.key(1), (6, 5, 8))
+  route = Route(router=jnp.zeros(6, jnp.int32), valid=jnp.arange(6) < 5)
+  keys = {"params": jax.random.key(2), "dropout": jax.random.key(3)}
+
+  def make(remat):
+    adapters = MoEConfig(2, hidden=4, router_std=0.5)
+    return Encoder(1, 2, 0.5, adapters=adapters, summary="mean", remat=remat)
+
+  params = jax.jit(lambda: make(False).init(keys, tokens, True, route))()["params"]
+  # An adapter that starts as the zero function would hide the gradient behind it.
+  params = jax.tree.map(lambda x: x + 0.1, params)
+
+  def gradient(remat):
+    def loss(params):
+      y, routing = make(remat).apply({"params": params}, tokens, True, route, rngs=keys)
+      return jnp.sum(jnp.square(y)), routing.expert_index
+
+    return jax.grad(loss, has_aux=True)
+
+  for remat in (False, True):
+    program = str(jax.make_jaxpr(gradient(remat))(params))
+    assert ("remat" in program) == remat
+  (plain, chosen), (again, chosen_again) = (
+    jax.jit(gradient(remat))(params) for remat in (False, True)
+  )
+  np.testing.assert_array_equal(chosen, chosen_again)
+  assert jax.tree.structure(plain) == jax.tree.structure(again)
+  for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

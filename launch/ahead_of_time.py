@@ -1,0 +1,219 @@
+"""Programs for slices of TPU pods, compiled on a machine without a TPU.
+
+Nothing is computed and no parameter exists: the step that a run jits is compiled for
+shapes. libtpu has to be installed; see `launch.tpu_compile` for its environment.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import ml_collections
+from jax.experimental import topologies
+
+from launch import collectives as collectives_lib
+from mcil_jax import cli, train
+from mcil_jax.data import pipeline, source
+from mcil_jax.setup import Setup
+
+_GIB = 2**30
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_TOO_LARGE = (
+  re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"),
+  re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) .* HBM \(([\d.]+)([KMG])\)"),
+)
+
+
+class MisfitError(Exception):
+  """A program does not fit into the memory of a chip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on one chip.
+
+  Attributes:
+    arguments: state, batch and prompts.
+    outputs: the new state and scalars.
+    temporaries: activations and gradients at their peak.
+    aliased: outputs that take the place of arguments.
+    code: the program itself.
+  """
+
+  arguments: int
+  outputs: int
+  temporaries: int
+  aliased: int
+  code: int
+
+  @property
+  def total(self) -> int:
+    """All of it at once."""
+    return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What the compiler says of a program, for one chip.
+
+  Attributes:
+    memory: what it takes.
+    flops: of one step.
+    bytes_accessed: of one step, see `launch.roofline`.
+    collectives: of one step.
+    compile_seconds: what compiling took.
+  """
+
+  memory: Memory
+  flops: float
+  bytes_accessed: float
+  collectives: list[collectives_lib.Collective]
+  compile_seconds: float
+
+
+def dataset_of(
+  c: ml_collections.ConfigDict,
+  image_shape: list[str] | None,
+  audio_samples: int | None,
+  sample_rate_hz: int | None,
+) -> source.Dataset | None:
+  """A dataset without samples, of shapes that flags give; None where they give none.
+
+  Args:
+    c: the whole config; it has as many classes as `config.scenario.increments`.
+    image_shape: T, H, W, 3.
+    audio_samples: of one sound.
+    sample_rate_hz: of the sounds.
+
+  Raises:
+    ValueError: the shapes are impossible.
+  """
+  shapes: dict[str, tuple[int, ...]] = {}
+  if image_shape is not None:
+    sizes = [int(n) if n.strip().isdigit() else 0 for n in image_shape]
+    if len(sizes) != 4 or min(sizes) < 1 or sizes[3] != 3:
+      raise ValueError(
+        f"--image_shape={','.join(image_shape)}: expected T,H,W,3 such as 4,224,224,3"
+      )
+    shapes["image"] = tuple(sizes)
+  if (audio_samples is None) != (sample_rate_hz is None):
+    raise ValueError("--audio_samples and --sample_rate_hz need each other")
+  if audio_samples is not None:
+    if min(audio_samples, sample_rate_hz) < 1:
+      raise ValueError(
+        f"--audio_samples={audio_samples} --sample_rate_hz={sample_rate_hz}: expected "
+        "numbers ≥ 1"
+      )
+    shapes["audio"] = (audio_samples,)
+  if not shapes:
+    return None
+  return source.Dataset(
+    name="shapes",
+    version="",
+    class_names=tuple(f"class {n}" for n in range(sum(c.scenario.increments))),
+    modalities=tuple(shapes),
+    sample_rate_hz=sample_rate_hz,
+    shapes=shapes,
+    splits={},
+    fingerprint="",
+  )
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+  """The devices of a slice, which can be compiled for and nothing else.
+
+  Raises:
+    ValueError: there is no such slice.
+  """
+  try:
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(f"topology {topology!r}: {cli.last_line(error)}") from error
+
+
+def state_shapes(setup: Setup) -> train.TrainState:
+  """The training state of a run as shapes, dtypes and shardings."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    jax.eval_shape(setup.create_state),
+    setup.layout,
+  )
+
+
+def count(tree: Any) -> int:
+  """Numbers in a tree of arrays or shapes."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def bytes_per_chip(tree: Any) -> int:
+  """Bytes of shapes with shardings on one chip."""
+  return sum(
+    x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def compile_step(
+  setup: Setup, state: train.TrainState, *, freeze_towers: bool
+) -> Program:
+  """Compiles the train step of a run for the devices of its mesh.
+
+  Args:
+    setup: from `mcil_jax.setup.prepare`.
+    state: of `state_shapes`.
+    freeze_towers: the phase, see `train.jit_train_step`.
+
+  Raises:
+    MisfitError: it needs more memory than a chip has.
+  """
+  c = setup.config
+  step = train.jit_train_step(
+    setup.model,
+    setup.method,
+    c,
+    setup.mesh,
+    layout=setup.layout,
+    freeze_towers=freeze_towers,
+  )
+  knowledge = None
+  if setup.method.tasks is not None:
+    knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
+  batch = pipeline.batch_shapes(setup.dataset.shapes, c.train.batch_size)
+  started = time.perf_counter()
+  lowered = step.lower(state, batch, setup.task(0, 1), knowledge, setup.reading)
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise MisfitError(misfit(str(error))) from error
+  stats, costs = compiled.memory_analysis(), compiled.cost_analysis()
+  return Program(
+    memory=Memory(
+      arguments=stats.argument_size_in_bytes,
+      outputs=stats.output_size_in_bytes,
+      temporaries=stats.temp_size_in_bytes,
+      aliased=stats.alias_size_in_bytes,
+      code=stats.generated_code_size_in_bytes,
+    ),
+    flops=costs["flops"],
+    bytes_accessed=costs["bytes accessed"],
+    collectives=collectives_lib.find(compiled.as_text(), setup.mesh.size),
+    compile_seconds=time.perf_counter() - started,
+  )
+
+
+def misfit(message: str) -> str:
+  """What the compiler says of a program that is too large, in one line."""
+  for pattern in _TOO_LARGE:
+    if found := pattern.search(message):
+      needed = float(found[1]) * _UNITS[found[2]] / _GIB
+      there = float(found[3]) * _UNITS[found[4]] / _GIB
+      return (
+        f"does not fit: needs {needed:.2f} GiB of the {there:.2f} GiB that a chip has "
+        f"for programs, {needed - there:.2f} GiB too much"
+      )
+  return f"does not fit: {message.strip().splitlines()[0]}"

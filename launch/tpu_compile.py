@@ -1,0 +1,188 @@
+"""Compiles the train step for slices of TPU pods, without a TPU; says what it costs.
+
+  python -m launch.tpu_compile --config=configs/sounding_shapes.py:trimodal \
+    --config.method=mife --config.train.batch_size=1024 --config.eval.batch_size=1024 \
+    --topology=v5e:4x4,v5e:16x16
+
+It needs libtpu, which complains wherever there is no TPU: give it an environment of its
+own with the extra `tpu`, `pip install -c constraints.txt -e '.[tpu]'`. Settings are
+overridden as for `mcil_jax.main`. The shapes of samples are those of the dataset, or
+of flags, which need no dataset:
+
+  --image_shape=4,224,224,3 --audio_samples=160000 --sample_rate_hz=16000
+
+Every program of a run's training is compiled: `train_step`, and `train_step_frozen`
+where the method freezes the towers after the first task. For each it prints the memory
+of a chip, its FLOPs, its collectives by kind, and times by the model that
+`launch.roofline` states. Exit status 1: a program does not fit into a chip's memory.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+# What imports JAX is imported in the functions, because the environment must be set
+# before.
+from launch import collectives, roofline
+from mcil_jax import cli
+
+_CONFIG = cli.define_config()
+_TOPOLOGIES = flags.DEFINE_list(
+  "topology", None, "Slices, CHIP:SHAPE, separated by commas, such as v5e:4x4."
+)
+_IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Of one clip: T,H,W,3.")
+_AUDIO_SAMPLES = flags.DEFINE_integer("audio_samples", None, "Of one sound.")
+_SAMPLE_RATE_HZ = flags.DEFINE_integer("sample_rate_hz", None, "Of the sounds.")
+_PROGRAMS = flags.DEFINE_list(
+  "programs", ["train_step", "train_step_frozen"], "Those to compile, of what there is."
+)
+_JSON = flags.DEFINE_string("json", None, "File to write the same figures to.")
+flags.mark_flags_as_required(["config", "topology"])
+
+# libtpu asks its machine which TPU it has; these are the answers. The others keep it
+# from logging, and from refusing to be loaded by a second process.
+_ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def record_of(program: Any, chip: roofline.Chip, num_chips: int) -> dict[str, Any]:
+  """The figures of an `ahead_of_time.Program`, as `--json` writes them."""
+  costs = program.flops, program.bytes_accessed, program.collectives
+  scaling = roofline.weak_scaling(chip, *costs, num_chips)
+  first = scaling[roofline.SLICES[0]].at_worst
+  return {
+    "fits": True,
+    "compile_seconds": program.compile_seconds,
+    "memory_bytes": dataclasses.asdict(program.memory)
+    | {"total": program.memory.total},
+    "flops": program.flops,
+    "bytes_accessed": program.bytes_accessed,
+    "collectives": collectives.totals(program.collectives),
+    "seconds": _seconds(roofline.times(chip, *costs)),
+    "weak_scaling": {
+      n: _seconds(times) | {"efficiency": first / times.at_worst}
+      for n, times in scaling.items()
+    },
+  }
+
+
+def _seconds(times: roofline.Times) -> dict[str, float]:
+  return dataclasses.asdict(times) | {
+    "at_best": times.at_best,
+    "at_worst": times.at_worst,
+  }
+
+
+def text_of(record: dict[str, Any], chip: roofline.Chip, batch_size: int) -> str:
+  """A record for people."""
+  if not record["fits"]:
+    return f"  {record['misfit']}"
+  memory = {k: f"{n / 2**30:.2f}" for k, n in record["memory_bytes"].items()}
+  ms = {k: f"{1e3 * seconds:.2f}" for k, seconds in record["seconds"].items()}
+  lines = [
+    f"  compiled in {record['compile_seconds']:.0f} s",
+    f"  memory of a chip, GiB   {memory['total']} of {chip.hbm_gib}: arguments "
+    f"{memory['arguments']}, outputs {memory['outputs']} (aliased "
+    f"{memory['aliased']}), temporaries {memory['temporaries']}, code {memory['code']}",
+    f"  FLOPs of a chip         {record['flops'] / 1e9:.1f} G",
+    *(
+      f"  {kind:<24}{total['count']} with {total['payload_bytes'] / 1e6:.2f} MB; "
+      f"a chip sends {total['sent_bytes'] / 1e6:.2f} MB"
+      for kind, total in sorted(record["collectives"].items())
+    ),
+    f"  step, ms                {ms['at_best']} at best, {ms['at_worst']} at worst: "
+    f"compute {ms['compute']}, HBM {ms['hbm']}, interconnect {ms['interconnect']}",
+    f"  samples per second      "
+    f"{batch_size / record['seconds']['at_worst']:.0f} to "
+    f"{batch_size / record['seconds']['at_best']:.0f}",
+    "  weak scaling            "
+    + ", ".join(
+      f"{n} chips {1e3 * at['at_worst']:.2f} ms ({at['efficiency']:.1%})"
+      for n, at in record["weak_scaling"].items()
+    ),
+  ]
+  return "\n".join(lines)
+
+
+def check(topology: str) -> list[dict[str, Any]]:
+  """Compiles and prints the programs of a run for one slice; returns their records."""
+  from launch import ahead_of_time
+  from mcil_jax import setup as setup_lib
+  from mcil_jax import train
+
+  c, chip = _CONFIG.value, roofline.chip_of(topology)
+  shapes = _IMAGE_SHAPE.value, _AUDIO_SAMPLES.value, _SAMPLE_RATE_HZ.value
+  setup = setup_lib.prepare(
+    c,
+    dataset=ahead_of_time.dataset_of(c, *shapes),
+    devices=ahead_of_time.devices_of(topology),
+  )
+  state = ahead_of_time.state_shapes(setup)
+  about = {
+    "topology": topology,
+    "mesh": dict(setup.mesh.shape),
+    "batch_size": c.train.batch_size,
+    "parameters": ahead_of_time.count(state.params),
+    "state_bytes": ahead_of_time.bytes_per_chip(state),
+  }
+  print(
+    f"{topology}: mesh {about['mesh']}, batch {c.train.batch_size}, "
+    f"{about['parameters']:,} parameters, on a chip with optimizer "
+    f"{about['state_bytes'] / 2**30:.2f} GiB",
+    flush=True,
+  )
+  records = []
+  for name in (train.TRAIN_STEP, train.TRAIN_STEP_FROZEN):
+    if name not in setup.compiled or name not in _PROGRAMS.value:
+      continue
+    frozen = name == train.TRAIN_STEP_FROZEN
+    print(f"{name} ({'towers frozen' if frozen else 'everything trains'})", flush=True)
+    try:
+      program = ahead_of_time.compile_step(setup, state, freeze_towers=frozen)
+      record = record_of(program, chip, setup.mesh.size)
+    except ahead_of_time.MisfitError as error:
+      record = {"fits": False, "misfit": str(error)}
+    print(text_of(record, chip, c.train.batch_size), flush=True)
+    records.append({**about, "program": name, **record})
+  return records
+
+
+def main(argv: list[str]) -> None:
+  """Compiles and prints what the flags describe."""
+  if argv[1:]:
+    cli.fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
+  os.environ.update(_ENVIRONMENT)
+  try:
+    if unknown := set(_PROGRAMS.value) - {"train_step", "train_step_frozen"}:
+      raise ValueError(f"--programs: there is no {', '.join(sorted(unknown))}")
+    for topology in _TOPOLOGIES.value:
+      roofline.chip_of(topology)
+    if importlib.util.find_spec("libtpu") is None:
+      raise ValueError(
+        "libtpu is not installed: in an environment of its own, "
+        "pip install -c constraints.txt -e '.[tpu]'"
+      )
+    records = [record for t in _TOPOLOGIES.value for record in check(t)]
+    if _JSON.value:
+      pathlib.Path(_JSON.value).write_text(json.dumps(records, indent=2) + "\n")
+  except (ValueError, OSError) as error:
+    cli.fail(error)
+  if not all(record["fits"] for record in records):
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+  cli.run(main, cli.parse_with_config)

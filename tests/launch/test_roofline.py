@@ -1,0 +1,72 @@
+import pytest
+
+from launch import roofline
+from launch.collectives import Collective
+from launch.roofline import Chip, Times
+
+# 10 FLOPs, 4 bytes of HBM, 2 bytes between chips per second.
+CHIP = Chip(10.0, 16, 4.0, 2.0, dimensions=2)
+
+
+def test_three_times_by_hand():
+  # The reduction sends 2·3/4·8 = 12 bytes, the permutation 8.
+  moved = [Collective("all-reduce", 8, 4), Collective("collective-permute", 8, 2)]
+  found = roofline.times(CHIP, 50.0, 80.0, moved)
+  assert found == Times(compute=5.0, hbm=20.0, interconnect=10.0)
+  assert (found.at_best, found.at_worst) == (20.0, 35.0)
+
+
+def test_a_reduction_keeps_its_payload_and_a_gather_grows_with_the_slice():
+  of_all = [
+    Collective("all-reduce", 64, 16),
+    Collective("all-gather", 64, 16),
+    Collective("all-to-all", 64, 16),
+  ]
+  assert [roofline.on_slice(c, 16, 4) for c in of_all] == [
+    Collective("all-reduce", 64, 4),
+    Collective("all-gather", 16, 4),
+    Collective("all-to-all", 64, 4),
+  ]
+  # What a part of the chips does among themselves does not depend on the others.
+  for one in (Collective("all-reduce", 64, 2), Collective("collective-permute", 64, 2)):
+    assert roofline.on_slice(one, 16, 4) == one
+    assert roofline.on_slice(one, 2, 4).payload_bytes == 64
+
+
+def test_weak_scaling_by_hand():
+  found = roofline.weak_scaling(CHIP, 10.0, 4.0, [Collective("all-reduce", 2, 16)], 16)
+  # Compute and HBM take a second each, and a reduction 2·(n − 1)/n.
+  assert {n: t.at_worst for n, t in found.items()} == {
+    4: 2 + 1.5,
+    16: 2 + 1.875,
+    64: 2 + 1.96875,
+    256: 2 + 1.9921875,
+  }
+
+
+def test_published_peaks():
+  v5e, v5p, v6e = (roofline.CHIPS[name] for name in ("v5e", "v5p", "v6e"))
+  assert [c.flops_per_second / 1e12 for c in (v5e, v5p, v6e)] == [197, 459, 918]
+  assert [c.hbm_gib for c in (v5e, v5p, v6e)] == [16, 95, 32]
+  # bits per second of all links
+  ici = [8 * c.ici_bytes_per_second / 1e9 for c in (v5e, v5p, v6e)]
+  assert ici == [1600, 4800, 3584]
+
+
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x4", "v6e:16x16"])
+def test_topologies(topology):
+  assert roofline.chip_of(topology) is roofline.CHIPS[topology[:3]]
+
+
+@pytest.mark.parametrize(
+  "topology",
+  ["v4:2x2x1", "v5e", "v5e:16", "v5e:2x2x2", "v5p:4x4", "v6e:4x0", "4x4", ""],
+)
+def test_a_topology_that_is_none(topology):
+  message = (
+    f"topology '{topology}': expected CHIP:SHAPE such as 'v5e:4x4', 'v6e:16x16' or "
+    "'v5p:2x2x4', with one of the chips v5e, v5p, v6e"
+  )
+  with pytest.raises(ValueError) as error:
+    roofline.chip_of(topology)
+  assert str(error.value) == message
