@@ -40,6 +40,7 @@ MIFE = TRIMODAL | {
   "mife.freeze_above": 0.4,
   "model.theta": "quantile:0.25",
 }
+FOUR_EXPERTS = MIFE | {"moe.num_experts": 4}
 ONE_COMPILATION = {"train_step": 1, "eval_step": 1, "read_step": 1}
 
 
@@ -87,6 +88,12 @@ def test_results_say_what_the_method_did(reference):
     shares = np.array(of_modality)
     assert shares.shape == (3, 1, 3)  # tasks, layers, experts
     np.testing.assert_allclose(shares.sum(axis=-1), 1.0)
+  for name in ("routing_drift", "dropped_assignments"):
+    assert {m: np.shape(x) for m, x in results[name].items()} == dict.fromkeys(usage, (3, 1))
+  assert not np.any([*results["dropped_assignments"].values()])
+  drift = np.array([*results["routing_drift"].values()])
+  assert not drift[:, -1].any()  # of the last task nothing has come since
+  assert (drift >= 0).all() and (drift <= 1).all()
   fusion = results["fusion"]
   assert all(-1 <= theta <= 1 for theta in fusion["theta"])
   # All test samples: 3 of each class.
@@ -149,6 +156,38 @@ def test_eight_devices_give_the_result_of_one(data_dir, reference, tmp_path):
   assert results["accuracy_matrix"] == reference[1]["accuracy_matrix"]
   assert results["zero_shot"] == reference[1]["zero_shot"]
   assert_close(params, reference[2])
+
+
+@pytest.fixture(scope="module")
+def four_experts(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("four")
+  return run_here(data_dir, workdir, **FOUR_EXPERTS)
+
+
+def test_experts_on_four_devices_give_the_result_of_one(
+  data_dir, four_experts, tmp_path
+):
+  sharded = FOUR_EXPERTS | {"mesh.data": 2, "mesh.expert": 4}
+  # A snapshot of one layout goes on in the other.
+  with pytest.raises(StoppedError):
+    run_here(data_dir, tmp_path, stop=StopAt(step=10), **FOUR_EXPERTS)
+  results, params = run_here(data_dir, tmp_path, **sharded)
+  assert results["accuracy_matrix"] == four_experts[0]["accuracy_matrix"]
+  assert results["routing_drift"] == four_experts[0]["routing_drift"]
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  assert_close(params, four_experts[1])
+
+
+@pytest.mark.slow
+def test_experts_in_two_processes_give_the_result_of_one(
+  data_dir, four_experts, tmp_path
+):
+  both = FOUR_EXPERTS | {"mesh.data": 1, "mesh.expert": 2}
+  for process in start_pair(command(data_dir, tmp_path, **both)):
+    finish(process)
+  results = results_of(tmp_path)
+  assert results["devices"]["mesh"] == {"data": 1, "expert": 2}
+  assert results["accuracy_matrix"] == four_experts[0]["accuracy_matrix"]
 
 
 @pytest.mark.parametrize(
