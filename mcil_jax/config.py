@@ -84,6 +84,9 @@ def default() -> ml_collections.ConfigDict:
   c.moe.slots = 1  # per expert and group, for "soft"
   c.moe.bottleneck = 64
   c.moe.dropout = 0.1
+  # Whether blocks of the same number in all towers share their experts, each modality
+  # with routers of its own.
+  c.moe.share_experts = False
   c.moe.routers = "auto"  # "shared" by all tasks, or "per_task", which is mife's way
   # With routers of tasks: so many experts for the first, so many more for each further
   # task; 0: all for all.

@@ -185,6 +185,7 @@ def prepare(
       shapes=dataset.shapes,
       sample_rate_hz=dataset.sample_rate_hz,
       adapters=_adapters(c, method, tasks, mesh),
+      share_experts=c.moe.share_experts,
     ),
     method=method,
     reading=reading,
@@ -214,6 +215,15 @@ def _adapters(
     if per_task:
       raise ValueError("config.moe.routers='per_task' needs config.moe.num_experts ≥ 1")
     return None
+  if c.moe.initial_experts and not (per_task and not c.moe.share_experts):
+    raise ValueError(
+      f"config.moe.initial_experts={c.moe.initial_experts}: experts can only be added "
+      "with a task whose router knows them: set config.moe.routers='per_task' and "
+      "config.moe.share_experts=False"
+    )
+  num_routers = tasks.num_tasks if per_task else 1
+  if c.moe.share_experts:
+    num_routers *= len(multimodal.ROUTED)
   released = c.model.variant == "released"
   return moe.MoEConfig(
     num_experts=c.moe.num_experts,
@@ -224,7 +234,7 @@ def _adapters(
     slots=c.moe.slots,
     unit=c.moe.unit,
     groups=c.moe.groups,
-    num_routers=tasks.num_tasks if per_task else 1,
+    num_routers=num_routers,
     initial_experts=c.moe.initial_experts,
     experts_per_router=c.moe.experts_per_task,
     router_std=0.0 if released else 0.02,

@@ -89,7 +89,8 @@ def test_results_say_what_the_method_did(reference):
     assert shares.shape == (3, 1, 3)  # tasks, layers, experts
     np.testing.assert_allclose(shares.sum(axis=-1), 1.0)
   for name in ("routing_drift", "dropped_assignments"):
-    assert {m: np.shape(x) for m, x in results[name].items()} == dict.fromkeys(usage, (3, 1))
+    shapes = {m: np.shape(x) for m, x in results[name].items()}
+    assert shapes == dict.fromkeys(usage, (3, 1))
   assert not np.any([*results["dropped_assignments"].values()])
   drift = np.array([*results["routing_drift"].values()])
   assert not drift[:, -1].any()  # of the last task nothing has come since
@@ -228,6 +229,64 @@ def test_other_methods_go_on_and_spread_over_devices(method, data_dir, tmp_path)
     for tree in (params, spread)
   )
   assert np.linalg.norm(one - other) < 1e-4 * np.linalg.norm(one)
+
+
+def test_modalities_share_experts_through_routers_of_their_own(data_dir, tmp_path):
+  shared = MIFE | {"moe.share_experts": True, "model.audio.depth": 2}
+  results, params = run_here(data_dir, tmp_path, **shared)
+  flat = config.flatten(params)
+  kernels = [key for key in flat if key.endswith("experts.up_kernel")]
+  assert sorted(kernels) == [f"experts_{i}.experts.up_kernel" for i in range(2)]
+  # Routers of three tasks for each of image, audio, text; deeper blocks are of audio.
+  assert flat["experts_0.router_kernel"].shape[0] == 9
+  assert flat["experts_1.router_bias"][3:6].any()
+  assert not flat["experts_1.router_bias"][[0, 1, 2, 6, 7, 8]].any()
+  depths = {m: np.shape(x)[1] for m, x in results["expert_usage"].items()}
+  assert depths == {"image": 1, "audio": 2, "text": 1}
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+
+
+def test_experts_come_with_tasks_that_have_routers(data_dir, tmp_path):
+  with pytest.raises(ValueError, match=r"initial_experts=1: experts can only be added"):
+    run_here(data_dir, tmp_path, **TRIMODAL | {"moe.initial_experts": 1})
+  growing = MIFE | {"moe.initial_experts": 1, "moe.experts_per_task": 1}
+  results, _ = run_here(data_dir, tmp_path, **growing)
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  # What task inference gets wrong routes a sample by another task's router, so look at
+  # the prompts, whose tasks are known.
+  text = np.array(results["expert_usage"]["text"])[:, 0]
+  assert text[0].tolist() == [1, 0, 0]
+  assert text[1][2] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"moe.router": "soft", "moe.unit": "token"},
+    {"moe.router": "expert_choice", "moe.unit": "token", "moe.capacity_factor": 1.0},
+    {"moe.router": "sigmoid_bias", "moe.bias_rate": 0.1},
+    {"moe.router": "uniform"},
+    {"moe.router": "top_k", "moe.unit": "token", "moe.capacity_factor": 1.25},
+  ],
+  ids=str,
+)
+def test_every_kind_of_routing_runs_and_resumes(changes, data_dir, tmp_path):
+  chosen = MIFE | {"moe.routers": "shared"} | changes
+  expected, params = run_here(data_dir, tmp_path / "one", **chosen)
+  with pytest.raises(StoppedError):
+    run_here(data_dir, tmp_path / "two", stop=StopAt(step=10), **chosen)
+  found, _ = run_here(data_dir, tmp_path / "two", **chosen)
+  assert found["params_sha256"] == expected["params_sha256"]
+  spread, others = run_here(data_dir, tmp_path / "eight", **chosen | {"mesh.data": 8})
+  assert spread["accuracy_matrix"] == expected["accuracy_matrix"]
+  biases = [k for k in config.flatten(params) if k.endswith("balance_bias")]
+  assert bool(biases) == (changes["moe.router"] == "sigmoid_bias")
+  for key in biases:
+    assert config.flatten(params)[key].any()
+    np.testing.assert_array_equal(
+      config.flatten(params)[key], config.flatten(others)[key]
+    )
 
 
 @pytest.mark.slow

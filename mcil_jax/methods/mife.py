@@ -150,13 +150,16 @@ def _trimodal(outputs, batch, task) -> jax.Array:
 
 def _make_initial(config: ml_collections.ConfigDict):
   def initial(scenario: Scenario, modalities: tuple[str, ...]) -> Knowledge:
+    depths = {m: config.model[m].depth for m in (*modalities, "text")}
+    if config.moe.share_experts:
+      depths = {multimodal.SHARED: max(depths.values())}
     return Knowledge(
       classes=task_inference.empty(
         scenario.num_classes, len(modalities), config.model.width
       ),
       frozen={
-        m: np.zeros((config.model[m].depth, config.moe.num_experts), bool)
-        for m in (*modalities, "text")
+        owner: np.zeros((depth, config.moe.num_experts), bool)
+        for owner, depth in depths.items()
         if config.moe.num_experts
       },
     )
@@ -165,14 +168,20 @@ def _make_initial(config: ml_collections.ConfigDict):
 
 
 def _make_begin(config: ml_collections.ConfigDict):
+  num_tasks = len(config.scenario.increments)
+
   def begin(params, knowledge: Knowledge, task: jax.Array):
     """A new task's routers prefer experts that can still learn."""
     if not config_lib.per_task_routers(config):
       return params
     params = jax.tree.map(lambda x: x, params)  # new dictionaries, the same arrays
     for m, layer, adapters in multimodal.adapters(params):
-      bias = jnp.where(knowledge.frozen[m][layer], FROZEN_BIAS, 0.0)
-      adapters["router_bias"] = adapters["router_bias"].at[task].set(bias)
+      if "router_bias" in adapters:
+        bias = adapters["router_bias"]
+        # Experts that towers share have the tasks' routers of each modality in a row.
+        of_task = jnp.arange(len(bias)) % num_tasks == task
+        preferred = jnp.where(knowledge.frozen[m][layer], FROZEN_BIAS, 0.0)
+        adapters["router_bias"] = jnp.where(of_task[:, None], preferred, bias)
     return params
 
   return begin
@@ -185,7 +194,7 @@ def _make_end(config: ml_collections.ConfigDict):
     frozen = {
       m: update_frozen(
         before,
-        outcome[f"told/usage/{m}"],
+        _usage(outcome, m),
         above=config.mife.freeze_above,
         at_least=config.moe.top_k,
       )
@@ -199,6 +208,20 @@ def _make_end(config: ml_collections.ConfigDict):
     )
 
   return end
+
+
+def _usage(outcome: dict[str, np.ndarray], owner: str) -> np.ndarray:
+  """Assignments [n, layers, E] of adapters; shared ones: means over modalities."""
+  if owner != multimodal.SHARED:
+    return outcome[f"told/usage/{owner}"]
+  means = [
+    x.mean(axis=0, dtype=np.float64)
+    for key, x in outcome.items()
+    if key.startswith("told/usage/")
+  ]
+  depth = max(map(len, means))
+  layers = [[m[i] for m in means if i < len(m)] for i in range(depth)]
+  return np.stack([np.mean(of_layer, axis=0) for of_layer in layers])[None]
 
 
 def update_frozen(

@@ -1,6 +1,7 @@
 """Audio tower: a log-mel front end inside the step, then a small transformer."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,6 @@ import ml_collections
 import numpy as np
 
 from mcil_jax import moe
-from mcil_jax.models.transformer import Encoder
 
 
 def frames(waveform: jax.Array, length: int, hop: int) -> jax.Array:
@@ -95,29 +95,20 @@ class AudioTower(nn.Module):
   """A token per `patch_frames` spectrogram frames, in the order of time."""
 
   width: int
-  depth: int
-  num_heads: int
+  encoder: nn.Module
   patch_frames: int
-  drop_path: float = 0.0
-  adapters: moe.MoEConfig | None = None
-  remat: bool = False
 
   @nn.compact
   def __call__(
-    self, spectrogram: jax.Array, train: bool, route: moe.Route | None = None
+    self,
+    spectrogram: jax.Array,
+    train: bool,
+    route: moe.Route | None = None,
+    experts: Sequence[moe.MoE] = (),
   ) -> tuple[jax.Array, moe.Routing | None]:
     """`spectrogram` float32 [B, F, mels] → feature [B, width] and routing."""
     b, count, mels = spectrogram.shape
     x = jnp.pad(spectrogram, ((0, 0), (0, -count % self.patch_frames), (0, 0)))
     x = x.reshape(b, -1, self.patch_frames * mels)
     x = nn.Dense(self.width, name="embed")(x)
-    encoder = Encoder(
-      self.depth,
-      self.num_heads,
-      self.drop_path,
-      remat=self.remat,
-      adapters=self.adapters,
-      summary="mean",  # there is no class token
-      name="encoder",
-    )
-    return encoder(x, train, route)
+    return self.encoder(x, train, route, experts)

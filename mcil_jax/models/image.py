@@ -1,11 +1,12 @@
 """Image tower: a small vision transformer over all frames of a clip."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mcil_jax import moe
-from mcil_jax.models.transformer import Encoder
 
 
 def normalise(image: jax.Array) -> jax.Array:
@@ -36,28 +37,19 @@ class ImageTower(nn.Module):
   """Tubelet embedding, then a transformer over all tokens of the clip."""
 
   width: int
-  depth: int
-  num_heads: int
+  encoder: nn.Module
   patch_size: int
   tubelet_frames: int
-  drop_path: float = 0.0
-  adapters: moe.MoEConfig | None = None
-  remat: bool = False
 
   @nn.compact
   def __call__(
-    self, image: jax.Array, train: bool, route: moe.Route | None = None
+    self,
+    image: jax.Array,
+    train: bool,
+    route: moe.Route | None = None,
+    experts: Sequence[moe.MoE] = (),
   ) -> tuple[jax.Array, moe.Routing | None]:
     """`image` float32 [B, T, H, W, 3] → feature [B, width] and routing."""
     x = tubelets(image, self.tubelet_frames, self.patch_size)
     x = nn.Dense(self.width, name="embed")(x)
-    encoder = Encoder(
-      self.depth,
-      self.num_heads,
-      self.drop_path,
-      remat=self.remat,
-      adapters=self.adapters,
-      summary="mean",  # there is no class token
-      name="encoder",
-    )
-    return encoder(x, train, route)
+    return self.encoder(x, train, route, experts)

@@ -1,5 +1,6 @@
 """The model that joins the towers: features, fusion, a classifier over all classes."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,10 @@ from mcil_jax.models import audio as audio_lib
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models import image as image_lib
 from mcil_jax.models.text import TextTower
+from mcil_jax.models.transformer import Encoder
 
+# The modalities whose routers lie in a row in experts that they share.
+ROUTED = ("image", "audio", "text")
 Batch = dict[str, jax.Array]
 Routings = dict[str, moe.Routing]
 
@@ -115,6 +119,9 @@ class MultimodalClassifier(nn.Module):
     width: D of the space that image, audio and text share; unused without text.
     released_scale: multiply cosines by the logit scale itself, which MIFE's released
       code does, instead of its exponential.
+    shared_experts: adapters that blocks of the same number share among towers; None if
+      each has its own.
+    depth: of the deepest tower.
   """
 
   towers: dict[str, nn.Module]
@@ -125,9 +132,15 @@ class MultimodalClassifier(nn.Module):
   text: nn.Module | None = None
   width: int = 0
   released_scale: bool = False
+  shared_experts: moe.MoEConfig | None = None
+  depth: int = 0
 
   def setup(self):
     """Creates the classifier; towers and fusion come as attributes."""
+    if self.shared_experts is None:
+      self.experts = ()
+    else:
+      self.experts = [moe.MoE(self.shared_experts) for _ in range(self.depth)]
     if self.text is None:
       self.classifier = nn.Dense(self.num_classes)
     else:
@@ -159,12 +172,20 @@ class MultimodalClassifier(nn.Module):
     """
     features, routing = {}, {}
     for name, tower in self.towers.items():
-      features[name], of_tower = tower(inputs[name], train, route)
+      own = self._route(route, name)
+      features[name], of_tower = tower(inputs[name], train, own, self.experts)
       if of_tower is not None:
         routing[name] = of_tower
       if self.text is not None:
         features[name] = similarity.normalise(self.projections[name](features[name]))
     return features, routing
+
+  def _route(self, route: moe.Route | None, modality: str) -> moe.Route | None:
+    """To the routers of a modality, where several share the experts."""
+    if route is None or self.shared_experts is None:
+      return route
+    first = first_router(modality, self.shared_experts.num_routers)
+    return route.replace(router=route.router + first)
 
   def read(self, prompts: Prompts, train: bool = False) -> Prototypes:
     """Prompts → the classes' prototypes. Needs a text tower."""
@@ -175,7 +196,11 @@ class MultimodalClassifier(nn.Module):
       item=jnp.arange(n * templates),
     )
     x, routing = self.text(
-      prompts.tokens.reshape(-1, length), prompts.end.reshape(-1), train, route
+      prompts.tokens.reshape(-1, length),
+      prompts.end.reshape(-1),
+      train,
+      self._route(route, "text"),
+      self.experts,
     )
     x = similarity.normalise(self.projections["text"](x)).reshape(n, templates, -1)
     return Prototypes(similarity.normalise(x.mean(axis=1)), prompts.classes, routing)
@@ -247,23 +272,48 @@ def tower_params(params: Mapping[str, Any]) -> dict[str, Any]:
   return towers | ({"text": params["text"]} if "text" in params else {})
 
 
+SHARED = "shared"
+
+
 def adapters(params: Mapping[str, Any]) -> Iterator[tuple[str, int, dict]]:
-  """(modality, layer, the adapters' parameters) of all blocks of all towers."""
+  """(modality, layer, the adapters' parameters) of all blocks of all towers.
+
+  Adapters that towers share have `SHARED` in the place of a modality.
+  """
   for m, tower in tower_params(params).items():
     for name, block in tower["encoder"].items():
       if name.startswith("block_") and "adapters" in block:
         yield m, int(name.removeprefix("block_")), block["adapters"]
+  for name, experts in params.items():
+    if name.startswith("experts_"):
+      yield SHARED, int(name.removeprefix("experts_")), experts
 
 
 def balance(params: dict, routing: Routings, router: jax.Array | int, rate: float):
-  """Parameters after `moe.balance_bias_update` of the biases of one router."""
+  """Parameters after `moe.balance_bias_update` of the biases of one router.
+
+  Args:
+    params: of the model.
+    routing: of a batch.
+    router: its number, among the routers of each modality.
+    rate: see `moe.balance_bias_update`.
+  """
   params = jax.tree.map(lambda x: x, params)  # new dictionaries, the same arrays
-  for m, layer, of_block in adapters(params):
-    load = moe.measure(jax.tree.map(lambda x, i=layer: x[i], routing[m])).load
-    update = moe.balance_bias_update(load, rate=rate)
-    bias = of_block["balance_bias"]
-    of_block["balance_bias"] = bias.at[router].add(update)
+  for owner, layer, of_block in adapters(params):
+    for m, of_tower in routing.items():
+      if owner not in (m, SHARED) or layer >= len(of_tower.valid):
+        continue
+      load = moe.measure(jax.tree.map(lambda x, i=layer: x[i], of_tower)).load
+      bias = of_block["balance_bias"]
+      first = first_router(m, len(bias)) if owner == SHARED else 0
+      update = moe.balance_bias_update(load, rate=rate)
+      of_block["balance_bias"] = bias.at[first + router].add(update)
   return params
+
+
+def first_router(modality: str, num_routers: int) -> int:
+  """The first of a modality's routers among those of experts that towers share."""
+  return ROUTED.index(modality) * (num_routers // len(ROUTED))
 
 
 def is_frozen_with_towers(path: tuple[str, ...]) -> bool:
@@ -277,27 +327,32 @@ def is_frozen_with_towers(path: tuple[str, ...]) -> bool:
   return path[0].startswith("projections_") or path[0] == "logit_scale"
 
 
-def _build_vit(c: ml_collections.ConfigDict, **shared) -> nn.Module:
+def _build_vit(c: ml_collections.ConfigDict, width: int, encoder) -> nn.Module:
+  # There is no class token for routers to look at.
   return image_lib.ImageTower(
-    depth=c.depth,
-    patch_size=c.patch_size,
-    tubelet_frames=c.tubelet_frames,
-    **shared,
+    width, encoder(summary="mean"), c.patch_size, c.tubelet_frames
   )
 
 
-def _build_spectrogram_transformer(c: ml_collections.ConfigDict, **shared) -> nn.Module:
-  return audio_lib.AudioTower(depth=c.depth, patch_frames=c.patch_frames, **shared)
+def _build_spectrogram_transformer(
+  c: ml_collections.ConfigDict, width: int, encoder
+) -> nn.Module:
+  return audio_lib.AudioTower(width, encoder(summary="mean"), c.patch_frames)
 
 
 def _build_byte_transformer(
-  c: ml_collections.ConfigDict, *, drop_path: float, **shared
+  c: ml_collections.ConfigDict, width: int, encoder, *, summary: str
 ) -> nn.Module:
-  del drop_path  # for the reason that `TextTower` gives
-  return TextTower(depth=c.depth, **shared)
+  del c
+  # No drop path: what that changes in a prompt is, before training, more than what
+  # tells the prompts of classes apart.
+  return TextTower(
+    width, encoder(causal=True, drop_path=0.0, summary=summary, pool="end")
+  )
 
 
-# Modality → name of a tower → (`config.model.MODALITY`, shared settings) → module.
+# Modality → name of a tower → (`config.model.MODALITY`, width, encoder) → module, where
+# `encoder(...)` is `transformer.Encoder` with the settings that all towers share.
 TOWERS = {
   "image": {"vit": _build_vit},
   "audio": {"spectrogram_transformer": _build_spectrogram_transformer},
@@ -322,14 +377,10 @@ def _build_tower(
       f"config.model.{modality}.tower={settings.tower!r} does not exist; there are "
       f"{', '.join(known)}"
     )
+  shared = {"drop_path": c.drop_path, "remat": c.remat, "adapters": adapters}
+  encoder = functools.partial(Encoder, settings.depth, c.num_heads)
   return known[settings.tower](
-    settings,
-    width=c.width,
-    num_heads=c.num_heads,
-    drop_path=c.drop_path,
-    remat=c.remat,
-    adapters=adapters,
-    **more,
+    settings, c.width, lambda **own: encoder(**shared | own), **more
   )
 
 
@@ -362,6 +413,7 @@ def build(
   shapes: Mapping[str, tuple[int, ...]],
   sample_rate_hz: int | None,
   adapters: moe.MoEConfig | None = None,
+  share_experts: bool = False,
 ) -> MultimodalClassifier:
   """Builds the model of a run.
 
@@ -372,6 +424,9 @@ def build(
     shapes: modality → shape of one raw sample.
     sample_rate_hz: of the audio; None without audio.
     adapters: of every block of every tower; None for none.
+    share_experts: whether blocks of the same number share theirs, so that experts can
+      serve several modalities. A modality has routers of its own all the same: as many
+      as the config says, for each.
 
   Raises:
     ValueError: the width is no multiple of the number of heads, the clips cannot be cut
@@ -389,12 +444,12 @@ def build(
     )
   if "audio" in modalities:
     audio_lib.check_spectrogram(sample_rate_hz, c.audio)
-  text = None
+  own, text = None if share_experts else adapters, None
   if c.classifier == "text":
     summary = "first" if c.variant == "released" else "end"
-    text = _build_tower(c, "text", adapters, summary=summary)
+    text = _build_tower(c, "text", own, summary=summary)
   return MultimodalClassifier(
-    towers={name: _build_tower(c, name, adapters) for name in modalities},
+    towers={name: _build_tower(c, name, own) for name in modalities},
     num_classes=num_classes,
     sample_rate_hz=sample_rate_hz or 0,
     spectrogram={
@@ -406,4 +461,6 @@ def build(
     text=text,
     width=c.width,
     released_scale=c.variant == "released",
+    shared_experts=adapters if share_experts else None,
+    depth=max(c[m].depth for m in (*modalities, "text")),
   )

@@ -1,6 +1,6 @@
 """The pre-norm transformer that towers share, with or without adapters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -93,6 +93,7 @@ class Block(nn.Module):
     x: jax.Array,
     train: bool,
     route: Route | None = None,
+    experts: MoE | None = None,
     end: jax.Array | None = None,
   ) -> tuple[jax.Array, Routing | None]:
     """One block.
@@ -101,6 +102,7 @@ class Block(nn.Module):
       x: [B, S, D].
       train: whether drop path and the adapters' dropout are on.
       route: of the samples through the adapters; None skips them.
+      experts: adapters that other towers have, too; None for the block's own.
       end: int32 [B], for the summary "end".
 
     Returns:
@@ -120,11 +122,11 @@ class Block(nn.Module):
     y = self.activation(nn.Dense(self.mlp_ratio * width, name="mlp_in")(y))
     y = nn.Dense(width, name="mlp_out")(y)
     y = h + DropPath(self.drop_path)(y, train)
-    if self.adapters is None or route is None:
+    if route is None or (self.adapters is None and experts is None):
       return y, None
-    adapted, routing = MoE(self.adapters, name="adapters")(
-      h, summarise(h, self.summary, end), route, train
-    )
+    if experts is None:
+      experts = MoE(self.adapters, name="adapters")
+    adapted, routing = experts(h, summarise(h, self.summary, end), route, train)
     return y + adapted, routing
 
 
@@ -158,6 +160,7 @@ class Encoder(nn.Module):
     tokens: jax.Array,
     train: bool,
     route: Route | None = None,
+    experts: Sequence[MoE] = (),
     end: jax.Array | None = None,
   ) -> tuple[jax.Array, Routing | None]:
     """Tokens to features.
@@ -167,6 +170,7 @@ class Encoder(nn.Module):
       train: see `Block`.
       route: through the adapters of all blocks; None skips them: the feature is then
         the same whatever they have learned.
+      experts: adapters for each block that other towers share; () for their own.
       end: int32 [B], for the summary or pool "end".
 
     Returns:
@@ -195,7 +199,7 @@ class Encoder(nn.Module):
         summary=self.summary,
         name=f"block_{i}",
       )
-      x, routing = block(x, train, route, end)
+      x, routing = block(x, train, route, experts[i] if experts else None, end)
       if routing is not None:
         routings.append(routing)
     x = nn.LayerNorm(epsilon=self.norm_epsilon, name="norm")(x)

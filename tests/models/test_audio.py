@@ -6,6 +6,7 @@ import pytest
 
 from mcil_jax import config
 from mcil_jax.models import audio
+from mcil_jax.models.transformer import Encoder
 
 RATE_HZ = 4000
 
@@ -85,7 +86,7 @@ def test_decibels_below_the_floor_count_as_the_floor(rng):
 
 @pytest.fixture(scope="module")
 def tower():
-  module = audio.AudioTower(width=8, depth=0, num_heads=2, patch_frames=2)
+  module = audio.AudioTower(8, Encoder(0, 2, summary="mean"), patch_frames=2)
   spectrogram = jax.random.normal(jax.random.key(1), (2, 7, 6))
   init = jax.jit(lambda key: module.init(key, spectrogram, False))
   return module, init(jax.random.key(0)), spectrogram
