@@ -14,8 +14,8 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from launch import collectives as collectives_lib
 from mcil_jax import cli, train
+from mcil_jax import collectives as collectives_lib
 from mcil_jax.data import pipeline, source
 from mcil_jax.setup import Setup
 

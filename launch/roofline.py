@@ -30,7 +30,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from launch.collectives import Collective
+from mcil_jax.collectives import Collective
 
 SLICES = (4, 16, 64, 256)
 

@@ -29,8 +29,8 @@ from absl import flags
 
 # What imports JAX is imported in the functions, because the environment must be set
 # before.
-from launch import collectives, roofline
-from mcil_jax import cli
+from launch import roofline
+from mcil_jax import cli, collectives
 
 _CONFIG = cli.define_config()
 _TOPOLOGIES = flags.DEFINE_list(

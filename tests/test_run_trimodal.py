@@ -233,6 +233,7 @@ def test_other_methods_go_on_and_spread_over_devices(method, data_dir, tmp_path)
 
 def test_modalities_share_experts_through_routers_of_their_own(data_dir, tmp_path):
   shared = MIFE | {"moe.share_experts": True, "model.audio.depth": 2}
+  shared["mife.freeze_above"] = 1.0  # or biases would say what is frozen
   results, params = run_here(data_dir, tmp_path, **shared)
   flat = config.flatten(params)
   kernels = [key for key in flat if key.endswith("experts.up_kernel")]

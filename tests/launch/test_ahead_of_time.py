@@ -2,8 +2,8 @@ import jax
 import pytest
 from tiny_trimodal import RATE_HZ, SHAPES, settings
 
-from launch import ahead_of_time, collectives
-from mcil_jax import config, setup
+from launch import ahead_of_time
+from mcil_jax import collectives, config, setup
 from mcil_jax.models import multimodal
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from launch import collectives
-from launch.collectives import Collective
+from mcil_jax import collectives
+from mcil_jax.collectives import Collective
 
 
 @pytest.mark.parametrize(

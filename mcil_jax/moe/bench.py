@@ -1,0 +1,263 @@
+"""Measures routers and backends against a dense MLP and against their experts alone.
+
+  python -m mcil_jax.moe.bench --experts=8,32 --backends=auto,indices,einsum,ragged
+  python -m mcil_jax.moe.bench --capacity_factors=0 --skews=0,1 --backends=all
+  python -m mcil_jax.moe.bench --meshes=1x1,2x4 --json=FILE
+
+Every combination of the lists is a case; those that cannot be are named and left out.
+The columns "× dense" and "× floor" are medians over repetitions in which the case, the
+dense MLP and the floor take turns, so that what else the machine does hits all alike:
+
+- dense: one MLP of the same hidden width on N·k rows, the same active FLOPs;
+- floor: the experts' MLPs alone, on N·k/E rows each that are already grouped.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from mcil_jax import cli, collectives, sharding
+from mcil_jax.moe import experts
+from mcil_jax.moe.backends import BACKENDS
+from mcil_jax.moe.config import ROUTERS, MoEConfig
+from mcil_jax.moe.layer import MoE, Route
+from mcil_jax.moe.stats import measure
+
+_EXPERTS = flags.DEFINE_list("experts", ["8"], "E.")
+_K = flags.DEFINE_list("k", ["1"], "Experts per item.")
+_FACTORS = flags.DEFINE_list("capacity_factors", ["1"], "0: nothing is dropped.")
+_ITEMS = flags.DEFINE_list("items", ["2048"], "N.")
+_SKEWS = flags.DEFINE_list(
+  "skews", ["0"], "Scores of expert e fall by skew·log(e + 1)."
+)
+_ROUTERS = flags.DEFINE_list("routers", ["top_k"], "Names, or all.")
+_BACKENDS = flags.DEFINE_list("backends", ["auto"], "Names, or all.")
+_MESHES = flags.DEFINE_list("meshes", ["1x1"], "Devices, DATAxEXPERT.")
+_WIDTH = flags.DEFINE_integer("width", 256, "D.")
+_HIDDEN = flags.DEFINE_integer("hidden", 1024, "Inside an expert.")
+_REPEATS = flags.DEFINE_integer("repeats", 20, "Of each timing.", lower_bound=1)
+_JSON = flags.DEFINE_string("json", None, "File for all figures.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One combination of settings."""
+
+  experts: int
+  k: int
+  capacity_factor: float
+  items: int
+  skew: float
+  router: str
+  backend: str
+  mesh: str
+
+  def layer(self) -> MoE:
+    """The layer.
+
+    Raises:
+      ValueError: the settings do not go together.
+    """
+    data, expert = (int(n) for n in self.mesh.split("x"))
+    mesh = sharding.make_mesh(data, expert) if data * expert > 1 else None
+    return MoE(
+      MoEConfig(
+        self.experts,
+        router=self.router,
+        top_k=self.k,
+        capacity_factor=self.capacity_factor or None,
+        slots=max(1, self.items // self.experts // (data * expert)),
+        unit="token",
+        groups=data * expert,
+        expert="mlp",
+        hidden=_HIDDEN.value,
+        backend=self.backend,
+        mesh=mesh,
+      )
+    )
+
+
+def cases() -> Iterator[Case]:
+  """All combinations of the flags."""
+
+  def names(chosen: list[str], known) -> list[str]:
+    return list(known) if chosen == ["all"] else chosen
+
+  yield from itertools.starmap(
+    Case,
+    itertools.product(
+      map(int, _EXPERTS.value),
+      map(int, _K.value),
+      map(float, _FACTORS.value),
+      map(int, _ITEMS.value),
+      map(float, _SKEWS.value),
+      names(_ROUTERS.value, ROUTERS),
+      names(_BACKENDS.value, BACKENDS),
+      _MESHES.value,
+    ),
+  )
+
+
+def timed(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+  """Median seconds of functions that take turns, after one turn that does not count."""
+  seconds = {name: [] for name in functions}
+  for turn in range(repeats + 1):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      jax.block_until_ready(function())
+      if turn:
+        seconds[name].append(time.perf_counter() - start)
+  return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _compiled(function, *arguments) -> Any:
+  return jax.jit(function).lower(*arguments).compile()
+
+
+def _gradient(function) -> Callable:
+  """Of the mean square of the first result, by all arguments."""
+
+  def loss(*arguments):
+    y = function(*arguments)
+    return jnp.square(y[0] if isinstance(y, tuple) else y).mean()
+
+  def gradient(*arguments):
+    return jax.grad(loss, argnums=tuple(range(len(arguments))))(*arguments)
+
+  return gradient
+
+
+def run(case: Case) -> dict[str, Any]:
+  """Compiles and times a case.
+
+  Returns:
+    Seconds and ratios of forward and forward with backward; and of the latter's
+    compiled program FLOPs, temporary bytes and collectives.
+
+  Raises:
+    ValueError: the settings do not go together.
+  """
+  layer = case.layer()
+  n, d, hidden = case.items, _WIDTH.value, _HIDDEN.value
+  rng = np.random.default_rng(0)
+  h = jnp.asarray(rng.normal(size=(n, 1, d)), jnp.float32)
+  route = Route(jnp.zeros(n, int), jnp.ones(n, bool), jnp.arange(n))
+  params = layer.init(jax.random.key(0), h, None, route, False)["params"]
+  if "router_bias" in params:
+    fall = -case.skew * np.log(np.arange(case.experts) + 1)
+    params["router_bias"] = jnp.asarray(fall, jnp.float32)[None]
+  dense = jax.tree.map(
+    lambda p: p[0], experts.init_mlps(jax.random.key(0), 1, d, hidden)
+  )
+  stacked = experts.init_mlps(jax.random.key(0), case.experts, d, hidden)
+  rows = jnp.tile(h[:, 0], (case.k, 1))
+  each = max(1, n * case.k // case.experts)
+  grouped = jnp.resize(rows, (case.experts, each, d))
+  if layer.config.mesh is not None:
+    mesh = layer.config.mesh
+    params = jax.device_put(params, sharding.state_sharding(mesh, params))
+    h, route = jax.device_put((h, route), sharding.batch_sharding(mesh))
+
+  def apply(params, h):
+    return layer.apply({"params": params}, h, None, route, False)
+
+  programs = {
+    "dense": (experts.mlp, (dense, rows)),
+    "floor": (jax.vmap(experts.mlp), (stacked, grouped)),
+    "layer": (apply, (params, h)),
+  }
+  forward = {
+    name: (_compiled(f, *arguments), arguments)
+    for name, (f, arguments) in programs.items()
+  }
+  both = {
+    name: (_compiled(_gradient(f), *arguments), arguments)
+    for name, (f, arguments) in programs.items()
+  }
+
+  def calls(of: dict) -> dict[str, Callable[[], Any]]:
+    return {name: lambda f=f, a=a: f(*a) for name, (f, a) in of.items()}
+
+  once, twice = (
+    timed(calls(forward), _REPEATS.value),
+    timed(calls(both), _REPEATS.value),
+  )
+  program = both["layer"][0]
+  found = collectives.find(program.as_text(), layer.config.devices)
+  _, routing = forward["layer"][0](params, h)
+  return {
+    **dataclasses.asdict(case),
+    "forward_ms": 1e3 * once["layer"],
+    "forward_over_dense": once["layer"] / once["dense"],
+    "forward_over_floor": once["layer"] / once["floor"],
+    "both_ms": 1e3 * twice["layer"],
+    "both_over_dense": twice["layer"] / twice["dense"],
+    "both_over_floor": twice["layer"] / twice["floor"],
+    "temporary_mib": program.memory_analysis().temp_size_in_bytes / 2**20,
+    "gflop": program.cost_analysis()["flops"] / 1e9,
+    "collectives": len(found),
+    "sent_mib": sum(c.sent_bytes for c in found) / 2**20,
+    "dropped": int(measure(routing).dropped),
+  }
+
+
+COLUMNS = {
+  "E": "experts",
+  "k": "k",
+  "factor": "capacity_factor",
+  "N": "items",
+  "skew": "skew",
+  "router": "router",
+  "backend": "backend",
+  "mesh": "mesh",
+  "fwd, ms": "forward_ms",
+  "× dense": "forward_over_dense",
+  "× floor": "forward_over_floor",
+  "fwd+bwd, ms": "both_ms",
+  "× dense ": "both_over_dense",
+  "× floor ": "both_over_floor",
+  "temp, MiB": "temporary_mib",
+  "GFLOP": "gflop",
+  "collectives": "collectives",
+  "sent, MiB": "sent_mib",
+  "dropped": "dropped",
+}
+
+
+def _cell(value: Any) -> str:
+  return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def main(argv: list[str]) -> None:
+  """Runs all cases, prints a row for each, and writes the figures."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}")
+  print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+  results = []
+  for case in cases():
+    try:
+      results.append(run(case))
+    except ValueError as error:
+      print(f"left out {case}: {error}", file=sys.stderr, flush=True)
+      continue
+    cells = [_cell(results[-1][key]) for key in COLUMNS.values()]
+    print(f"| {' | '.join(cells)} |", flush=True)
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
+  if not results:
+    cli.fail("none of the cases can be; see above")
+
+
+if __name__ == "__main__":
+  app.run(main)
