@@ -49,19 +49,6 @@ ROWS = {
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "Rows of the table.")
 
 
-def run(config: str, label: str, seed: str, passed_on: list[str]) -> runs.Run:
-  """One run of a row."""
-  return runs.Run(
-    f"{config}:trimodal",
-    f"{config}-trimodal/{label.replace(' ', '_')}-seed{seed}",
-    (
-      *("--config.method=mife", f"--config.seed={seed}"),
-      *(f"--config.{key}={value}" for key, value in ROWS[label].items()),
-      *passed_on,
-    ),
-  )
-
-
 def columns() -> dict[str, Callable[[dict], float]]:
   """Those of every table; and the final accuracies that a task inference comes between.
 
@@ -85,7 +72,13 @@ def main(argv: list[str]) -> None:
   if unknown:
     raise app.UsageError(f"no row {unknown[0]!r}; there are: {', '.join(ROWS)}")
   rows = [
-    ((config, label), [run(config, label, seed, argv[1:]) for seed in runs.SEEDS.value])
+    (
+      (config, label),
+      [
+        runs.mife(config, label, seed, ROWS[label], argv[1:])
+        for seed in runs.SEEDS.value
+      ],
+    )
     for config in runs.CONFIGS.value
     for label in _ROWS.value
   ]

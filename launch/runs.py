@@ -39,6 +39,35 @@ class Run:
   arguments: tuple[str, ...]
 
 
+def mife(
+  config: str,
+  label: str,
+  seed: str,
+  changes: Mapping[str, object],
+  passed_on: Sequence[str],
+) -> Run:
+  """A run of `mife` on the tri-modal variant of a config, with some settings changed.
+
+  Without changes and labelled "mife", it is the run of `launch.table`.
+
+  Args:
+    config: NAME.
+    label: names its folder.
+    seed: of the run.
+    changes: dotted key → value.
+    passed_on: further flags.
+  """
+  return Run(
+    f"{config}:trimodal",
+    f"{config}-trimodal/{label.replace(' ', '_')}-seed{seed}",
+    (
+      *("--config.method=mife", f"--config.seed={seed}"),
+      *(f"--config.{key}={value}" for key, value in changes.items()),
+      *passed_on,
+    ),
+  )
+
+
 def run_once(run: Run) -> dict:
   """Runs an experiment, as far as it is not done, and returns its results.
 

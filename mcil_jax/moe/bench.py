@@ -5,8 +5,9 @@
   python -m mcil_jax.moe.bench --meshes=1x1,2x4 --json=FILE
 
 Every combination of the lists is a case; those that cannot be are named and left out.
-The columns "× dense" and "× floor" are medians over repetitions in which the case, the
-dense MLP and the floor take turns, so that what else the machine does hits all alike:
+Times are medians over repetitions in which the case, the dense MLP and the floor take
+turns, so that what else the machine does hits all alike; "fwd" is the forward pass,
+"both" forward and backward, by parameters and items:
 
 - dense: one MLP of the same hidden width on N·k rows, the same active FLOPs;
 - floor: the experts' MLPs alone, on N·k/E rows each that are already grouped.
@@ -38,9 +39,7 @@ _EXPERTS = flags.DEFINE_list("experts", ["8"], "E.")
 _K = flags.DEFINE_list("k", ["1"], "Experts per item.")
 _FACTORS = flags.DEFINE_list("capacity_factors", ["1"], "0: nothing is dropped.")
 _ITEMS = flags.DEFINE_list("items", ["2048"], "N.")
-_SKEWS = flags.DEFINE_list(
-  "skews", ["0"], "Scores of expert e fall by skew·log(e + 1)."
-)
+_SKEWS = flags.DEFINE_list("skews", ["0"], "Expert e scores skew·log(e + 1) less.")
 _ROUTERS = flags.DEFINE_list("routers", ["top_k"], "Names, or all.")
 _BACKENDS = flags.DEFINE_list("backends", ["auto"], "Names, or all.")
 _MESHES = flags.DEFINE_list("meshes", ["1x1"], "Devices, DATAxEXPERT.")
@@ -222,11 +221,11 @@ COLUMNS = {
   "backend": "backend",
   "mesh": "mesh",
   "fwd, ms": "forward_ms",
-  "× dense": "forward_over_dense",
-  "× floor": "forward_over_floor",
-  "fwd+bwd, ms": "both_ms",
-  "× dense ": "both_over_dense",
-  "× floor ": "both_over_floor",
+  "fwd / dense": "forward_over_dense",
+  "fwd / floor": "forward_over_floor",
+  "both, ms": "both_ms",
+  "both / dense": "both_over_dense",
+  "both / floor": "both_over_floor",
   "temp, MiB": "temporary_mib",
   "GFLOP": "gflop",
   "collectives": "collectives",

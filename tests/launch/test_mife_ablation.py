@@ -19,7 +19,8 @@ def test_every_row_changes_settings_that_exist(label):
 
 
 def test_a_row_is_a_run_with_its_settings():
-  run = mife_ablation.run("gridwords", "k = 2", "1", ["--config.train.epochs=1"])
+  changes = mife_ablation.ROWS["k = 2"]
+  run = runs.mife("gridwords", "k = 2", "1", changes, ["--config.train.epochs=1"])
   assert run == runs.Run(
     "gridwords:trimodal",
     "gridwords-trimodal/k_=_2-seed1",
@@ -35,7 +36,8 @@ def test_a_row_is_a_run_with_its_settings():
 def test_the_row_without_a_change_is_the_run_of_the_table():
   passed_on = ["--config.train.epochs=1"]
   of_table = table.run("gridwords:trimodal", "mife", "1", passed_on)
-  assert mife_ablation.run("gridwords", "mife", "1", passed_on) == of_table
+  changes = mife_ablation.ROWS["mife"]
+  assert runs.mife("gridwords", "mife", "1", changes, passed_on) == of_table
 
 
 def test_two_columns_show_what_task_inference_comes_between():

@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from mcil_jax.moe import bench
+
+SMALL = ["--width=8", "--hidden=16", "--items=64", "--repeats=1"]
+
+
+@pytest.fixture
+def run(capsys, tmp_path):
+  """Runs the benchmark with flags; returns its figures and what it printed."""
+  flags.FLAGS.mark_as_parsed()
+  saved = {name: flags.FLAGS[name].value for name in flags.FLAGS}
+
+  def run(*arguments):
+    path = tmp_path / "figures.json"
+    flags.FLAGS(["bench", *SMALL, f"--json={path}", *arguments])
+    bench.main(["bench"])
+    return json.loads(path.read_text()), capsys.readouterr()
+
+  yield run
+  for name, value in saved.items():
+    flags.FLAGS[name].value = value
+
+
+def test_a_row_per_case_that_can_be(run):
+  figures, printed = run("--backends=indices,loop", "--routers=top_k,soft")
+  ran = [(f["router"], f["backend"]) for f in figures]
+  assert ran == [("top_k", "indices"), ("top_k", "loop"), ("soft", "loop")]
+  assert len(printed.out.splitlines()) == 2 + 3
+  assert "left out Case(" in printed.err
+  assert "router='soft' runs on einsum or loop" in printed.err
+
+
+def test_ratios_and_counts_are_those_of_the_case(run):
+  (even, skewed), _ = run("--skews=0,50", "--experts=4", "--k=1")
+  for figures in (even, skewed):
+    assert figures["forward_ms"] > 0
+    assert figures["both_over_dense"] > 0
+    assert figures["collectives"] == 0
+  # Places for 16 items per expert; with the skew all of 64 want the first.
+  assert skewed["dropped"] == 48
+  assert even["dropped"] < 48
+  # Two products of [64, 8] and [8, 16] forward, twice as many backward; in GFLOP.
+  products = 3 * 2 * (2 * 64 * 8 * 16) / 1e9
+  assert products < even["gflop"] < 3 * products
+
+
+def test_a_mesh_exchanges_buffers_there_and_back_and_so_do_gradients(run):
+  (figures,), _ = run("--meshes=2x4", "--routers=top_k", "--experts=8")
+  # Besides, gradients of parameters are summed over the devices that share them.
+  assert figures["collectives"] > 4
+  # 8 items of a device have 8 experts · 1 place, of 8 numbers of 4 bytes.
+  buffers = 4 * (8 * 8 * 4) * (3 / 4) / 2**20
+  assert figures["sent_mib"] > buffers
+
+
+def test_nothing_that_can_be_is_an_error(run):
+  with pytest.raises(SystemExit):
+    run("--routers=soft", "--backends=ragged")
+
+
+def test_functions_take_turns():
+  order = []
+
+  def make(name):
+    return lambda: order.append(name) or np.zeros(1)
+
+  found = bench.timed({name: make(name) for name in "ab"}, 2)
+  assert order == ["a", "b"] * 3
+  assert found.keys() == {"a", "b"}
