@@ -1,4 +1,4 @@
-"""What a router does to a model that learns task after task: runs each, prints the table.
+"""What a router does to a model that learns task after task: the table of many runs.
 
   python -m launch.moe_study --configs=sounding_shapes,gridwords --seeds=0,1,2 \
     --workdir=runs/trimodal -- --config.data.data_dir=data
