@@ -224,6 +224,15 @@ def _adapters(
   num_routers = tasks.num_tasks if per_task else 1
   if c.moe.share_experts:
     num_routers *= len(multimodal.ROUTED)
+  try:
+    return _moe_config(c, num_routers, mesh)
+  except ValueError as error:
+    raise ValueError(f"config.moe: {error}") from None
+
+
+def _moe_config(
+  c: ml_collections.ConfigDict, num_routers: int, mesh: jax.sharding.Mesh
+) -> moe.MoEConfig:
   released = c.model.variant == "released"
   return moe.MoEConfig(
     num_experts=c.moe.num_experts,

@@ -231,6 +231,50 @@ def _usage(results: Results, modality: str, usage: list) -> Chart:
   }
 
 
+def per_layer(results: Results, key: str, what: str) -> list[Chart]:
+  """A share per task and layer: a heat map per modality in which there is any.
+
+  Args:
+    results: of a run.
+    key: "routing_drift" or "dropped_assignments".
+    what: the share is of, for the label.
+
+  Raises:
+    ValueError: there is not one share per task and layer.
+  """
+  return [
+    _per_layer(results, key, what, modality, of_tasks)
+    for modality, of_tasks in results[key].items()
+    if any(any(layers) for layers in of_tasks if layers)
+  ]
+
+
+def _per_layer(
+  results: Results, key: str, what: str, modality: str, of_tasks: list
+) -> Chart:
+  known = {t: layers for t, layers in enumerate(of_tasks) if layers is not None}
+  num_layers = {len(layers) for layers in known.values()}
+  num_tasks = len(results["increments"])
+  if len(of_tasks) != num_tasks or len(num_layers) != 1:
+    raise ValueError(
+      f"{key} of {modality} has {len(of_tasks)} tasks with {sorted(num_layers)} "
+      f"layers: expected {num_tasks} tasks with as many layers each"
+    )
+  return {
+    "kind": "heatmap",
+    "title": modality.capitalize(),
+    "label": f"{what} in each layer of the {modality} tower, for {num_tasks} tasks",
+    "rows": _axis("task", [str(t) for t in range(num_tasks)]),
+    "columns": _axis("layer", [str(i) for i in range(*num_layers)]),
+    "cells": [
+      [task, layer, _percent(share), None]
+      for task, layers in known.items()
+      for layer, share in enumerate(layers)
+    ],
+    "power": 1,
+  }
+
+
 def correlation(results: Results) -> list[Chart]:
   """The distribution of r, the correlation of image and sound, per task, with θ."""
   fusion = results["fusion"]

@@ -206,7 +206,24 @@ def _experts(results: Results) -> list[str]:
     "Share of a task's assignments that each expert got, after the last task. The "
     "shares of a layer sum to 100 %."
   )
-  return [note(text), figures(charts.expert_usage(results))]
+  shown = [note(text), figures(charts.expert_usage(results))]
+  if dropped := results.get("dropped_assignments") and charts.per_layer(
+    results, "dropped_assignments", "Assignments per item that found no place"
+  ):
+    text = "Assignments per item, in percent, whose expert was full."
+    shown += [note(text), figures(dropped, small=True)]
+  return shown
+
+
+def _drift(results: Results) -> list[str]:
+  drifted = charts.per_layer(results, "routing_drift", "Share of routing that moved")
+  if not drifted:
+    return [note("The routing of every sample and prompt is that of its own task.")]
+  text = (
+    "How much of the routing of a task's test samples, and of its prompts, has moved "
+    "since the task was learned. 100 %: none goes to any of its experts of then."
+  )
+  return [note(text), figures(drifted, small=True)]
 
 
 def _fusion(results: Results) -> list[str]:
@@ -274,6 +291,7 @@ def plain(value: Any) -> str:
 _OPTIONAL = {
   "confusion_matrix": ("Confusion", _confusion),
   "expert_usage": ("Expert usage", _experts),
+  "routing_drift": ("Routing drift", _drift),
   "fusion": ("Correlation of image and sound", _fusion),
   "zero_shot": ("Before learning", _zero_shot),
 }

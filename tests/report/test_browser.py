@@ -93,7 +93,7 @@ def figure(number: int) -> str:
 
 
 LINES, MATRIX, FORGETTING, CONFUSION, EXPERTS, CORRELATION = map(
-  figure, (0, 1, 3, 4, 5, 8)
+  figure, (0, 1, 3, 4, 5, 10)
 )
 
 
@@ -120,7 +120,7 @@ def test_every_chart_of_a_run_is_drawn(browser, finished):
   )
   assert answers["console"] == []
   assert answers["loaded"] == 0
-  assert len(answers["titles"]) == 13 and all(answers["labels"])
+  assert len(answers["titles"]) == 15 and all(answers["labels"])
   # Five lines through three tasks.
   assert answers["legend"] == [
     "class-incremental",
@@ -273,6 +273,7 @@ def test_everything_contrasts_with_its_background(browser, finished, dark):
     open=None,
     zero_shot=None,
     expert_usage=None,
+    routing_drift=None,
     per_modality={m: {"seen_accuracy": [0.5] * 6} for m in "abcde"},  # six lines
   )
   answers = browser.ask(page.run_page(run), dark=dark, contrast=CONTRASTS)

@@ -173,6 +173,27 @@ def test_expert_usage_of_the_wrong_shape(finished, usage, message):
     charts.expert_usage(finished(expert_usage={"image": usage}))
 
 
+def test_a_share_per_layer(finished):
+  (image,) = charts.per_layer(finished(), "routing_drift", "Moved")  # no text has moved
+  assert image["title"] == "Image"
+  assert image["label"] == "Moved in each layer of the image tower, for 3 tasks"
+  assert image["cells"][:4] == [
+    [0, 0, 50, None],
+    [0, 1, 0, None],
+    [1, 0, 25, None],
+    [1, 1, 100, None],
+  ]
+  unfinished = {"image": [[0.5], None, None]}
+  (chart,) = charts.per_layer(finished(routing_drift=unfinished), "routing_drift", "")
+  assert chart["cells"] == [[0, 0, 50, None]]
+
+
+@pytest.mark.parametrize("shares", [[[0.5]], [[0.5], [0.5, 0.5], [0.5]]])
+def test_shares_per_layer_of_the_wrong_shape(finished, shares):
+  with pytest.raises(ValueError, match=r"routing_drift of image has \d tasks with"):
+    charts.per_layer(finished(routing_drift={"image": shares}), "routing_drift", "")
+
+
 def test_correlation(finished):
   first, second, third = charts.correlation(finished())
   assert [chart["title"] for chart in (first, second, third)] == [

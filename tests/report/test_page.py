@@ -13,6 +13,7 @@ SECTIONS = [
   "Forgetting per task",
   "Confusion",
   "Expert usage",
+  "Routing drift",
   "Correlation of image and sound",
   "Before learning",
   "Accuracy per modality",
@@ -100,6 +101,8 @@ def test_every_chart_has_its_data(finished):
     "bars",
     "heatmap",  # confusion
     *["heatmap"] * 2,  # experts for images and texts
+    "heatmap",  # dropped prompts
+    "heatmap",  # drift of images
     *["bars"] * 3,  # r of three tasks
     "bars",  # before learning
     *["heatmap"] * 2,  # audio alone and image alone
@@ -121,6 +124,7 @@ def test_a_run_with_what_every_run_has(results):
   [
     ("confusion_matrix", "Confusion"),
     ("expert_usage", "Expert usage"),
+    ("routing_drift", "Routing drift"),
     ("fusion", "Correlation of image and sound"),
     ("zero_shot", "Before learning"),
     ("per_modality", "Accuracy per modality"),
