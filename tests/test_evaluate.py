@@ -204,6 +204,7 @@ def test_one_compilation_serves_all_tasks(present, one_device):
   step = evaluate.make_eval_step(Stub(), METHOD, SCENARIO, present, one_device)
   before = compilations.count("eval_step")
   host = {"image": IMAGE, "audio": AUDIO, "label": LABELS, "valid": LABELS >= 0}
+  host["id"] = np.arange(len(LABELS), dtype=np.int32)
   batch = sharding.place(host, one_device, 4)
   for seen in (2, 4):
     jax.block_until_ready(step({}, batch, task(seen), None, None))
