@@ -107,23 +107,12 @@ def run(
 
 def _local(c, expert_fn, groups, train, axis, inputs: Inputs, params, key):
   """The groups of one device."""
-  route = functools.partial(_route, c, train)
-  if groups == 1:
-    routings = jax.tree.map(lambda a: a[None], route(inputs.replace(items=None)))
-  else:
-    grouped = jax.tree.map(
-      lambda a: a.reshape(groups, -1, *a.shape[1:]), inputs.replace(items=None)
-    )
-    routings = jax.vmap(route)(grouped)
-  plan, routing = _plan(c, routings)
-  y = execute(
-    inputs.items,
-    plan,
-    lambda params, items: expert_fn(params, items, key),
-    params,
-    backend=c.backend,
-    axis=axis,
+  grouped = jax.tree.map(
+    lambda a: a.reshape(groups, -1, *a.shape[1:]), inputs.replace(items=None)
   )
+  plan, routing = _plan(c, jax.vmap(functools.partial(_route, c, train))(grouped))
+  fn = functools.partial(expert_fn, key=key)
+  y = execute(inputs.items, plan, fn, params, backend=c.backend, axis=axis)
   return y, routing
 
 
