@@ -1,4 +1,4 @@
-"""How long a step takes at least, from published peaks of a TPU chip.
+"""What the time of a step is made of, from published peaks of a TPU chip.
 
 Three times, each at the peak that is published for one chip:
 

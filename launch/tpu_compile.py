@@ -86,21 +86,31 @@ def _seconds(times: roofline.Times) -> dict[str, float]:
   }
 
 
+def quantity(value: float, unit: str, step: int = 1000) -> str:
+  """A number for people, such as "1.50 MB"; a `step` of 1024 gives "1.50 MiB"."""
+  prefixes = ["", "K", "M", "G", "T"]
+  while value >= step and len(prefixes) > 1:
+    value /= step
+    prefixes.pop(0)
+  mark = "i" if prefixes[0] and step == 1024 else ""
+  return f"{value:.2f} {prefixes[0]}{mark}{unit}"
+
+
 def text_of(record: dict[str, Any], chip: roofline.Chip, batch_size: int) -> str:
   """A record for people."""
   if not record["fits"]:
     return f"  {record['misfit']}"
-  memory = {k: f"{n / 2**30:.2f}" for k, n in record["memory_bytes"].items()}
-  ms = {k: f"{1e3 * seconds:.2f}" for k, seconds in record["seconds"].items()}
+  memory = {k: quantity(n, "B", 1024) for k, n in record["memory_bytes"].items()}
+  ms = {k: f"{1e3 * seconds:.3f}" for k, seconds in record["seconds"].items()}
   lines = [
     f"  compiled in {record['compile_seconds']:.0f} s",
-    f"  memory of a chip, GiB   {memory['total']} of {chip.hbm_gib}: arguments "
+    f"  memory of a chip        {memory['total']} of {chip.hbm_gib} GiB: arguments "
     f"{memory['arguments']}, outputs {memory['outputs']} (aliased "
     f"{memory['aliased']}), temporaries {memory['temporaries']}, code {memory['code']}",
-    f"  FLOPs of a chip         {record['flops'] / 1e9:.1f} G",
+    f"  work of a chip          {quantity(record['flops'], 'FLOP')}",
     *(
-      f"  {kind:<24}{total['count']} with {total['payload_bytes'] / 1e6:.2f} MB; "
-      f"a chip sends {total['sent_bytes'] / 1e6:.2f} MB"
+      f"  {kind:<24}{total['count']} with {quantity(total['payload_bytes'], 'B')}; "
+      f"a chip sends {quantity(total['sent_bytes'], 'B')}"
       for kind, total in sorted(record["collectives"].items())
     ),
     f"  step, ms                {ms['at_best']} at best, {ms['at_worst']} at worst: "
@@ -110,7 +120,7 @@ def text_of(record: dict[str, Any], chip: roofline.Chip, batch_size: int) -> str
     f"{batch_size / record['seconds']['at_best']:.0f}",
     "  weak scaling            "
     + ", ".join(
-      f"{n} chips {1e3 * at['at_worst']:.2f} ms ({at['efficiency']:.1%})"
+      f"{n} chips {1e3 * at['at_worst']:.3f} ms ({at['efficiency']:.1%})"
       for n, at in record["weak_scaling"].items()
     ),
   ]
@@ -141,7 +151,7 @@ def check(topology: str) -> list[dict[str, Any]]:
   print(
     f"{topology}: mesh {about['mesh']}, batch {c.train.batch_size}, "
     f"{about['parameters']:,} parameters, on a chip with optimizer "
-    f"{about['state_bytes'] / 2**30:.2f} GiB",
+    f"{quantity(about['state_bytes'], 'B', 1024)}",
     flush=True,
   )
   records = []

@@ -79,7 +79,7 @@ hosts=$(tpu describe --format='value(networkEndpoints.len())')
 # Later files replace earlier ones; what a run has written lies elsewhere.
 archive=$(mktemp -d)
 trap 'rm -rf "$archive"' EXIT
-tar --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=./data \
+tar --exclude=./.git --exclude="./.venv*" --exclude=./runs --exclude=./data \
   --exclude=__pycache__ -czf "$archive/mcil_jax.tar.gz" .
 gcloud compute tpus tpu-vm scp "$archive/mcil_jax.tar.gz" "$name:" "${where[@]}" --worker=all
 on_all_hosts 'set -e

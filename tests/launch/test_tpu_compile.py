@@ -58,19 +58,35 @@ def test_a_record_for_people():
   lines = tpu_compile.text_of(record, CHIP, batch_size=57).splitlines()
   assert lines[:7] == [
     "  compiled in 61 s",
-    "  memory of a chip, GiB   3.50 of 16: arguments 1.00, outputs 1.00 (aliased "
-    "1.00), temporaries 2.00, code 0.50",
-    "  FLOPs of a chip         0.0 G",
-    "  all-gather              1 with 0.00 MB; a chip sends 0.00 MB",
-    "  all-reduce              1 with 0.00 MB; a chip sends 0.00 MB",
-    "  step, ms                15000.00 at best, 19000.00 at worst: compute 1000.00, "
-    "HBM 3000.00, interconnect 15000.00",
+    "  memory of a chip        3.50 GiB of 16 GiB: arguments 1.00 GiB, outputs "
+    "1.00 GiB (aliased 1.00 GiB), temporaries 2.00 GiB, code 512.00 MiB",
+    "  work of a chip          10.00 FLOP",
+    "  all-gather              1 with 16.00 B; a chip sends 15.00 B",
+    "  all-reduce              1 with 8.00 B; a chip sends 15.00 B",
+    "  step, ms                15000.000 at best, 19000.000 at worst: compute "
+    "1000.000, HBM 3000.000, interconnect 15000.000",
     "  samples per second      3 to 4",
   ]
   assert lines[7].startswith(
-    "  weak scaling            4 chips 11500.00 ms (100.0%), "
-    "16 chips 19000.00 ms (60.5%), 64 chips"
+    "  weak scaling            4 chips 11500.000 ms (100.0%), "
+    "16 chips 19000.000 ms (60.5%), 64 chips"
   )
+
+
+@pytest.mark.parametrize(
+  ("value", "step", "expected"),
+  [
+    (0, 1000, "0.00 B"),
+    (999, 1000, "999.00 B"),
+    (1500, 1000, "1.50 KB"),
+    (2 * 2**20, 1024, "2.00 MiB"),
+    (512, 1024, "512.00 B"),
+    (25.2e12, 1000, "25.20 TB"),
+    (3e15, 1000, "3000.00 TB"),
+  ],
+)
+def test_quantities(value, step, expected):
+  assert tpu_compile.quantity(value, "B", step) == expected
 
 
 def test_a_misfit_for_people():
@@ -151,7 +167,7 @@ def test_a_tiny_model_for_a_real_slice(python, tmp_path):
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit(python):
-  size = 2**20
+  size = 2**17  # of which each chip has 2¹⁵ rows of similarities, 16 GiB
   batch = [f"--config.{part}.batch_size={size}" for part in ("train", "eval")]
   found = start(
     python, CONFIG, *flags(), *batch, "--topology=v5e:2x2", "--programs=train_step"
