@@ -13,7 +13,11 @@ from mcil_jax import sharding
 from mcil_jax.moe import ROUTERS, MoE, MoEConfig, Route, measure, parallel
 
 B, S, D, E = 16, 4, 6, 8
-MESHES = [(1, 8), (2, 4), (4, 2), (8, 1)]
+# Each compiles every router once more, so that two of the four layouts are slow tests.
+MESHES = [
+  *((2, 4), (8, 1)),
+  *(pytest.param((d, e), marks=pytest.mark.slow) for d, e in ((1, 8), (4, 2))),
+]
 # Of 8 groups of 2 samples, 8 tokens; experts have room for half of what is wanted.
 COMMON = {"top_k": 2, "capacity_factor": 0.5, "groups": 8, "num_routers": 2}
 LAYERS = {router: {"router": router, "unit": "token"} for router in ROUTERS} | {
@@ -91,7 +95,7 @@ def place(mesh, tree):
   return jax.device_put(tree, sharding.state_sharding(mesh, tree))
 
 
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_sharded_equals_unsharded(shape, params, batch, expected):
   mesh = sharding.make_mesh(*shape)
   names = [n for n in LAYERS if n != "samples, dropless" or shape == (8, 1)]
