@@ -27,5 +27,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c.train.epochs = 8
   c.memory.size = 60
   smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
-  trimodal = config_lib.TRIMODAL | {"train.epochs": 12}
+  own = {"train.epochs": 12, "train.modality_dropout": 0.3}
+  trimodal = config_lib.TRIMODAL | own
   return config_lib.with_variant(c, variant, trimodal=trimodal, smoke=smoke)
