@@ -2,7 +2,7 @@
 
   python -m mcil_jax.moe.bench --experts=8,32 --backends=auto,indices,einsum,ragged
   python -m mcil_jax.moe.bench --capacity_factors=0 --skews=0,1 --backends=all
-  python -m mcil_jax.moe.bench --meshes=1x1,2x4 --json=FILE
+  python -m mcil_jax.moe.bench --meshes=1x1,2x4 --figures=FILE
 
 Every combination of the lists is a case; those that cannot be are named and left out.
 Times are medians over repetitions in which the case, the dense MLP and the floor take
@@ -46,7 +46,7 @@ _MESHES = flags.DEFINE_list("meshes", ["1x1"], "Devices, DATAxEXPERT.")
 _WIDTH = flags.DEFINE_integer("width", 256, "D.")
 _HIDDEN = flags.DEFINE_integer("hidden", 1024, "Inside an expert.")
 _REPEATS = flags.DEFINE_integer("repeats", 20, "Of each timing.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "File for all figures.")
+_FIGURES = flags.DEFINE_string("figures", None, "File for all figures, in JSON.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,8 +252,8 @@ def main(argv: list[str]) -> None:
       continue
     cells = [_cell(results[-1][key]) for key in COLUMNS.values()]
     print(f"| {' | '.join(cells)} |", flush=True)
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
+  if _FIGURES.value:
+    pathlib.Path(_FIGURES.value).write_text(json.dumps(results, indent=2) + "\n")
   if not results:
     cli.fail("none of the cases can be; see above")
 

@@ -17,7 +17,7 @@ def run(capsys, tmp_path):
 
   def run(*arguments):
     path = tmp_path / "figures.json"
-    flags.FLAGS(["bench", *SMALL, f"--json={path}", *arguments])
+    flags.FLAGS(["bench", *SMALL, f"--figures={path}", *arguments])
     bench.main(["bench"])
     return json.loads(path.read_text()), capsys.readouterr()
 
