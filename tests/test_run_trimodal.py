@@ -231,6 +231,7 @@ def test_other_methods_go_on_and_spread_over_devices(method, data_dir, tmp_path)
   assert np.linalg.norm(one - other) < 1e-4 * np.linalg.norm(one)
 
 
+@pytest.mark.slow
 def test_modalities_share_experts_through_routers_of_their_own(data_dir, tmp_path):
   shared = MIFE | {"moe.share_experts": True, "model.audio.depth": 2}
   shared["mife.freeze_above"] = 1.0  # or biases would say what is frozen
@@ -247,9 +248,13 @@ def test_modalities_share_experts_through_routers_of_their_own(data_dir, tmp_pat
   assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
 
 
-def test_experts_come_with_tasks_that_have_routers(data_dir, tmp_path):
+def test_experts_come_only_with_tasks_that_have_routers(data_dir, tmp_path):
   with pytest.raises(ValueError, match=r"initial_experts=1: experts can only be added"):
     run_here(data_dir, tmp_path, **TRIMODAL | {"moe.initial_experts": 1})
+
+
+@pytest.mark.slow
+def test_experts_that_come_with_a_task_serve_it_and_later_ones(data_dir, tmp_path):
   growing = MIFE | {"moe.initial_experts": 1, "moe.experts_per_task": 1}
   results, _ = run_here(data_dir, tmp_path, **growing)
   assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}

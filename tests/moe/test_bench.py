@@ -3,31 +3,29 @@ import json
 import numpy as np
 import pytest
 from absl import flags
+from absl.testing import flagsaver
 
 from mcil_jax.moe import bench
 
-SMALL = ["--width=8", "--hidden=16", "--items=64", "--repeats=1"]
+SMALL = {"width": 8, "hidden": 16, "items": ["64"], "repeats": 1}
 
 
 @pytest.fixture
 def run(capsys, tmp_path):
   """Runs the benchmark with flags; returns its figures and what it printed."""
   flags.FLAGS.mark_as_parsed()
-  saved = {name: flags.FLAGS[name].value for name in flags.FLAGS}
 
-  def run(*arguments):
+  def run(**values):
     path = tmp_path / "figures.json"
-    flags.FLAGS(["bench", *SMALL, f"--figures={path}", *arguments])
-    bench.main(["bench"])
+    with flagsaver.flagsaver(**SMALL, figures=str(path), **values):
+      bench.main(["bench"])
     return json.loads(path.read_text()), capsys.readouterr()
 
-  yield run
-  for name, value in saved.items():
-    flags.FLAGS[name].value = value
+  return run
 
 
 def test_a_row_per_case_that_can_be(run):
-  figures, printed = run("--backends=indices,loop", "--routers=top_k,soft")
+  figures, printed = run(backends=["indices", "loop"], routers=["top_k", "soft"])
   ran = [(f["router"], f["backend"]) for f in figures]
   assert ran == [("top_k", "indices"), ("top_k", "loop"), ("soft", "loop")]
   assert len(printed.out.splitlines()) == 2 + 3
@@ -36,7 +34,7 @@ def test_a_row_per_case_that_can_be(run):
 
 
 def test_ratios_and_counts_are_those_of_the_case(run):
-  (even, skewed), _ = run("--skews=0,50", "--experts=4", "--k=1")
+  (even, skewed), _ = run(skews=["0", "50"], experts=["4"])
   for figures in (even, skewed):
     assert figures["forward_ms"] > 0
     assert figures["both_over_dense"] > 0
@@ -50,7 +48,7 @@ def test_ratios_and_counts_are_those_of_the_case(run):
 
 
 def test_a_mesh_exchanges_buffers_there_and_back_and_so_do_gradients(run):
-  (figures,), _ = run("--meshes=2x4", "--routers=top_k", "--experts=8")
+  (figures,), _ = run(meshes=["2x4"], experts=["8"])
   # Besides, gradients of parameters are summed over the devices that share them.
   assert figures["collectives"] > 4
   # 8 items of a device have 8 experts · 1 place, of 8 numbers of 4 bytes.
@@ -60,7 +58,7 @@ def test_a_mesh_exchanges_buffers_there_and_back_and_so_do_gradients(run):
 
 def test_nothing_that_can_be_is_an_error(run):
   with pytest.raises(SystemExit):
-    run("--routers=soft", "--backends=ragged")
+    run(routers=["soft"], backends=["ragged"])
 
 
 def test_functions_take_turns():

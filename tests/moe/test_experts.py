@@ -6,7 +6,7 @@ from mcil_jax.moe import experts
 
 
 def test_adapters_start_as_zero_functions_of_lecun_normal_features():
-  params = experts.init(jax.random.key(0), 3, 400, 50)
+  params = experts.init_adapters(jax.random.key(0), 3, 400, 50)
   down = params.pop("down_kernel")
   # 20000 samples: the standard error of a deviation is 0.5 %.
   np.testing.assert_allclose(down.std(axis=(1, 2)), 1 / np.sqrt(400), rtol=0.03)
