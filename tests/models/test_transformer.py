@@ -1,8 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcil_jax import config
 from mcil_jax.models.transformer import (
   Block,
   DropPath,
@@ -10,7 +12,7 @@ from mcil_jax.models.transformer import (
   quick_gelu,
   summarise,
 )
-from mcil_jax.moe import MoEConfig, Route
+from mcil_jax.moe import MoE, MoEConfig, Route
 
 
 def drop(rate, x, train=True, seed=0):
@@ -160,13 +162,13 @@ def adapted(encoder):
   )
   end = jnp.arange(16) % 5
   shapes = jax.eval_shape(
-    lambda: module.init(jax.random.key(0), tokens, False, route(), end)
+    lambda: module.init(jax.random.key(0), tokens, False, route(), end=end)
   )
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
     lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), shapes
   )
-  run = jax.jit(lambda v, x, route, end: module.apply(v, x, False, route, end))
+  run = jax.jit(lambda v, x, route, end: module.apply(v, x, False, route, end=end))
   return run, variables, tokens, end
 
 
@@ -273,3 +275,43 @@ def test_what_is_computed_again_has_the_same_gradient():
   assert jax.tree.structure(plain) == jax.tree.structure(again)
   for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_of_two_encoders_share_experts_that_are_handed_to_them():
+  class Pair(nn.Module):
+    remat: bool = False
+
+    def setup(self):
+      self.experts = [MoE(MoEConfig(3, hidden=4, router_std=0.5)) for _ in range(2)]
+      self.first = Encoder(1, 2, summary="mean", remat=self.remat)
+      self.second = Encoder(2, 2, summary="mean", remat=self.remat)
+
+    def __call__(self, tokens):
+      routes = Route(jnp.zeros(4, int), jnp.ones(4, bool))
+      return [
+        encoder(tokens, False, routes, self.experts)[0]
+        for encoder in (self.first, self.second)
+      ]
+
+  tokens = jax.random.normal(jax.random.key(1), (4, 3, 8))
+  params = jax.jit(Pair().init)(jax.random.key(0), tokens)["params"]
+  kernels = [k for k in config.flatten(params) if k.endswith("up_kernel")]
+  assert sorted(kernels) == [
+    "experts_0.experts.up_kernel",
+    "experts_1.experts.up_kernel",
+  ]
+
+  def gradient(remat, encoder):
+    def loss(params):
+      return (Pair(remat).apply({"params": params}, tokens)[encoder] ** 2).sum()
+
+    return jax.jit(jax.grad(loss))(params)
+
+  first, second = (gradient(False, encoder) for encoder in (0, 1))
+  # Both teach the experts of the first block, the deeper one alone those of the second.
+  for found, taught in ((first, [True, False]), (second, [True, True])):
+    learns = [bool(found[f"experts_{i}"]["experts"]["up_kernel"].any()) for i in (0, 1)]
+    assert learns == taught
+  again = gradient(True, 1)
+  for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(second), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
