@@ -243,6 +243,10 @@ def _read(setup: Setup, state: RunState) -> multimodal.Prototypes | None:
 
 
 def _on_devices(setup: Setup, knowledge):
+  # In the precision of the devices: processes compare what each of them puts there.
+  knowledge = jax.tree.map(
+    lambda x: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)), knowledge
+  )
   return jax.device_put(knowledge, sharding.replicated(setup.mesh))
 
 

@@ -25,7 +25,7 @@ def command(data_dir, workdir, *more, **overrides):
 
 
 def _flag(value):
-  return ",".join(map(str, value)) if isinstance(value, tuple) else value
+  return repr(value) if isinstance(value, tuple) else value
 
 
 def environment(devices=1):
