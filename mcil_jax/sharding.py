@@ -7,12 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mcil_jax import moe
-
-# Logical axis → axes of the mesh. A batch is split over all devices, whatever else the
-# expert axis holds; what is not named here is on every device.
-RULES = {"batch": ("data", "expert"), "expert": "expert"}
-BATCH = PartitionSpec(RULES["batch"])
+from mcil_jax.moe.parallel import BATCH, RULES, logical_axes
 
 
 def make_mesh(
@@ -75,7 +70,7 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
 
   def of_array(path, _) -> NamedSharding:
     names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
-    axes = [RULES[axis] for axis in moe.logical_axes(names)]
+    axes = [RULES[axis] for axis in logical_axes(names)]
     return NamedSharding(mesh, PartitionSpec(*axes))
 
   return jax.tree_util.tree_map_with_path(of_array, tree)

@@ -11,7 +11,6 @@ routers, `G` routing groups, `P` places per expert, `S` slots per expert.
 
 from mcil_jax.moe.config import ROUTERS, MoEConfig
 from mcil_jax.moe.layer import MoE, Route
-from mcil_jax.moe.parallel import logical_axes
 from mcil_jax.moe.routers import balance_bias_update
 from mcil_jax.moe.routing import Routing
 from mcil_jax.moe.stats import MoEStats, by_sample, measure, penalty
@@ -25,7 +24,6 @@ __all__ = [
   "Routing",
   "balance_bias_update",
   "by_sample",
-  "logical_axes",
   "measure",
   "penalty",
 ]

@@ -343,12 +343,13 @@ BACKENDS = BUFFERED | {
 SOFT = ("einsum", "loop")
 
 # A copy of an expert's parameters costs memory traffic, as much time as so many rows of
-# it: (numbers of an expert up to which it holds, rows). Measured by `moe.bench` on CPU.
+# it: (numbers of an expert up to which it holds, rows). The larger is what `blocks`
+# took on a CPU with kernels of 2 MB; the smaller, for what fits a cache, is a guess.
 COPY_ROWS = ((2**17, 8), (math.inf, 64))
 
 
-def costs(x: Any, plan: AnyPlan, params: Any) -> dict[str, float]:
-  """Backend → rows of experts that it takes about as long as. For a hard plan."""
+def costs(x: Any, plan: Plan, params: Any) -> dict[str, float]:
+  """Backend → rows of experts that it takes about as long as."""
   rows = max(math.prod(a.shape[1:-1]) for a in jax.tree.leaves(x))  # of an item
   size = sum(math.prod(p.shape[1:]) for p in jax.tree.leaves(params))
   copy = next(cost for most, cost in COPY_ROWS if size <= most)
@@ -361,10 +362,12 @@ def costs(x: Any, plan: AnyPlan, params: Any) -> dict[str, float]:
   }
 
 
-def cheapest(x: Any, plan: AnyPlan, params: Any) -> str:
-  """The backend of the least cost."""
+def _choose(x: Any, plan: AnyPlan, params: Any, devices: int) -> str:
+  """What "auto" means for experts on so many devices."""
   if isinstance(plan, SoftPlan):
     return "einsum"
+  if devices > 1:
+    return "indices"
   found = costs(x, plan, params)
   return min(found, key=found.get)
 
@@ -386,7 +389,8 @@ def execute(
     expert_fn: one expert; must treat items independently of each other.
     params: tree of arrays [E, ...], the experts' parameters; with `axis`, those of the
       E/A experts of this device.
-    backend: a name in `BACKENDS`, or "auto", see `cheapest`.
+    backend: a name in `BACKENDS`, or "auto": of those that can, the one of the least
+      `costs`.
     axis: inside `jax.shard_map`, the mesh axis that the experts are spread over, A
       devices; None if all are here.
 
@@ -407,10 +411,8 @@ def execute(
       raise ValueError(
         f"leading axes of {name} are {sorted(sizes)}: the plan is for {expected}"
       )
-  if backend == "auto" and devices > 1:
-    backend = "einsum" if isinstance(plan, SoftPlan) else "indices"
   if backend == "auto":
-    backend = cheapest(x, plan, params)
+    backend = _choose(x, plan, params, devices)
   if backend not in BACKENDS:
     raise ValueError(f"backend={backend!r}: expected 'auto' or one of {[*BACKENDS]}")
   if isinstance(plan, SoftPlan) and backend not in SOFT:

@@ -92,10 +92,12 @@ class MoEConfig:
   mesh: Mesh | None = None
 
   def __post_init__(self):
-    for name in ("num_experts", "hidden", "num_routers", "slots"):
-      self._require(getattr(self, name) >= 1, name, "a number ≥ 1")
-    for name in ("groups", "num_shared", "initial_experts", "experts_per_router"):
-      self._require(getattr(self, name) >= 0, name, "a number ≥ 0")
+    for least, names in {
+      1: ("num_experts", "hidden", "num_routers", "slots"),
+      0: ("groups", "num_shared", "initial_experts", "experts_per_router"),
+    }.items():
+      for name in names:
+        self._require(getattr(self, name) >= least, name, f"a number ≥ {least}")
     for name, choices in {
       "router": tuple(ROUTERS),
       "normalise": NORMALISE,

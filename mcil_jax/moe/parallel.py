@@ -2,7 +2,8 @@
 
 On a mesh all of it happens inside one `jax.shard_map` region: each device routes its
 own groups; with an expert axis, buffers travel to the devices of their experts by one
-all-to-all and back by another. Nothing else is exchanged, and as items compete inside
+all-to-all and back by another, in training with the numbers of their items, which the
+dropout of adapters goes by. Nothing else is exchanged, and as items compete inside
 their group only, the result is that of one device.
 """
 
@@ -21,9 +22,10 @@ from mcil_jax.moe.config import MoEConfig
 from mcil_jax.moe.plan import expert_capacity, join, make_plan
 from mcil_jax.moe.routing import Routing, SoftRouting
 
-# Items are split over all devices, experts over those of one axis.
-BATCH = PartitionSpec(("data", "expert"))
-EXPERTS = PartitionSpec("expert")
+# Logical axis → axes of the mesh. A batch is split over all devices, experts over those
+# of one axis; what is not named here is on every device.
+RULES = {"batch": ("data", "expert"), "expert": "expert"}
+BATCH, EXPERTS = PartitionSpec(RULES["batch"]), PartitionSpec(RULES["expert"])
 
 
 def logical_axes(path: Sequence[str | None]) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def run(
     inputs: the items of `num_samples` samples, in their order.
     expert_fn: (parameters, items, key) → outputs.
     params: tree of arrays [E, ...].
-    key: handed to `expert_fn`; raw key data, or None.
+    key: handed to `expert_fn`, of `jax.random`; or None.
     num_samples: B.
     train: routers may differ from their use at test.
 
