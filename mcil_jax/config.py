@@ -57,7 +57,7 @@ def default() -> ml_collections.ConfigDict:
   # it: less memory, more time, the same gradients.
   c.model.remat = False
   c.model.image = ml_collections.ConfigDict()
-  c.model.image.tower = "vit"  # one of mcil_jax.models.multimodal.TOWERS
+  c.model.image.tower = "vit"  # one of mcil_jax.models.build.TOWERS
   c.model.image.depth = 2
   c.model.image.patch_size = 8  # pixels
   c.model.image.tubelet_frames = 1  # frames per token

@@ -15,7 +15,7 @@ from mcil_jax import evaluate, memory, methods, moe, scenario, sharding, train
 from mcil_jax import reading as reading_lib
 from mcil_jax.data import pipeline, source
 from mcil_jax.methods.base import Method, Task
-from mcil_jax.models import multimodal
+from mcil_jax.models import build, multimodal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ def prepare(
     scenario=tasks,
     labels=labels,
     mesh=mesh,
-    model=multimodal.build(
+    model=build.classifier(
       c.model,
       modalities=modalities,
       num_classes=tasks.num_classes,

@@ -7,7 +7,7 @@ import pytest
 
 from mcil_jax import compilations, config, methods, sharding, train
 from mcil_jax.methods.base import Task
-from mcil_jax.models import multimodal
+from mcil_jax.models import build
 
 SHAPES = {"image": (2, 8, 8, 3), "audio": (80,)}
 BATCH_SIZE, NUM_CLASSES = 16, 6
@@ -29,7 +29,7 @@ def c():
 
 @pytest.fixture(scope="module")
 def model(c):
-  return multimodal.build(
+  return build.classifier(
     c.model,
     modalities=("image", "audio"),
     num_classes=NUM_CLASSES,
@@ -249,7 +249,7 @@ def test_each_step_draws_its_own_augmentation(steps, create, one_device):
 
 
 def test_a_model_of_one_modality_ignores_the_other(c, one_device):
-  model = multimodal.build(
+  model = build.classifier(
     c.model,
     modalities=("image",),
     num_classes=NUM_CLASSES,

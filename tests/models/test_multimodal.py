@@ -5,6 +5,7 @@ import pytest
 
 from mcil_jax import config
 from mcil_jax.models import audio, image, multimodal
+from mcil_jax.models import build as build_lib
 
 SHAPES = {"image": (2, 8, 8, 3), "audio": (80,)}
 
@@ -17,7 +18,7 @@ def build(modalities=("image", "audio"), **changes):
   c.audio.num_mels = 4
   c.audio.window_seconds, c.audio.hop_seconds = 0.016, 0.008
   c.update_from_flattened_dict(changes)
-  return multimodal.build(
+  return build_lib.classifier(
     c, modalities=modalities, num_classes=5, shapes=SHAPES, sample_rate_hz=1000
   )
 
@@ -153,7 +154,7 @@ def test_a_tower_that_does_not_exist(modality):
   c = config.default().model
   c[modality].tower = "resnet"
   with pytest.raises(ValueError, match=rf"{modality}\.tower='resnet' does not exist"):
-    multimodal.build(
+    build_lib.classifier(
       c,
       modalities=("image", "audio"),
       num_classes=2,
