@@ -25,4 +25,6 @@ export JAX_PLATFORMS=cpu NPROC=16
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=8"
 ruff check .
 ruff format --check .
-python -m pytest -m "$markers" "$@"
+# As many processes as there are cores, but each needs memory; a module's tests share
+# what they prepare, so they stay together.
+python -m pytest -n auto --maxprocesses 4 --dist loadscope -m "$markers" "$@"

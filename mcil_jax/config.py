@@ -94,6 +94,7 @@ def default() -> ml_collections.ConfigDict:
   c.moe.experts_per_task = 0
   c.moe.balance_weight = 0.0  # of the losses that `moe.stats` explains
   c.moe.importance_weight = 0.0
+  c.moe.load_weight = 0.0  # for "noisy_top_k"
   c.moe.z_weight = 0.0
   c.moe.local_entropy_weight = 0.0  # of each modality's items: surer ones
   c.moe.global_entropy_weight = 0.0  # of each modality: more experts
@@ -279,6 +280,7 @@ _NOT_NEGATIVE = (
   "mife.trimodal_weight",
   "moe.balance_weight",
   "moe.importance_weight",
+  "moe.load_weight",
   "moe.z_weight",
   "moe.local_entropy_weight",
   "moe.global_entropy_weight",

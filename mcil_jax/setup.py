@@ -225,9 +225,21 @@ def _adapters(
   if c.moe.share_experts:
     num_routers *= len(multimodal.ROUTED)
   try:
-    return _moe_config(c, num_routers, mesh)
+    made = _moe_config(c, num_routers, mesh)
   except ValueError as error:
     raise ValueError(f"config.moe: {error}") from None
+  # Losses that would be NaN.
+  kind = moe.ROUTERS[c.moe.router]
+  for key, there, what in (
+    ("load_weight", kind.noise, "noise on its scores"),
+    ("z_weight", kind.softmax, "softmax over its scores"),
+  ):
+    if c.moe[key] and not there:
+      raise ValueError(
+        f"config.moe.{key}={c.moe[key]}: config.moe.router={c.moe.router!r} has no "
+        + what
+      )
+  return made
 
 
 def _moe_config(

@@ -201,6 +201,19 @@ def test_a_share_of_the_batch_that_leaves_one_side_nothing(prepare, share, rows)
   prepare(method="joint", **settings)
 
 
+@pytest.mark.parametrize(
+  ("key", "router", "lacks"),
+  [
+    ("load_weight", "top_k", "noise on its scores"),
+    ("z_weight", "sigmoid_bias", "softmax over its scores"),
+  ],
+)
+def test_losses_that_a_router_does_not_have(prepare, key, router, lacks):
+  chosen = {"moe.num_experts": 2, "moe.router": router, f"moe.{key}": 0.1}
+  with pytest.raises(ValueError, match=rf"moe\.{key}=0\.1: .*{router}' has no {lacks}"):
+    prepare(**chosen)
+
+
 @pytest.mark.parametrize("key", ["train.batch_size", "eval.batch_size"])
 def test_batches_that_do_not_divide_over_the_devices(prepare, key):
   message = rf"config\.{key}=12 is no multiple of the 8 devices"

@@ -4,7 +4,7 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from mcil_jax.moe.backends import BACKENDS, BUFFERED, SOFT
+from mcil_jax.moe.backends import BACKENDS, SHARDED, SOFT
 from mcil_jax.moe.routers import NORMALISE
 
 
@@ -16,25 +16,31 @@ class RouterKind:
     scores: "linear", "cosine" (both learned), "hash", "random" or "slots".
     competes: whether items of a routing group take experts from each other, even if
       no expert has too few places.
+    noise: whether scores are noisy in training, so that there is a `stats.load_loss`.
+    softmax: whether probabilities are a softmax of the scores, so that there is a
+      `stats.z_loss`.
   """
 
   scores: str = "linear"
   competes: bool = False
+  noise: bool = False
+  softmax: bool = True
 
 
 ROUTERS = {
   "top_k": RouterKind(),
-  "noisy_top_k": RouterKind(),
+  "noisy_top_k": RouterKind(noise=True),
   "batch_priority": RouterKind(),
   "cosine": RouterKind("cosine"),
-  "sigmoid_bias": RouterKind(),
+  "sigmoid_bias": RouterKind(softmax=False),
   "sinkhorn": RouterKind(competes=True),
   "expert_choice": RouterKind(competes=True),
-  "soft": RouterKind("slots", competes=True),
-  "hash": RouterKind("hash"),
-  "uniform": RouterKind("random"),
+  "soft": RouterKind("slots", competes=True, softmax=False),
+  "hash": RouterKind("hash", softmax=False),
+  "uniform": RouterKind("random", softmax=False),
 }
 EXPERTS = ("adapter", "mlp", "gated_mlp")
+RAGGED_PLATFORMS = ("gpu", "tpu")  # with `jax.lax.ragged_all_to_all`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +151,16 @@ class MoEConfig:
           f"num_experts={self.num_experts} is no multiple of the "
           f"{self.expert_devices} devices along the expert axis"
         )
-      if self.backend not in ("auto", *BUFFERED):
+      if self.backend not in ("auto", *SHARDED):
         raise ValueError(
           f"backend={self.backend!r}: experts on {self.expert_devices} devices run on "
-          f"{' or '.join(BUFFERED)}"
+          f"{' or '.join(SHARDED)}"
+        )
+      platform = self.mesh.devices.flat[0].platform
+      if self.backend == "ragged" and platform not in RAGGED_PLATFORMS:
+        raise ValueError(
+          f"backend='ragged': {platform} devices cannot send each other rows without "
+          "padding, as experts on several of them need; use 'indices'"
         )
     if self.groups % self.devices:
       raise ValueError(

@@ -79,13 +79,16 @@ class MoE(nn.Module):
       route, summary = route.of_tokens(num_tokens), h.reshape(-1, width)
       x = summary
     scores, bias = self._scores(summary, route, train)
+    chances = None
+    if ROUTERS[c.router].noise:
+      scores, chances = self._noisy(summary, scores, route, train)
     params = self.param("experts", _init, c, c.num_experts, width)
     key = None
     if train and c.dropout > 0 and c.expert == "adapter" and c.router != "soft":
       key = self.make_rng("dropout")
     y, routing = parallel.run(
       c,
-      parallel.Inputs(scores, route.valid, (x, jnp.arange(len(x))), bias),
+      parallel.Inputs(scores, route.valid, (x, jnp.arange(len(x))), bias, chances),
       _expert(c),
       (params, jnp.arange(c.num_experts)),
       key,
@@ -113,7 +116,7 @@ class MoE(nn.Module):
     x, bias = x.astype(jnp.float32), None
     match ROUTERS[c.router].scores:
       case "linear":
-        scores = self._linear(x, route, train)
+        scores = self._linear(x, route)
       case "cosine":
         scores = self._cosine(x, route)
       case "slots":
@@ -136,18 +139,24 @@ class MoE(nn.Module):
       scores = jnp.where(jnp.arange(c.num_experts) < there[:, None], scores, -jnp.inf)
     return scores, bias
 
-  def _linear(self, x: jax.Array, route: Route, train: bool) -> jax.Array:
+  def _linear(self, x: jax.Array, route: Route) -> jax.Array:
     c = self.config
     shape = (c.num_routers, x.shape[-1], c.num_experts)
     kernel = self.param("router_kernel", nn.initializers.normal(c.router_std), shape)
     bias = self.param("router_bias", nn.initializers.zeros, shape[::2])
-    scores = _of_own_router(x, kernel, route) + bias[route.router]
-    if c.router == "noisy_top_k":
-      noise_kernel = self.param("noise_kernel", nn.initializers.zeros, shape)
-      if train:
-        raw_std = _of_own_router(x, noise_kernel, route)
-        scores += routers.shazeer_noise(raw_std, self.make_rng("dropout"))
-    return scores
+    return _of_own_router(x, kernel, route) + bias[route.router]
+
+  def _noisy(
+    self, x: jax.Array, scores: jax.Array, route: Route, train: bool
+  ) -> tuple[jax.Array, jax.Array | None]:
+    c = self.config
+    shape = (c.num_routers, x.shape[-1], c.num_experts)
+    kernel = self.param("noise_kernel", nn.initializers.zeros, shape)
+    if not train:
+      return scores, None
+    raw_std = _of_own_router(x.astype(jnp.float32), kernel, route)
+    key = self.make_rng("dropout")
+    return routers.shazeer_noise(scores, raw_std, key, k=c.top_k)
 
   def _cosine(self, x: jax.Array, route: Route) -> jax.Array:
     """Cosines with the experts' embeddings, in fewer dimensions, times a learned scale.

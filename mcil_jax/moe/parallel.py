@@ -17,8 +17,9 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from mcil_jax.moe import routers
-from mcil_jax.moe.backends import ExpertFn, execute
+from mcil_jax.moe.backends import execute
 from mcil_jax.moe.config import MoEConfig
+from mcil_jax.moe.places import ExpertFn
 from mcil_jax.moe.plan import expert_capacity, join, make_plan
 from mcil_jax.moe.routing import Routing, SoftRouting
 
@@ -45,12 +46,14 @@ class Inputs:
     valid: bool [N].
     items: tree of arrays [N, ...].
     bias: float32 [N, E], for "sigmoid_bias"; else None.
+    chances: float32 [N, E], of "noisy_top_k" in training; else None.
   """
 
   scores: jax.Array
   valid: jax.Array
   items: Any
   bias: jax.Array | None = None
+  chances: jax.Array | None = None
 
 
 def run(
@@ -134,7 +137,10 @@ def _route(c: MoEConfig, train: bool, inputs: Inputs) -> Routing | SoftRouting:
   if c.router in ("hash", "uniform"):
     return routers.uniform(scores, valid, k=c.top_k)
   choose = routers.batch_priority if c.router == "batch_priority" else routers.top_k
-  return choose(scores, valid, k=c.top_k, normalise=c.normalise)
+  routing = choose(scores, valid, k=c.top_k, normalise=c.normalise)
+  if inputs.chances is None:
+    return routing
+  return routing.replace(chances=jnp.where(valid[:, None], inputs.chances, 0.0))
 
 
 def _capacity(c: MoEConfig, num_items: int) -> int:

@@ -179,17 +179,38 @@ def soft(scores: jax.Array, valid: jax.Array) -> SoftRouting:
   return SoftRouting(dispatch, jnp.where(where, combine, 0.0), valid)
 
 
-def shazeer_noise(raw_std: jax.Array, key: jax.Array) -> jax.Array:
-  """Noise to add to the logits in training, so that other experts get chosen too.
+def shazeer_noise(
+  scores: jax.Array, raw_std: jax.Array, key: jax.Array, *, k: int
+) -> tuple[jax.Array, jax.Array]:
+  """Logits with noise, so that other experts get chosen too, and the odds of that.
 
-  Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 4.
+  Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 4 and 9.
 
   Args:
+    scores: [N, E], logits without noise.
     raw_std: [N, E], x·W_noise; its softplus is the standard deviation.
     key: of `jax.random`.
+    k: experts per item.
+
+  Returns:
+    Scores [N, E]; and the chances [N, E] that each expert would be among the k if its
+    noise alone were drawn again, which unlike the choice itself have a gradient.
   """
-  raw_std = raw_std.astype(jnp.float32)
-  return jax.random.normal(key, raw_std.shape) * jax.nn.softplus(raw_std)
+  std = jax.nn.softplus(raw_std.astype(jnp.float32))
+  noisy = scores + jax.random.normal(key, std.shape) * std
+  num_experts = scores.shape[1]
+  if k == num_experts:
+    return noisy, jnp.ones_like(noisy)
+  largest, index = jax.lax.top_k(noisy, k + 1)
+  chosen = jax.nn.one_hot(index[:, :k], num_experts, dtype=bool).any(axis=1)
+  # What an expert has to surpass is the k-th largest of all others.
+  threshold = jnp.where(chosen, largest[:, k:], largest[:, k - 1 : k])
+  possible = _chosen(scores)
+  # −inf in the branch that is not taken would make the gradient NaN.
+  margin = jnp.where(possible & _chosen(threshold), scores - threshold, 0.0)
+  chances = jax.scipy.stats.norm.cdf(margin / jnp.maximum(std, 1e-9))
+  chances = jnp.where(_chosen(threshold), chances, 1.0)
+  return noisy, jnp.where(possible, chances, 0.0)
 
 
 def hashed(ids: jax.Array, num_experts: int) -> jax.Array:

@@ -18,6 +18,7 @@ class Routing:
     priority: float32 [N], items of a larger one come first where experts fill up; None
       for the order of the items.
     log_z: float32 [N], logarithm of the softmax's denominator; None without one.
+    chances: float32 [N, E], see `routers.shazeer_noise`; None without noise.
     executed: bool [N, k], the assignments that found a place; None before a plan.
     places: how many places there were for them, on all devices.
   """
@@ -28,6 +29,7 @@ class Routing:
   valid: jax.Array
   priority: jax.Array | None = None
   log_z: jax.Array | None = None
+  chances: jax.Array | None = None
   executed: jax.Array | None = None
   places: int = struct.field(pytree_node=False, default=0)
 

@@ -21,6 +21,7 @@ class MoEStats:
       arXiv 1701.06538, eq. 6).
     balance_loss: see `balance_loss`.
     importance_loss: see `importance_loss`.
+    load_loss: see `load_loss`; NaN for routers without noise.
     z_loss: see `z_loss`; NaN for routers without a softmax.
     max_over_mean_load: 1 if balanced, E if all goes to one expert and k = 1.
     load_cv: standard deviation of the load over its mean.
@@ -39,6 +40,7 @@ class MoEStats:
   importance: jax.Array
   balance_loss: jax.Array
   importance_loss: jax.Array
+  load_loss: jax.Array
   z_loss: jax.Array
   max_over_mean_load: jax.Array
   load_cv: jax.Array
@@ -72,9 +74,23 @@ def importance_loss(routing: Routing) -> jax.Array:
 
   Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 7.
   """
-  importance = jnp.einsum("nk,nke->e", routing.weights, _one_hot(routing))
-  mean = importance.mean()
-  return jnp.where(mean > 0, importance.var() / jnp.where(mean > 0, mean, 1.0) ** 2, 0)
+  return _squared_variation(jnp.einsum("nk,nke->e", routing.weights, _one_hot(routing)))
+
+
+def load_loss(routing: Routing) -> jax.Array:
+  """Squared coefficient of variation of the loads that noise makes smooth.
+
+  Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 10 and 11.
+  """
+  if routing.chances is None:
+    return jnp.array(jnp.nan)
+  return _squared_variation(routing.chances.sum(axis=0))
+
+
+def _squared_variation(x: jax.Array) -> jax.Array:
+  """(Standard deviation over mean)² of what is not negative; 0 if all of it is 0."""
+  mean = x.mean()
+  return jnp.where(mean > 0, x.var() / jnp.where(mean > 0, mean, 1.0) ** 2, 0)
 
 
 def z_loss(routing: Routing) -> jax.Array:
@@ -135,6 +151,7 @@ def measure(routing: Routing) -> MoEStats:
     importance=jnp.einsum("nk,nke->e", routing.weights, one_hot),
     balance_loss=balance_loss(routing),
     importance_loss=importance_loss(routing),
+    load_loss=load_loss(routing),
     z_loss=z_loss(routing),
     max_over_mean_load=load.max() / load.mean(),
     load_cv=load.std() / load.mean(),
@@ -191,6 +208,7 @@ def penalty(
   weights = {
     "balance_loss": c.balance_weight,
     "importance_loss": c.importance_weight,
+    "load_loss": c.load_weight,
     "z_loss": c.z_weight,
     "entropy": c.local_entropy_weight,
     "marginal_entropy": -c.global_entropy_weight,

@@ -166,6 +166,26 @@ def test_a_tiny_model_for_a_real_slice(python, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ("backend", "kind"), [("indices", "all-to-all"), ("ragged", "ragged-all-to-all")]
+)
+def test_experts_on_chips_of_their_own(backend, kind, python, tmp_path):
+  sharded = ("num_experts=4", f"backend={backend}", "bottleneck=8")
+  found = start(
+    python,
+    *(CONFIG, *flags(), "--topology=v5e:2x2", "--programs=train_step"),
+    *("--config.mesh.data=1", "--config.mesh.expert=4"),
+    *(f"--config.moe.{setting}" for setting in sharded),
+    f"--json={tmp_path / 'out.json'}",
+  )
+  assert found.returncode == 0, found.stderr
+  (record,) = json.loads((tmp_path / "out.json").read_text())
+  assert record["mesh"] == {"data": 1, "expert": 4}
+  # Of a block in each of three towers: items, their numbers, outputs; and back.
+  assert record["collectives"][kind]["count"] >= 3 * 5
+
+
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit(python):
   size = 2**17  # of which each chip has 2¹⁵ rows of similarities, 16 GiB
   batch = [f"--config.{part}.batch_size={size}" for part in ("train", "eval")]

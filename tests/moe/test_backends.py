@@ -104,6 +104,25 @@ def test_backends_equal_the_dense_mixture(name):
     assert_close((found[0], found[2]), (y, gradients))
 
 
+def test_bfloat16_is_as_close_as_its_eight_bits():
+  x, logits, params = make_inputs(12, 4)
+  valid = jnp.ones(12, bool)
+  for backend in BACKENDS:
+    exact, _, exact_gradients = compute(x, logits, params, valid, backend=backend, k=2)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, params))
+    y, _, gradients = compute(half[0], logits, half[1], valid, backend=backend, k=2)
+    assert y.dtype == jnp.bfloat16
+    for a, b in zip(
+      jax.tree.leaves((y, gradients)),
+      jax.tree.leaves((exact, exact_gradients)),
+      strict=True,
+    ):
+      # A value is rounded by 2⁻⁹ at most, a few times on its way.
+      np.testing.assert_allclose(
+        a.astype(np.float32), b, rtol=0, atol=2**-5 * np.abs(b).max(), err_msg=backend
+      )
+
+
 def test_all_experts_with_all_weights_are_a_dense_mixture():
   x, logits, params = make_inputs(6, 4)
   outputs = jax.vmap(expert_fn, in_axes=(0, None))(params, x)
@@ -193,7 +212,7 @@ def test_auto_takes_what_costs_least(monkeypatch):
 @pytest.mark.parametrize(
   ("num_items", "num_experts", "backend", "message"),
   [
-    (6, 4, "sort", r"backend='sort': .* one of \['einsum', .*'ragged'\]"),
+    (6, 4, "sort", r"backend='sort': .* one of \['einsum', .*'blocks'\]"),
     (5, 4, "loop", r"leading axes of x are \[\(5,\)\]: the plan is for 6"),
     (6, 3, "loop", r"leading axes of params are \[\(3,\)\]: the plan is for 4"),
   ],

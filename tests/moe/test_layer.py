@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax.moe import MoE, MoEConfig, Route
+from mcil_jax.moe import MoE, MoEConfig, Route, measure
 from mcil_jax.moe.backends import BACKENDS
 
 N, S, D, E = 8, 3, 6, 4
@@ -181,6 +181,19 @@ def test_noise_changes_choices_in_training_only(h):
 
   np.testing.assert_array_equal(probs(False, 0), probs(False, 1))
   assert (probs(True, 0).argmax(axis=1) != probs(True, 1).argmax(axis=1)).any()
+
+
+def test_the_load_loss_moves_router_and_noise(h):
+  layer = make_layer(router="noisy_top_k")
+  params = random_params(layer, h)
+
+  def loss(params):
+    return measure(apply(layer, params, h, make_route(), train=True)[1]).load_loss
+
+  gradient = jax.grad(loss)(params)
+  for name in ("router_kernel", "router_bias", "noise_kernel"):
+    assert np.isfinite(gradient[name]).all() and np.abs(gradient[name]).max() > 1e-4
+  assert np.isnan(measure(apply(layer, params, h, make_route())[1]).load_loss)
 
 
 def test_noise_of_no_standard_deviation_changes_nothing(h):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from mcil_jax import sharding
-from mcil_jax.moe import ROUTERS, MoE, MoEConfig, Route, measure, parallel
+from mcil_jax.moe import ROUTERS, MoE, MoEConfig, Route, config, measure, parallel
 
 B, S, D, E = 16, 4, 6, 8
 # Each compiles every router once more, so that two of the four layouts are slow tests.
@@ -102,17 +102,57 @@ def test_sharded_equals_unsharded(shape, params, batch, expected):
   step = jax.jit(functools.partial(compute, tuple(names), mesh))
   found = step(place(mesh, params), sharding.place(batch, mesh, B))
   for name in names:
-    (of_params, of_h), (y, stats, executed) = found[name]
-    (of_params_1, of_h_1), (y_1, stats_1, executed_1) = expected[name]
-    np.testing.assert_array_equal(executed, executed_1)
-    for a, b in zip(
-      jax.tree.leaves((of_params, of_h, y, stats)),
-      jax.tree.leaves((of_params_1, of_h_1, y_1, stats_1)),
-      strict=True,
-    ):
-      known = np.abs(b)[~np.isnan(b)]  # some statistics are undefined
-      scale = max(float(known.max(initial=0)), 1e-3)
-      np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=name)
+    assert_same(found[name], expected[name], name)
+
+
+def assert_same(found, expected, name):
+  (of_params, of_h), (y, stats, executed) = found
+  (of_params_1, of_h_1), (y_1, stats_1, executed_1) = expected
+  np.testing.assert_array_equal(executed, executed_1)
+  for a, b in zip(
+    jax.tree.leaves((of_params, of_h, y, stats)),
+    jax.tree.leaves((of_params_1, of_h_1, y_1, stats_1)),
+    strict=True,
+  ):
+    known = np.abs(b)[~np.isnan(b)]  # some statistics are undefined
+    scale = max(float(known.max(initial=0)), 1e-3)
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+def ragged_all_to_all(rows, room, first, count, first_there, coming, *, axis_name):
+  """What `jax.lax.ragged_all_to_all` does where there is one."""
+  del coming
+  me = jax.lax.axis_index(axis_name)
+  rows, first, count, first_there = (
+    jax.lax.all_gather(x, axis_name) for x in (rows, first, count, first_there)
+  )
+  place = jnp.arange(len(room))
+  for source in range(len(rows)):
+    start = first_there[source, me]
+    is_its = (place >= start) & (place < start + count[source, me])
+    sent = rows[source].at[first[source, me] + place - start].get(mode="clip")
+    room = jnp.where(is_its.reshape(-1, *(1,) * (room.ndim - 1)), sent, room)
+  return room
+
+
+@pytest.fixture
+def platform_with_ragged_all_to_all(monkeypatch):
+  monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
+  monkeypatch.setattr(config, "RAGGED_PLATFORMS", ("cpu",))
+
+
+@pytest.mark.parametrize("shape", MESHES[:1] + MESHES[2:], ids=str)
+def test_rows_that_travel_without_padding(
+  shape, params, batch, expected, platform_with_ragged_all_to_all, monkeypatch
+):
+  names = ("top_k", "samples", "samples, dropless", "MLPs", "gated MLPs")
+  for name in names:
+    monkeypatch.setitem(LAYERS, name, LAYERS[name] | {"backend": "ragged"})
+  mesh = sharding.make_mesh(*shape)
+  step = jax.jit(functools.partial(compute, names, mesh))
+  found = step(place(mesh, params), sharding.place(batch, mesh, B))
+  for name in names:
+    assert_same(found[name], expected[name], name)
 
 
 def test_the_cases_are_no_trivial_ones(expected):
@@ -198,6 +238,7 @@ def test_buffers_travel_there_and_back_and_nothing_is_gathered(batch):
   [
     ({"num_experts": 6}, "num_experts=6 is no multiple of the 4 devices along"),
     ({"backend": "loop"}, "backend='loop': experts on 4 devices run on einsum or"),
+    ({"backend": "ragged"}, "backend='ragged': cpu devices cannot send each other"),
     ({"groups": 4, "capacity_factor": 1.0}, "groups=4 is no multiple of the 8 devices"),
   ],
 )

@@ -78,11 +78,42 @@ def test_impossible_arguments(valid, k, normalise, message):
 def test_noise_has_the_standard_deviation_asked_for():
   # softplus(0) = ln 2 and softplus(ln(e² − 1)) = 2.
   raw_std = jnp.tile(jnp.array([0.0, np.log(np.e**2 - 1)]), (20_000, 1))
-  noise = shazeer_noise(raw_std.astype(jnp.bfloat16), jax.random.key(0))
+  noise, _ = shazeer_noise(
+    jnp.zeros((20_000, 2)), raw_std.astype(jnp.bfloat16), jax.random.key(0), k=1
+  )
   assert noise.dtype == jnp.float32
   # Standard errors: of a mean σ/√20000 ≤ 0.014, of a deviation σ/√40000 ≤ 0.01.
   np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.06)
   np.testing.assert_allclose(noise.std(axis=0), [np.log(2), 2], rtol=0.025)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_chances_are_how_often_an_expert_is_chosen_if_its_noise_is_drawn_again(k, rng):
+  scores = np.array([[0.5, 0.0, -0.5], [2.0, 0.0, -np.inf]], np.float32)
+  raw_std = rng.normal(size=scores.shape).astype(np.float32)
+  std = np.log1p(np.exp(raw_std))
+  noisy, chances = shazeer_noise(scores, raw_std, jax.random.key(1), k=k)
+  noisy = np.asarray(noisy)
+  draws = 20_000
+  for item, expert in np.ndindex(2, 3):
+    again = np.tile(noisy[item], (draws, 1))
+    again[:, expert] = rng.normal(scores[item, expert], std[item, expert], draws)
+    best = np.argsort(-again, axis=1, kind="stable")[:, :k]
+    chosen = (best == expert) & ~np.isneginf(np.take_along_axis(again, best, axis=1))
+    # The standard error of a share is at most 0.5/√20000 = 0.0035.
+    if k == 3 and np.isneginf(scores[item, expert]):
+      continue  # all of three where there are two: the routing leaves it out
+    np.testing.assert_allclose(chances[item, expert], chosen.any(1).mean(), atol=0.02)
+
+
+def test_chances_of_experts_that_do_not_exist_have_a_gradient():
+  def total(scores):
+    _, chances = shazeer_noise(scores, jnp.zeros_like(scores), jax.random.key(0), k=1)
+    return (chances * jnp.arange(1.0, 4.0)).sum()
+
+  gradient = jax.grad(total)(jnp.array([[0.3, 0.0, -jnp.inf], [0.3, 0.1, 0.2]]))
+  assert np.isfinite(gradient).all()
+  assert gradient[0, 2] == 0 and (gradient[1] != 0).all()
 
 
 def logit(p):

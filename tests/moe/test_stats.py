@@ -40,6 +40,9 @@ def test_statistics_by_hand():
     ),
     valid=jnp.array([True, True, True, True, False]),
     log_z=jnp.array([1.0, -1.0, 2.0, 0.0, 0.0]),
+    chances=jnp.array(
+      [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 0, 0], [0, 0.5, 0.5], [0, 0, 0]]
+    ),
   )
   # Capacity ⌈1.2·5·1/3⌉ = 2: the third item of expert 0 is dropped.
   expected = {
@@ -49,6 +52,8 @@ def test_statistics_by_hand():
     "balance_loss": 3 * (0.75 * 0.5 + 0.25 * 0.125),
     # Mean 2.5/3; deviations 3.5/3, −2.5/3, −1/3: the variance is 19.5/27.
     "importance_loss": (19.5 / 27) / (2.5 / 3) ** 2,
+    # Sums 2, 1.5, 0.5: deviations from 4/3 are 4/6, 1/6, −5/6.
+    "load_loss": (42 / 36 / 3) / (4 / 3) ** 2,
     "z_loss": (1 + 1 + 4 + 0) / 4,
     "max_over_mean_load": 3 / (4 / 3),
     # Deviations from 4/3 are 5/3, −4/3, −1/3: the variance is 42/27.
@@ -81,6 +86,7 @@ def test_even_routing_has_the_balance_loss_one():
     "importance": [0.5, 0.5, 0.5, 0.5],
     "balance_loss": 1,
     "importance_loss": 0,
+    "load_loss": math.nan,  # of no noise
     "z_loss": math.nan,  # of no softmax
     "max_over_mean_load": 1,
     "load_cv": 0,
@@ -130,6 +136,7 @@ def test_without_valid_items_what_is_undefined_is_nan():
     "importance": [0, 0],
     "balance_loss": 0,
     "importance_loss": 0,
+    "load_loss": nan,
     "z_loss": nan,
     "max_over_mean_load": nan,
     "load_cv": nan,
@@ -223,6 +230,10 @@ def test_the_penalty_weighs_what_the_config_names():
   np.testing.assert_allclose(value(local_entropy_weight=1.0), half, rtol=1e-6)
   np.testing.assert_allclose(value(global_entropy_weight=1.0), -half, rtol=1e-6)
   np.testing.assert_allclose(value(z_weight=1.0), 0, atol=1e-6)
+  # Sums (2, 0) and (1, 1).
+  for name, chances in (("image", [[1.0, 0.0]] * 2), ("audio", [[0.5, 0.5]] * 2)):
+    routings[name] = routings[name].replace(chances=jnp.array([chances]))
+  np.testing.assert_allclose(value(load_weight=3.0), 3 * (1 + 0) / 2, rtol=1e-6)
   _, logged = stats_lib.penalty(routings, config.default().moe)
   assert float(logged["moe/dead_experts"]) == 1
   assert float(logged["moe/dropped"]) == 0
