@@ -111,14 +111,16 @@ def default() -> ml_collections.ConfigDict:
   c.train.templates_per_step = 0  # prompts per class, drawn for each step; 0: all
   c.train.epochs = 20  # per task
   c.train.batch_size = 64  # over all devices
-  c.train.learning_rate = 1e-3  # peak: linear warm-up, then cosine to 0, per task
+  c.train.optimizer = "adamw"  # or "adam", whose weight decay is in the gradient
+  c.train.learning_rate = 1e-3  # peak, reached by a linear warm-up in each task
+  c.train.schedule = "cosine"  # from there to 0; or "constant"
   # Share of the learning rate for the text tower. From scratch, one that learns as fast
   # as the others lets the prompts of classes coincide before an image or sound can tell
   # them apart, and then there is no way back.
   c.train.text_rate = 0.1
   c.train.warmup_share = 0.1  # of a task's steps
-  c.train.weight_decay = 0.05  # AdamW, matrices only
-  c.train.clip_norm = 1.0  # of the gradient
+  c.train.weight_decay = 0.05  # "adamw": of matrices only; "adam": of everything
+  c.train.clip_norm = 1.0  # of the gradient; 0: no clipping
   c.train.label_smoothing = 0.1
 
   c.augment = ml_collections.ConfigDict()
@@ -277,6 +279,7 @@ _NOT_NEGATIVE = (
   "moe.experts_per_task",
   "moe.capacity_factor",
   "train.templates_per_step",
+  "train.clip_norm",
   "mife.trimodal_weight",
   "moe.balance_weight",
   "moe.importance_weight",
@@ -293,7 +296,6 @@ _POSITIVE = (
   "model.audio.window_seconds",
   "model.audio.hop_seconds",
   "train.learning_rate",
-  "train.clip_norm",
 )
 _BELOW_ONE = (
   "model.drop_path",
@@ -308,6 +310,8 @@ _CHOICES = {
   "model.anchor": MODALITIES,
   "model.variant": ("paper", "released"),
   "moe.routers": ("auto", "shared", "per_task"),
+  "train.optimizer": ("adamw", "adam"),
+  "train.schedule": ("cosine", "constant"),
   "train.towers": ("auto", "always", "first_task"),
   "mife.mi": ("paper", "released", "infonce"),
   "mife.task_inference": ("prototype", "oracle"),

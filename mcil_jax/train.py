@@ -13,7 +13,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from mcil_jax import compilations, moe, sharding
+from mcil_jax import compilations, moe, optimizer, sharding
 from mcil_jax import config as config_lib
 from mcil_jax.data import augment, pipeline
 from mcil_jax.losses import classification
@@ -70,39 +70,6 @@ def drop_modalities(
   return mask
 
 
-def optimizer(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
-  """AdamW without its learning rate, which the step applies (`learning_rate`)."""
-
-  def is_kernel(params):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key == "kernel", params
-    )
-
-  return optax.chain(
-    optax.clip_by_global_norm(c.clip_norm),
-    optax.scale_by_adam(),
-    optax.add_decayed_weights(c.weight_decay, mask=is_kernel),
-  )
-
-
-def learning_rate(
-  peak: float, warmup: float, step: jax.Array, steps: jax.Array
-) -> jax.Array:
-  """Linear warm-up, then a cosine to zero, for tasks of any length.
-
-  Args:
-    peak: the highest rate.
-    warmup: share of the steps.
-    step: 0-based step within the task.
-    steps: steps of the task; traced, so that tasks of all lengths share one program.
-  """
-  # The first step already moves, and so does the last: rise at the step's end, fall
-  # at its start.
-  rise = (step + 1) / steps / warmup if warmup else 1.0
-  fall = jnp.clip((step / steps - warmup) / max(1.0 - warmup, 1e-9), 0.0, 1.0)
-  return peak * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
-
-
 def create_state(
   model: MultimodalClassifier,
   c: ml_collections.ConfigDict,
@@ -133,7 +100,7 @@ def create_state(
     params = model.init(init_key, inputs, everything, 0.0, route, prompts)["params"]
     return TrainState(
       params=params,
-      opt_state=optimizer(c.train).init(params),
+      opt_state=optimizer.make(c.train).init(params),
       step=jnp.zeros((), jnp.int32),
       task_step=jnp.zeros((), jnp.int32),
       key=jax.random.key_data(run_key),
@@ -158,7 +125,7 @@ def make_next_task(
 
   def next_task(state: TrainState) -> TrainState:
     return state.replace(
-      opt_state=optimizer(c).init(state.params),
+      opt_state=optimizer.make(c).init(state.params),
       task_step=jnp.zeros_like(state.task_step),
     )
 
@@ -169,12 +136,6 @@ TrainStep = Callable[[TrainState, Batch, Task, Any], tuple[TrainState, Batch]]
 
 # Names of the two programs: everything trains, or the towers are frozen.
 TRAIN_STEP, TRAIN_STEP_FROZEN = "train_step", "train_step_frozen"
-
-
-def _share(path, c: ml_collections.ConfigDict) -> float:
-  """Of the learning rate, for one parameter."""
-  is_text = path[0].key in ("text", "projections_text")
-  return c.text_rate if is_text else 1.0
 
 
 def split(params: dict, frozen: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
@@ -254,7 +215,7 @@ def jit_train_step(
     "gradient_norm", …}). The knowledge is the method's, None without `method.tasks`;
     the reading is that of a model with a text tower, or None.
   """
-  tx = optimizer(c.train)
+  tx = optimizer.make(c.train)
   per_task = config_lib.per_task_routers(c)
 
   def is_frozen(path: tuple[str, ...]) -> bool:
@@ -305,16 +266,18 @@ def jit_train_step(
       trained
     )
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    gradient = mask_frozen(join(gradient, zeros), knowledge)
+    gradient = join(gradient, zeros)
+    if c.train.optimizer == "adam":
+      decay, _ = split(optimizer.decay(state.params, c.train, task.seen), is_frozen)
+      gradient = jax.tree.map(jnp.add, gradient, join(decay, zeros))
+    gradient = mask_frozen(gradient, knowledge)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    rate = learning_rate(
-      c.train.learning_rate, c.train.warmup_share, state.task_step, task.steps
-    )
+    rate = optimizer.learning_rate(c.train, state.task_step, task.steps)
     # Weight decay moves what has no gradient, so what is frozen is left out again.
     updates, _ = split(updates, is_frozen)
     updates = mask_frozen(join(updates, zeros), knowledge)
     updates = jax.tree_util.tree_map_with_path(
-      lambda path, u: -rate * _share(path, c.train) * u, updates
+      lambda path, u: -rate * optimizer.share(path, c.train) * u, updates
     )
     logits = classification.mask_unseen(outputs.logits, task.seen)
     correct = logits.argmax(-1) == batch["label"]

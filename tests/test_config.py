@@ -75,6 +75,7 @@ NOT_NEGATIVE = {  # key → a value that is too small
   "augment.audio_shift_seconds": -0.5,
   "augment.mask_frames": -1,
   "augment.mask_mels": -1,
+  "train.clip_norm": -1.0,
   "memory.size": -1,
   "checkpoint.every_steps": -1,
 }
@@ -82,7 +83,6 @@ POSITIVE = (
   "model.audio.window_seconds",
   "model.audio.hop_seconds",
   "train.learning_rate",
-  "train.clip_norm",
 )
 BELOW_ONE = ("model.drop_path", "train.label_smoothing", "memory.batch_share")
 

@@ -33,6 +33,39 @@ def cross_entropy(
   return masked_mean(-jnp.sum(targets * log_p, axis=-1), where)
 
 
+def separated_cross_entropy(
+  logits: jax.Array,
+  labels: jax.Array,
+  *,
+  before: jax.Array,
+  seen: jax.Array,
+  is_exemplar: jax.Array,
+  where: jax.Array,
+) -> jax.Array:
+  """Cross-entropy of new samples over new classes, of exemplars over old ones.
+
+  The mean over all valid rows, so that both weigh as much as they have rows.
+
+  Args:
+    logits: [B, C].
+    labels: int [B], of a new class for new samples, of an old one for exemplars.
+    before: classes of previous tasks, traced.
+    seen: classes of previous tasks and this one, traced.
+    is_exemplar: bool [B].
+    where: bool [B], rows that count.
+
+  References:
+    Ahn et al. 2021 (SS-IL), arXiv 2003.13947, equation 3.
+  """
+  position = jnp.arange(logits.shape[-1])
+  own = jnp.where(
+    is_exemplar[:, None], position < before, (position >= before) & (position < seen)
+  )
+  log_p = jax.nn.log_softmax(jnp.where(own, logits, -1e9))
+  of_row = -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+  return masked_mean(of_row, where)
+
+
 def smooth_targets(
   labels: jax.Array, *, num_classes: int, seen: jax.Array, smoothing: float
 ) -> jax.Array:

@@ -51,6 +51,44 @@ def info_nce(
   return _match(similarity.cosine_matrix(x, y) / temperature, where)
 
 
+def class_contrastive(
+  x: jax.Array,
+  y: jax.Array,
+  labels: jax.Array,
+  *,
+  temperature: float,
+  where: jax.Array,
+  variant: str = "paper",
+) -> jax.Array:
+  """Pulls each row of x to all rows of y of its class: the class loss of D-AVSC.
+
+  mean_i [−Σ_{j: y_j = y_i} log p_ij / n_i] with p_ij = softmax_j(cos(x_i, y_j)/τ).
+
+  Args:
+    x: [B, D], the anchors.
+    y: [B, D].
+    labels: int [B], of the rows of both.
+    temperature: τ > 0.
+    where: bool [B], rows that count.
+    variant: n_i is the number of positives ("paper"), or the number of valid rows, as
+      in the authors' code ("released").
+
+  Raises:
+    ValueError: the shapes disagree, or there is no such variant.
+
+  References:
+    Pian et al. 2023 (AV-CIL), arXiv 2308.11073, equation 7.
+  """
+  if variant not in ("paper", "released"):
+    raise ValueError(f"variant={variant!r}: expected 'paper' or 'released'")
+  x, y = similarity.valid_rows(where, x=x, y=y)
+  log_p = _log_softmax(similarity.cosine_matrix(x, y) / temperature, where)
+  positive = (labels[:, None] == labels) & where[:, None] & where
+  count = positive.sum(axis=-1) if variant == "paper" else where.sum()
+  of_row = -jnp.sum(jnp.where(positive, log_p, 0.0), axis=-1) / jnp.maximum(count, 1)
+  return masked_mean(of_row, where)
+
+
 def trimodal(
   audio: jax.Array | None,
   image: jax.Array | None,

@@ -19,11 +19,15 @@ class Fused:
     correlation: float32 [B], Pearson's r of the two modalities' features; NaN where a
       modality is absent. None for a fusion that does not ask for it.
     masked: bool [B], where the second modality was left out because r < θ.
+    parts: modality → [B, D], what the embedding is the sum of; None if it is no sum.
+    attention: name → logarithms of attention, see `AudioGuided`; None without.
   """
 
   embedding: jax.Array
   correlation: jax.Array | None = None
   masked: jax.Array | None = None
+  parts: Features | None = None
+  attention: Features | None = None
 
 
 def zero_absent(features: Features, present: Features) -> list[jax.Array]:
@@ -58,6 +62,65 @@ class One(nn.Module):
     del theta
     m = self.modality
     return Fused(jnp.where(present[m][:, None], features[m], 0.0))
+
+
+class AudioGuided(nn.Module):
+  """Audio-guided spatial and temporal attention over visual features, by channel.
+
+  Of visual features V and audio features A, with a' = tanh(W_qa A), v' = tanh(W_qv V):
+
+    S = softmax over P of v' ⊙ a'              spatial, [B, T, P, D]
+    M = softmax over T of (Σ_P S ⊙ v') ⊙ a'    temporal, [B, T, D]
+    f_a = relu(W_a A), f_v = relu(W_v Σ_T M ⊙ Σ_P S ⊙ V)
+
+  and the embedding f_a + f_v; all W have biases. Where sounds are absent, attention is
+  uniform and f_a is left out, where images are absent f_v: the audio-only and
+  visual-only networks of the same benchmark.
+
+  Source: Pian et al. 2023 (AV-CIL), arXiv 2308.11073, §3.2.
+  """
+
+  @nn.compact
+  def __call__(self, features: Features, present: Features, theta: jax.Array) -> Fused:
+    """`image` [B, T, P, D] and `audio` [B, D] → embedding [B, D]."""
+    del theta
+    parts, attention, query = {}, None, None
+    audio, image = features.get("audio"), features.get("image")
+    if audio is not None:
+      there = present["audio"][:, None]
+      parts["audio"] = jnp.where(there, nn.relu(_linear(audio, "audio")), 0.0)
+      query = jnp.where(there, jnp.tanh(_linear(audio, "attention_audio")), 0.0)
+    if image is not None:
+      if query is None:
+        pooled = image.mean(axis=(1, 2))
+      else:
+        pooled, attention = self._attend(image, query)
+      there = present["image"][:, None]
+      parts["image"] = jnp.where(there, nn.relu(_linear(pooled, "image")), 0.0)
+    return Fused(sum(parts.values()), parts=parts, attention=attention)
+
+  def _attend(self, image: jax.Array, query: jax.Array) -> tuple[jax.Array, Features]:
+    keys = jnp.tanh(_linear(image, "attention_image"))
+    spatial = nn.log_softmax(keys * query[:, None, None], axis=2)
+    weights = jnp.exp(spatial)
+    temporal = nn.log_softmax((weights * keys).sum(axis=2) * query[:, None], axis=1)
+    frames = (weights * image).sum(axis=2)
+    pooled = (jnp.exp(temporal) * frames).sum(axis=1)
+    return pooled, {"spatial": spatial, "temporal": temporal}
+
+
+def _linear(x: jax.Array, name: str) -> jax.Array:
+  """A linear layer of the width of `x`, with the initial weights of PyTorch's."""
+  width = x.shape[-1]
+  # U(−1/√D, 1/√D), of weights and biases.
+  return nn.Dense(
+    width,
+    kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+    bias_init=lambda key, shape, dtype: jax.random.uniform(
+      key, shape, dtype, -(width**-0.5), width**-0.5
+    ),
+    name=name,
+  )(x)
 
 
 class AAVFM(nn.Module):
