@@ -92,3 +92,14 @@ def test_decay_in_the_gradient_spares_classes_to_come(c):
   assert found["fusion"]["audio"]["bias"].tolist() == [0.5, 0.5]
   assert found["classifier"]["kernel"].tolist() == [[1.0, 1.0, 0.0]] * 2
   assert found["classifier"]["bias"].tolist() == [0.5, 0.5, 0.0]
+
+
+def test_the_text_tower_learns_at_its_share_of_the_rate(c):
+  c.text_rate = 0.25
+
+  def share(*path):
+    return optimizer.share([jax.tree_util.DictKey(key) for key in path], c)
+
+  assert share("text", "embed", "embedding") == 0.25
+  assert share("projections_text", "kernel") == 0.25
+  assert share("towers_image", "embed", "kernel") == share("logit_scale", "s") == 1.0

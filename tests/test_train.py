@@ -322,15 +322,3 @@ def test_modalities_are_dropped_at_their_rate_and_never_both():
   alone = train.drop_modalities(draw, valid, ("audio",), 0.2)
   np.testing.assert_array_equal(alone["audio"], valid)
   assert not alone["image"].any()
-
-
-def test_the_text_tower_learns_at_its_share_of_the_rate():
-  c = config.default().train
-  c.text_rate = 0.25
-
-  def share(*path):
-    return train._share([jax.tree_util.DictKey(key) for key in path], c)
-
-  assert share("text", "embed", "embedding") == 0.25
-  assert share("projections_text", "kernel") == 0.25
-  assert share("towers_image", "embed", "kernel") == share("logit_scale", "s") == 1.0
