@@ -136,6 +136,9 @@ def default() -> ml_collections.ConfigDict:
   # Share of each batch drawn from the memory; 0: new samples and exemplars are mixed.
   c.memory.batch_share = 0.5
 
+  c.distillation = ml_collections.ConfigDict()
+  c.distillation.temperature = 2.0  # τ_kd, which divides logits
+
   c.mife = ml_collections.ConfigDict()
   c.mife.wccl_share = 0.5  # of the first loss; the rest is cross-entropy to prototypes
   c.mife.mi = "paper"  # or "released", "infonce"
@@ -146,6 +149,8 @@ def default() -> ml_collections.ConfigDict:
   c.mife.within_task = True  # whether only classes of the inferred task compete
 
   c.eval = ml_collections.ConfigDict()
+  # "logits", or "nearest_mean" of the classes' exemplars; "auto": as the method says.
+  c.eval.classifier = "auto"
   c.eval.templates = "mean"  # of all prompts of a class; or "one", the first
   c.eval.modalities = "image,audio"  # present at test in the main result
   c.eval.modality_dropout = 0.0  # share of samples that lack each of them there
@@ -292,6 +297,7 @@ _NOT_NEGATIVE = (
   "checkpoint.every_steps",
 )
 _POSITIVE = (
+  "distillation.temperature",
   "train.text_rate",
   "model.audio.window_seconds",
   "model.audio.hop_seconds",
@@ -315,6 +321,7 @@ _CHOICES = {
   "train.towers": ("auto", "always", "first_task"),
   "mife.mi": ("paper", "released", "infonce"),
   "mife.task_inference": ("prototype", "oracle"),
+  "eval.classifier": ("auto", "logits", "nearest_mean"),
   "eval.templates": ("mean", "one"),
   "memory.selection": ("herding", "random"),
   "eval.split": ("test", "validation"),

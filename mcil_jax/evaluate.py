@@ -13,7 +13,7 @@ from mcil_jax import config as config_lib
 from mcil_jax import moe, sharding
 from mcil_jax.data import pipeline
 from mcil_jax.data.source import Split
-from mcil_jax.losses import classification
+from mcil_jax.losses import classification, similarity
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models.multimodal import (
   Batch,
@@ -32,7 +32,7 @@ OPEN = "open"
 TOLD_CORRELATION = "told/correlation"
 EVAL_STEP = "eval_step"
 
-EvalStep = Callable[[dict, Batch, Task, Any, Any], Batch]
+EvalStep = Callable[[dict, Batch, Task, Any, Any, Any], Batch]
 
 
 def kinds(
@@ -71,10 +71,11 @@ def make_eval_step(
       ones depends on nothing but their numbers in the split.
 
   Returns:
-    (params, batch, task, prototypes, knowledge) → for each kind, int32 [B] predictions
-    over the seen classes; `task_incremental`, int32 [B], over the classes of the
-    sample's own task, with the main modalities; `embedding`, float32 [B, D], with all
-    modalities; and what `observe` asks for, with the main modalities:
+    (params, batch, task, prototypes, knowledge, means) → for each kind, int32 [B]
+    predictions over the seen classes, by the nearest of the means [C, D] of their
+    normalised embeddings if there are means; `task_incremental`, int32 [B], over the
+    classes of the sample's own task, with the main modalities; `embedding`, float32 [B,
+    D], with all modalities; and what `observe` asks for, with the main modalities:
     `open` [B], predictions over all seen classes even where the method lets only the
     inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
     modality; `frozen/M`, the same without adapters; `usage/M` [B, layers, E],
@@ -86,7 +87,7 @@ def make_eval_step(
   task_of_class = jnp.asarray(scenario.task_of_class)
   knows_tasks = method.tasks is not None
 
-  def eval_step(params, batch: Batch, task: Task, prototypes, knowledge) -> Batch:
+  def eval_step(params, batch: Batch, task: Task, prototypes, knowledge, means):
     inputs = model.apply({}, batch, method="preprocess")
     own_task = task_of_class[batch["label"]]
 
@@ -108,8 +109,15 @@ def make_eval_step(
       nearest = method.tasks.infer(knowledge, frozen, mask)
       return task_of_class[nearest]
 
-    def within(logits, tasks):
-      return jnp.where(task_of_class == tasks[:, None], logits, -jnp.inf).argmax(-1)
+    def scores(outputs):
+      if means is None:
+        return outputs.logits
+      # −‖x − μ‖² of unit vectors x, but for what is the same for all classes.
+      x = similarity.normalise(outputs.embedding)
+      return 2.0 * similarity.inner_products(x, means) - jnp.sum(means**2, axis=-1)
+
+    def within(scores, tasks):
+      return jnp.where(task_of_class == tasks[:, None], scores, -jnp.inf).argmax(-1)
 
     results = {}
     for kind, names in present_by_kind.items():
@@ -120,15 +128,16 @@ def make_eval_step(
       tasks = infer(mask)
       features, routing = encode(tasks) if per_task else shared
       outputs = classify(features, mask)
-      everywhere = classification.mask_unseen(outputs.logits, task.seen).argmax(-1)
+      of_classes = scores(outputs)
+      everywhere = classification.mask_unseen(of_classes, task.seen).argmax(-1)
       competes = knows_tasks and method.tasks.within_task
-      results[kind] = within(outputs.logits, tasks) if competes else everywhere
+      results[kind] = within(of_classes, tasks) if competes else everywhere
       if kind == MAIN:
         results |= {OPEN: everywhere, "task": tasks}
         results |= _observations(outputs, routing, names)
         told, routing = encode(own_task) if per_task else shared
         results |= _experts(routing, len(own_task), prefix="told/")
-        results[TASK_INCREMENTAL] = within(classify(told, mask).logits, own_task)
+        results[TASK_INCREMENTAL] = within(scores(classify(told, mask)), own_task)
     everything = present(batch["valid"], tuple(model.towers))
     correlation = classify(told, everything).fused.correlation
     if correlation is not None:
@@ -142,7 +151,8 @@ def make_eval_step(
   batches = sharding.batch_sharding(mesh)
   return jax.jit(
     eval_step,
-    in_shardings=(None, batches, replicate, replicate, replicate),  # None: as they lie
+    # None: as they lie.
+    in_shardings=(None, batches, replicate, replicate, replicate, replicate),
     out_shardings=replicate,
   )
 
@@ -186,6 +196,7 @@ def evaluate(
   mesh: Mesh,
   prototypes: Prototypes | None = None,
   knowledge: Any = None,
+  means: np.ndarray | None = None,
   after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
   """Runs the evaluation step over some samples.
@@ -201,6 +212,7 @@ def evaluate(
     mesh: of the run.
     prototypes: of all classes, for a model with a text tower.
     knowledge: of the method about tasks.
+    means: [C, D] of classes, for methods that classify by them.
     after_batch: may raise to end the evaluation early.
 
   Returns:
@@ -209,6 +221,7 @@ def evaluate(
   parts = []
   plan = pipeline.in_order(ids, batch_size)
   for batch in pipeline.batches(split, labels, plan, mesh):
-    parts.append(jax.device_get(step_fn(params, batch, task, prototypes, knowledge)))
+    found = step_fn(params, batch, task, prototypes, knowledge, means)
+    parts.append(jax.device_get(found))
     after_batch()
   return {key: np.concatenate([p[key] for p in parts])[: len(ids)] for key in parts[0]}

@@ -58,8 +58,8 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
         state = _timed(begin, setup, state, record)
       state = learn(setup, state, record)
       state = _timed(conclude, setup, state, record)
-      state, validation_accuracy = assess(setup, state, record)
       state = remember(setup, state, record)
+      state, validation_accuracy = assess(setup, state, record)
       announce(setup, state, record, validation_accuracy)
       record.save_task(state)
       state = record.save(next_task(setup, state))
@@ -234,6 +234,7 @@ def _evaluate(
     mesh=setup.mesh,
     prototypes=_read(setup, state),
     knowledge=_on_devices(setup, state.knowledge),
+    means=state.means,
     after_batch=lambda: record.stop_here(state),
   )
 
@@ -305,13 +306,32 @@ def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, flo
 
 
 def remember(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Selects exemplars of the task's classes, if the method keeps any."""
-  if not setup.method.uses_memory:
-    return state
-  ids = setup.scenario.samples_of(setup.labels["train"], [int(state.task)])
-  herding = setup.config.memory.selection == "herding"
-  outcome = _evaluate(setup, state, record, "train", ids) if herding else {}
-  return state.replace(memory=_select(setup, state, ids, outcome))
+  """Selects exemplars of the task's classes, and computes means, for who needs them.
+
+  A run that is stopped before the task is saved does this once more, to the same end.
+  """
+  if setup.method.uses_memory:
+    ids = setup.scenario.samples_of(setup.labels["train"], [int(state.task)])
+    herding = setup.config.memory.selection == "herding"
+    outcome = _evaluate(setup, state, record, "train", ids) if herding else {}
+    state = state.replace(memory=_select(setup, state, ids, outcome))
+  if setup.classifies_by_means:
+    state = state.replace(means=_means(setup, state, record))
+  return state
+
+
+def _means(setup: Setup, state: RunState, record: Record) -> np.ndarray:
+  """[C, D]: of all seen classes' exemplars; without a memory, of the task's samples."""
+  means, labels = state.means.copy(), setup.labels["train"]
+  if setup.method.uses_memory:
+    ids = memory.stored(state.memory)
+  else:
+    ids = setup.scenario.samples_of(labels, [int(state.task)])
+  x = _evaluate(setup, state, record, "train", ids)["embedding"].astype(np.float64)
+  x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  for c in np.unique(labels[ids]):
+    means[c] = x[labels[ids] == c].mean(axis=0)
+  return means
 
 
 def _select(

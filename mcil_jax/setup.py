@@ -49,7 +49,14 @@ class Setup:
   def create_state(self) -> train.TrainState:
     """See `train.create_state`."""
     shapes = {m: self.dataset.shapes[m] for m in self.modalities}
-    return train.create_state(self.model, self.config, shapes, self.mesh, self.reading)
+    return train.create_state(
+      self.model,
+      self.config,
+      shapes,
+      self.mesh,
+      self.reading,
+      uses_teacher=self.method.uses_teacher,
+    )
 
   @functools.cached_property
   def layout(self) -> train.TrainState:
@@ -60,6 +67,12 @@ class Setup:
   def next_task(self) -> Callable[[train.TrainState], train.TrainState]:
     """Jitted, see `train.make_next_task`."""
     return train.make_next_task(self.config.train, self.layout)
+
+  @property
+  def classifies_by_means(self) -> bool:
+    """Whether classes are told apart by the nearest mean, not by logits."""
+    wanted = self.config.eval.classifier
+    return (self.method.classifier if wanted == "auto" else wanted) == "nearest_mean"
 
   def freezes_towers(self, number: int) -> bool:
     """Whether task `number` is learned with frozen towers."""

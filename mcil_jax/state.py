@@ -25,6 +25,8 @@ class RunState:
     zero_shot: int32 [N], predictions just before each sample's task was learned.
     observed: see `observe`.
     knowledge: of the method about tasks, see `methods.base.TaskKnowledge`; else None.
+    means: float32 [C, D], mean normalised embedding of each class, zeros before it is
+      learned; None if classes are told apart by logits.
     theta: float32 [T], threshold of the fusion in each task, NaN before.
     log_bytes: int64, length of metrics.jsonl.
     seconds: where the time went, over all starts of the run, float64: `train_seconds`
@@ -39,6 +41,7 @@ class RunState:
   zero_shot: np.ndarray
   observed: observe.Observed
   knowledge: Any
+  means: np.ndarray | None
   theta: np.ndarray
   log_bytes: np.ndarray
   seconds: dict[str, np.ndarray]
@@ -58,6 +61,11 @@ def initial(setup: Setup) -> RunState:
   if setup.method.tasks is not None:
     knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
   train_state = setup.create_state()
+  outcome, prototypes = _shapes(setup, train_state.params, knowledge)
+  means = None
+  if setup.classifies_by_means:
+    width = outcome["embedding"].shape[-1]
+    means = np.zeros((setup.scenario.num_classes, width), np.float32)
   return RunState(
     train=train_state,
     task=np.array(0),
@@ -67,8 +75,9 @@ def initial(setup: Setup) -> RunState:
       for kind in (*setup.present, evaluate.TASK_INCREMENTAL, evaluate.OPEN)
     },
     zero_shot=np.full(samples, -1, np.int32),
-    observed=_nothing_observed(setup, train_state.params, knowledge, samples),
+    observed=observe.empty(outcome, prototypes, setup.scenario, samples),
     knowledge=knowledge,
+    means=means,
     theta=np.full(tasks, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},
@@ -76,16 +85,14 @@ def initial(setup: Setup) -> RunState:
   )
 
 
-def _nothing_observed(
-  setup: Setup, params, knowledge, samples: int
-) -> observe.Observed:
-  """Made for what the evaluation step returns, found out without running it."""
+def _shapes(setup: Setup, params, knowledge) -> tuple[dict, Any]:
+  """Of what the evaluation and the reading step return, without running them."""
   shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
   batch = pipeline.batch_shapes(shapes, setup.config.eval.batch_size)
   prototypes = None
   if setup.read_step is not None:
     prototypes = jax.eval_shape(setup.read_step, params)
   outcome = jax.eval_shape(
-    setup.eval_step, params, batch, setup.task(0), prototypes, knowledge
+    setup.eval_step, params, batch, setup.task(0), prototypes, knowledge, None
   )
-  return observe.empty(outcome, prototypes, setup.scenario, samples)
+  return outcome, prototypes

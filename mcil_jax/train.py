@@ -33,6 +33,7 @@ class TrainState:
     step: int32, training steps since the start of the run.
     task_step: int32, training steps since the start of the task.
     key: PRNG key data; never changes, each step derives its own from it.
+    teacher: parameters before the current task; None if the method asks for none.
   """
 
   params: optax.Params
@@ -40,6 +41,7 @@ class TrainState:
   step: jax.Array
   task_step: jax.Array
   key: jax.Array
+  teacher: optax.Params | None = None
 
 
 def present(valid: jax.Array, modalities: tuple[str, ...]) -> Batch:
@@ -76,6 +78,8 @@ def create_state(
   shapes: dict[str, tuple[int, ...]],
   mesh: Mesh,
   reading: Reading | None = None,
+  *,
+  uses_teacher: bool = False,
 ) -> TrainState:
   """Initial parameters and optimizer state, laid out by `sharding.state_sharding`.
 
@@ -85,6 +89,7 @@ def create_state(
     shapes: modality → shape of one raw sample, for the modalities of the model.
     mesh: of the run.
     reading: of a model with a text tower.
+    uses_teacher: whether the state has a teacher.
   """
 
   def create(key, reading):
@@ -104,6 +109,7 @@ def create_state(
       step=jnp.zeros((), jnp.int32),
       task_step=jnp.zeros((), jnp.int32),
       key=jax.random.key_data(run_key),
+      teacher=_copy(params) if uses_teacher else None,
     )
 
   arguments = jax.random.key(c.seed), reading
@@ -116,7 +122,8 @@ def make_next_task(
 ) -> Callable[[TrainState], TrainState]:
   """A jitted function that makes a state ready for the next task.
 
-  The optimizer is a fresh one; parameters and `step` go on.
+  The optimizer is a fresh one, the teacher the model as it is; parameters and `step` go
+  on.
 
   Args:
     c: `config.train`.
@@ -127,9 +134,15 @@ def make_next_task(
     return state.replace(
       opt_state=optimizer.make(c).init(state.params),
       task_step=jnp.zeros_like(state.task_step),
+      teacher=None if state.teacher is None else _copy(state.params),
     )
 
   return jax.jit(next_task, out_shardings=layout)
+
+
+def _copy(tree):
+  """Arrays of their own: two names for one array could not both be donated."""
+  return jax.tree.map(jnp.copy, tree)
 
 
 TrainStep = Callable[[TrainState, Batch, Task, Any], tuple[TrainState, Batch]]
@@ -244,18 +257,16 @@ def jit_train_step(
     if reading is not None:
       prompts = reading.for_training(prompt_key, task, method.prompts)
     trained, frozen = split(state.params, is_frozen)
+    arguments = inputs, mask, task.theta, route, prompts
+    teacher = None
+    if method.uses_teacher:
+      teacher = model.apply({"params": state.teacher}, *arguments, False)
 
     def loss_fn(trained):
-      outputs = model.apply(
-        {"params": join(trained, frozen)},
-        inputs,
-        mask,
-        task.theta,
-        route,
-        prompts,
-        True,
-        rngs={"dropout": dropout_key},
-      )
+      params = {"params": join(trained, frozen)}
+      rngs = {"dropout": dropout_key}
+      outputs = model.apply(params, *arguments, True, rngs=rngs)
+      outputs = outputs.replace(teacher=teacher)
       loss, scalars = method.loss(outputs, batch, task)
       if outputs.routing:
         penalty, of_experts = moe.penalty(outputs.routing, c.moe)

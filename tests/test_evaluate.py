@@ -125,6 +125,25 @@ def test_predictions_over_all_classes(run):
   np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO))
 
 
+def test_predictions_by_the_nearest_mean(run):
+  # Unit vectors of embeddings point from the origin; class 3's mean is half as long, so
+  # it is near what has no direction of its own.
+  means = np.eye(4, dtype=np.float32)
+  means[3] /= 2
+  found = run([0, 1, 2, 3], seen=4, means=means)
+  x = 10 * (IMAGE + AUDIO)
+  x /= np.linalg.norm(x, axis=1, keepdims=True)
+  distance = np.linalg.norm(x[:, None] - means, axis=-1)
+  assert found["main"].tolist() == distance.argmin(1).tolist()
+  seen = run([0, 1, 2, 3], seen=2, means=means)
+  assert seen["main"].tolist() == distance[:, :2].argmin(1).tolist()
+  inside = [
+    distance[i, s].argmin() + s.start
+    for i, s in enumerate([slice(0, 2)] * 2 + [slice(2, 4)] * 2)
+  ]
+  assert found["task_incremental"].tolist() == inside
+
+
 @pytest.mark.parametrize("within_task", [True, False])
 def test_tasks_are_inferred_and_never_told_but_where_that_is_said(
   within_task, present, eight_devices
@@ -207,7 +226,7 @@ def test_one_compilation_serves_all_tasks(present, one_device):
   host["id"] = np.arange(len(LABELS), dtype=np.int32)
   batch = sharding.place(host, one_device, 4)
   for seen in (2, 4):
-    jax.block_until_ready(step({}, batch, task(seen), None, None))
+    jax.block_until_ready(step({}, batch, task(seen), None, None, None))
   assert compilations.count("eval_step") == before + 1
 
 

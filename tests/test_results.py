@@ -73,6 +73,7 @@ def state() -> RunState:
     zero_shot=np.full(len(LABELS), -1, np.int32),
     observed={},
     knowledge=None,
+    means=None,
     theta=np.full(2, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={

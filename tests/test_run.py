@@ -155,6 +155,26 @@ def test_other_methods_compile_once_and_train_on_what_they_say(
   assert results["steps"] == steps[method]
 
 
+@pytest.mark.parametrize(
+  "method",
+  ["icarl", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lwf", "ssil"))],
+)
+def test_methods_with_a_teacher_go_on_and_spread_over_devices(
+  method, data_dir, tmp_path
+):
+  results, params = run_here(data_dir, tmp_path / "one", method=method)
+  assert results["compilations"] == {"train_step": 1, "eval_step": 1}
+  with pytest.raises(StoppedError):
+    run_here(data_dir, tmp_path / "stopped", method=method, stop=StopAt(step=13))
+  stopped, _ = run_here(data_dir, tmp_path / "stopped", method=method)
+  assert stopped["accuracy_matrix"] == results["accuracy_matrix"]
+  assert stopped["params_sha256"] == results["params_sha256"]
+  spread = {"method": method, "mesh.data": 8}
+  eight, params_of_eight = run_here(data_dir, tmp_path / "eight", **spread)
+  assert eight["accuracy_matrix"] == results["accuracy_matrix"]
+  assert_close(params_of_eight, params)
+
+
 def test_a_model_of_one_modality_has_only_that_tower(data_dir, tmp_path):
   results, params = run_here(
     data_dir, tmp_path, **{"train.modalities": "audio", "method": "finetune"}

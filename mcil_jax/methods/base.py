@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from flax import struct
 
-from mcil_jax.losses import classification
+from mcil_jax.losses import classification, distillation
 from mcil_jax.models.multimodal import Batch, Outputs
 from mcil_jax.scenario import Scenario
 
@@ -84,6 +85,9 @@ class Method:
     loss: (outputs, batch, task) → (scalar, {name: scalar to log}). `batch` has
       `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not count.
     uses_memory: whether exemplars are selected after each task.
+    uses_teacher: whether the loss reads `outputs.teacher`, see `multimodal.Outputs`; in
+      the first task that is the initial model, which must have no weight.
+    classifier: "logits" or "nearest_mean", unless the config says otherwise.
     train_towers: "always" or "first_task", unless the config says otherwise.
     prompts: a training step reads those of the "seen" classes, or of the "task"'s.
     tasks: for methods that treat tasks apart, see `TaskKnowledge`.
@@ -92,6 +96,8 @@ class Method:
   samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]
   loss: Loss
   uses_memory: bool = False
+  uses_teacher: bool = False
+  classifier: str = "logits"
   train_towers: str = "always"
   prompts: str = "seen"
   tasks: TaskKnowledge | None = None
@@ -120,5 +126,25 @@ def seen_cross_entropy(label_smoothing: float) -> Loss:
       outputs.logits, targets, seen=task.seen, where=batch["valid"]
     )
     return value, {}
+
+  return loss
+
+
+def task_wise_distillation(
+  config: ml_collections.ConfigDict,
+) -> Callable[[Outputs, Task, jax.Array], jax.Array]:
+  """(outputs, task, rows that count [B]) → `distillation.task_wise` of the config."""
+  increments = config.scenario.increments
+  task_of_class = np.repeat(np.arange(len(increments)), increments)
+
+  def loss(outputs, task, where):
+    return distillation.task_wise(
+      outputs.logits,
+      outputs.teacher.logits,
+      task_of_class,
+      before=task.before,
+      temperature=config.distillation.temperature,
+      where=where,
+    )
 
   return loss

@@ -67,6 +67,8 @@ class Outputs:
     prototypes: of a model with a text tower; else None.
     scale: 1/τ, what cosines with prototypes are multiplied with; else None.
     routing: modality → routing of the adapters, layers leading; empty without adapters.
+    teacher: what the model before the current task says of the same batch; None unless
+      the method asks for it.
   """
 
   logits: jax.Array
@@ -77,6 +79,7 @@ class Outputs:
   prototypes: Prototypes | None = None
   scale: jax.Array | None = None
   routing: Routings = struct.field(default_factory=dict)
+  teacher: "Outputs | None" = None
 
 
 class LogitScale(nn.Module):

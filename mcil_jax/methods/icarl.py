@@ -1,0 +1,32 @@
+"""iCaRL (Rebuffi et al. 2017, arXiv 1611.07725)."""
+
+import ml_collections
+
+from mcil_jax.losses import distillation
+from mcil_jax.methods import base, replay
+
+
+def make(config: ml_collections.ConfigDict) -> base.Method:
+  """Cross-entropy over seen classes, binary distillation; nearest mean of exemplars."""
+  cross_entropy = base.seen_cross_entropy(config.train.label_smoothing)
+
+  def loss(outputs, batch, task):
+    scalars = {
+      "cross_entropy": cross_entropy(outputs, batch, task)[0],
+      "distillation": distillation.binary(
+        outputs.logits,
+        outputs.teacher.logits,
+        before=task.before,
+        where=batch["valid"],
+        variant=config.model.variant,
+      ),
+    }
+    return sum(scalars.values()), scalars
+
+  return base.Method(
+    samples=replay.new_samples_and_memory,
+    loss=loss,
+    uses_memory=True,
+    uses_teacher=True,
+    classifier="nearest_mean",
+  )

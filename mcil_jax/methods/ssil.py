@@ -1,0 +1,14 @@
+"""Separated softmax for incremental learning (Ahn et al. 2021, arXiv 2003.13947)."""
+
+import dataclasses
+
+import ml_collections
+
+from mcil_jax.methods import base, lwf, replay
+
+
+def make(config: ml_collections.ConfigDict) -> base.Method:
+  """New samples compete among new classes, exemplars among old ones; distillation."""
+  return dataclasses.replace(
+    lwf.make(config), samples=replay.new_samples_and_memory, uses_memory=True
+  )
