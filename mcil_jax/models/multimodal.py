@@ -302,10 +302,11 @@ def balance(params: dict, routing: Routings, router: jax.Array | int, rate: floa
     for m, of_tower in routing.items():
       if owner not in (m, SHARED) or layer >= len(of_tower.valid):
         continue
-      load = moe.measure(jax.tree.map(lambda x, i=layer: x[i], of_tower)).load
+      of_layer = jax.tree.map(lambda x, i=layer: x[i], of_tower)
+      load, is_open = moe.measure(of_layer).load, of_layer.is_open
       bias = of_block["balance_bias"]
       first = first_router(m, len(bias)) if owner == SHARED else 0
-      update = moe.balance_bias_update(load, rate=rate)
+      update = moe.balance_bias_update(load, is_open, rate=rate)
       of_block["balance_bias"] = bias.at[first + router].add(update)
   return params
 

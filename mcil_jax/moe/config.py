@@ -1,7 +1,9 @@
 """Settings of a mixture of experts, and which of them go together."""
 
 import dataclasses
+import math
 
+import flax.linen as nn
 from jax.sharding import Mesh
 
 from mcil_jax.moe.backends import BACKENDS, SHARDED, SOFT
@@ -64,8 +66,9 @@ class MoEConfig:
     experts_per_router: see `initial_experts`.
     router_std: of the routers' initial weights. Not 0 by default: equal scores are a
       tie, and every tie goes to expert 0.
-    expert: "adapter" (see `experts.adapter`), "mlp" or "gated_mlp".
-    hidden: width inside an expert.
+    expert: "adapter" (see `experts.adapter`), "mlp", "gated_mlp", or any Linen module
+      with parameters alone, [n, ..., D] → [n, ..., D], each item on its own.
+    hidden: width inside an expert; unused by a module.
     num_shared: experts of the same kind that every item goes to besides.
     scale: of an adapter's output.
     dropout: rate inside adapters, in training; not with "soft", whose slots are no
@@ -89,7 +92,7 @@ class MoEConfig:
   initial_experts: int = 0
   experts_per_router: int = 0
   router_std: float = 0.02
-  expert: str = "adapter"
+  expert: str | nn.Module = "adapter"
   hidden: int = 64
   num_shared: int = 0
   scale: float = 0.1
@@ -108,10 +111,18 @@ class MoEConfig:
       "router": tuple(ROUTERS),
       "normalise": NORMALISE,
       "unit": ("sample", "token"),
-      "expert": EXPERTS,
       "backend": ("auto", *BACKENDS),
     }.items():
       self._require(getattr(self, name) in choices, name, f"one of {choices}")
+    is_module = isinstance(self.expert, nn.Module)
+    self._require(
+      is_module or self.expert in EXPERTS, "expert", f"one of {EXPERTS}, or a module"
+    )
+    self._require(
+      not (is_module and self.backend == "ragged"),
+      "backend",
+      "another one: rows of several experts in one product are not for any module",
+    )
     most = self.initial_experts or self.num_experts
     self._require(
       self.initial_experts <= self.num_experts,
@@ -123,7 +134,7 @@ class MoEConfig:
     )
     self._require(0 <= self.dropout < 1, "dropout", "a rate in [0, 1)")
     self._require(
-      self.capacity_factor is None or self.capacity_factor > 0,
+      self.capacity_factor is None or 0 < self.capacity_factor < math.inf,
       "capacity_factor",
       "a positive number, or None to drop nothing",
     )
@@ -140,6 +151,15 @@ class MoEConfig:
       raise ValueError(
         f"router={self.router!r}{why} lets the items of a routing group compete: set "
         "groups, the number of groups that a batch is cut into, or unit='token'"
+      )
+    if self.router == "soft" and self.initial_experts:
+      raise ValueError(
+        f"initial_experts={self.initial_experts}: router='soft' uses all experts"
+      )
+    if self.router == "soft" and not self.router_std > 0:
+      raise ValueError(
+        f"router_std={self.router_std}: the slots of router='soft' never learn if they "
+        "start as zeros"
       )
     if self.router == "soft" and self.backend not in ("auto", *SOFT):
       raise ValueError(

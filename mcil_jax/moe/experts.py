@@ -105,7 +105,7 @@ def gated_mlp(
 
 
 def init_modules(
-  module: nn.Module, key: jax.Array, num_experts: int, row: jax.Array
+  module: nn.Module, key: jax.Array, num_experts: int, row: jax.ShapeDtypeStruct
 ) -> dict:
   """Parameters of E copies of any module, each with an initial state of its own.
 
@@ -113,12 +113,8 @@ def init_modules(
     module: `module(x)` [n, ..., D] → [n, ..., D'], with parameters alone.
     key: of `jax.random`.
     num_experts: E.
-    row: [1, ..., D], an input of the right shape.
+    row: [1, ..., D], shape of an input.
   """
+  x = jnp.zeros(row.shape, row.dtype)
   keys = jax.random.split(key, num_experts)
-  return jax.vmap(lambda key: module.init(key, row)["params"])(keys)
-
-
-def apply_module(module: nn.Module, params: dict, x: jax.Array) -> jax.Array:
-  """`module` with the parameters of one expert; on every backend but `ragged`."""
-  return module.apply({"params": params}, x)
+  return jax.vmap(lambda key: module.init(key, x)["params"])(keys)

@@ -20,7 +20,7 @@ class Route:
 
   Attributes:
     router: int32 [B], the router of each sample. One that does not exist gives NaN.
-    valid: bool [B], False for padding, which experts leave alone.
+    valid: bool [B], or [B, S] where some tokens are padding; experts leave that alone.
     item: int32 [B], what a sample is known by, for routers that hash it; None for the
       others.
   """
@@ -29,18 +29,28 @@ class Route:
   valid: jax.Array
   item: jax.Array | None = None
 
-  def check(self, num_samples: int) -> None:
+  def check(self, num_samples: int, num_tokens: int) -> None:
     """Raises a ValueError unless the shapes fit."""
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if value is not None and value.shape != (num_samples,):
+      value, expected = getattr(self, field.name), [(num_samples,)]
+      if field.name == "valid":
+        expected.append((num_samples, num_tokens))
+      if value is not None and value.shape not in expected:
         raise ValueError(
-          f"route.{field.name} has the shape {value.shape}: expected {(num_samples,)}"
+          f"route.{field.name} has the shape {value.shape}: expected "
+          + " or ".join(map(str, expected))
         )
+
+  def of_samples(self) -> "Route":
+    """With `valid` [B]."""
+    valid = self.valid
+    return self.replace(valid=valid.any(axis=1) if valid.ndim == 2 else valid)
 
   def of_tokens(self, per_sample: int) -> "Route":
     """The routes of all tokens, [B·S], samples leading."""
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, per_sample), self)
+    repeated = jax.tree.map(
+      lambda x: x.reshape(-1) if x.ndim == 2 else jnp.repeat(x, per_sample), self
+    )
     if self.item is None:
       return repeated
     position = jnp.tile(jnp.arange(per_sample), len(self.item))
@@ -73,22 +83,32 @@ class MoE(nn.Module):
     """
     c = self.config
     num_samples, num_tokens, width = h.shape
-    route.check(num_samples)
+    route.check(num_samples, num_tokens)
     x = h
     if c.unit == "token":
-      route, summary = route.of_tokens(num_tokens), h.reshape(-1, width)
-      x = summary
-    scores, bias = self._scores(summary, route, train)
+      route, x = route.of_tokens(num_tokens), h.reshape(-1, width)
+      summary = x
+    else:
+      route = route.of_samples()
+    # Zero times NaN is NaN: what is in padding must not reach any gradient.
+    x, summary = (
+      jnp.where(route.valid.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
+      for a in (x, summary)
+    )
+    scores, bias, num_open = self._scores(summary, route, train)
     chances = None
     if ROUTERS[c.router].noise:
       scores, chances = self._noisy(summary, scores, route, train)
-    params = self.param("experts", _init, c, c.num_experts, width)
+    row = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    params = self.param("experts", _init, c, c.num_experts, row)
     key = None
     if train and c.dropout > 0 and c.expert == "adapter" and c.router != "soft":
       key = self.make_rng("dropout")
     y, routing = parallel.run(
       c,
-      parallel.Inputs(scores, route.valid, (x, jnp.arange(len(x))), bias, chances),
+      parallel.Inputs(
+        scores, route.valid, (x, jnp.arange(len(x))), bias, chances, num_open
+      ),
       _expert(c),
       (params, jnp.arange(c.num_experts)),
       key,
@@ -96,7 +116,7 @@ class MoE(nn.Module):
       train=train,
     )
     if c.num_shared:
-      shared = self.param("shared_experts", _init, c, c.num_shared, width)
+      shared = self.param("shared_experts", _init, c, c.num_shared, row)
       outputs = jax.vmap(_expert(c), in_axes=((0, 0), None, None))(
         (shared, jnp.arange(c.num_shared)), (x, jnp.arange(len(x))), None
       )
@@ -107,20 +127,21 @@ class MoE(nn.Module):
 
   def _scores(
     self, x: jax.Array, route: Route, train: bool
-  ) -> tuple[jax.Array, jax.Array | None]:
-    """Scores [N, E], or [N, E, S] of slots, and the bias of "sigmoid_bias" [N, E].
+  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    """Scores [N, E], or [N, E, S] of slots; and what else `parallel.Inputs` takes.
 
-    In float32, whatever the precision of the rest.
+    That is the bias of "sigmoid_bias", and how many experts there are for each item.
+    All in float32, whatever the precision of the rest.
     """
     c = self.config
-    x, bias = x.astype(jnp.float32), None
+    x, bias, num_open = x.astype(jnp.float32), None, None
     match ROUTERS[c.router].scores:
       case "linear":
         scores = self._linear(x, route)
       case "cosine":
         scores = self._cosine(x, route)
       case "slots":
-        return self._slots(x, route), None
+        return self._slots(x, route), None, None
       case "random" if train:
         shape = (len(x), c.num_experts)
         scores = jax.random.uniform(self.make_rng("dropout"), shape)
@@ -135,9 +156,11 @@ class MoE(nn.Module):
       bias = self.param("balance_bias", zeros, (c.num_routers, c.num_experts))
       bias = bias[route.router]
     if c.initial_experts:
-      there = c.initial_experts + c.experts_per_router * route.router
-      scores = jnp.where(jnp.arange(c.num_experts) < there[:, None], scores, -jnp.inf)
-    return scores, bias
+      num_open = c.initial_experts + c.experts_per_router * route.router
+      num_open = jnp.clip(num_open, 0, c.num_experts)
+      is_open = jnp.arange(c.num_experts) < num_open[:, None]
+      scores = jnp.where(is_open, scores, -jnp.inf)
+    return scores, bias, num_open
 
   def _linear(self, x: jax.Array, route: Route) -> jax.Array:
     c = self.config
@@ -173,10 +196,12 @@ class MoE(nn.Module):
       nn.initializers.normal(1.0),
       (c.num_routers, narrow, c.num_experts),
     )
-    log_scale = self.param("log_scale", nn.initializers.constant(-jnp.log(0.3)), ())
+    log_scale = self.param(
+      "log_scale", nn.initializers.constant(-jnp.log(0.3)), (c.num_routers,)
+    )
     z = similarity.normalise(_of_own_router(x, kernel, route))
     unit = embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
-    return jnp.exp(log_scale) * _of_own_router(z, unit, route)
+    return jnp.exp(log_scale)[route.router, None] * _of_own_router(z, unit, route)
 
   def _slots(self, x: jax.Array, route: Route) -> jax.Array:
     """Cosines of items with the slots' parameters, times a learned scale.
@@ -186,20 +211,27 @@ class MoE(nn.Module):
     c = self.config
     shape = (c.num_routers, x.shape[-1], c.num_experts * c.slots)
     kernel = self.param("router_kernel", nn.initializers.normal(c.router_std), shape)
-    scale = self.param("scale", nn.initializers.ones, ())
+    scale = self.param("scale", nn.initializers.ones, (c.num_routers,))
     unit = kernel / jnp.linalg.norm(kernel, axis=1, keepdims=True)
-    scores = scale * _of_own_router(similarity.normalise(x), unit, route)
+    cosines = _of_own_router(similarity.normalise(x), unit, route)
+    scores = scale[route.router, None] * cosines
     return scores.reshape(len(x), c.num_experts, c.slots)
 
 
 def _of_own_router(x: jax.Array, kernels: jax.Array, route: Route) -> jax.Array:
   """x·kernels[r] with each item's own router r: [N, D], [R, D, F] → [N, F]."""
   outputs = jnp.einsum("nd,rdf->nrf", x, kernels, precision=jax.lax.Precision.HIGHEST)
-  index = route.router[:, None, None]
+  # Negative numbers would count from the end.
+  index = jnp.where(route.router < 0, len(kernels), route.router)[:, None, None]
   return jnp.take_along_axis(outputs, index, axis=1, mode="fill")[:, 0]
 
 
-def _init(key: jax.Array, c: MoEConfig, num_experts: int, width: int) -> experts.Params:
+def _init(
+  key: jax.Array, c: MoEConfig, num_experts: int, row: jax.ShapeDtypeStruct
+) -> experts.Params:
+  if isinstance(c.expert, nn.Module):
+    return experts.init_modules(c.expert, key, num_experts, row)
+  width = row.shape[-1]
   if c.expert == "adapter":
     return experts.init_adapters(key, num_experts, width, c.hidden)
   return experts.init_mlps(
@@ -224,6 +256,8 @@ def _expert(c: MoEConfig):
 
   def plain(numbered: Any, items: Any, key: None) -> jax.Array:
     del key
+    if isinstance(c.expert, nn.Module):
+      return c.expert.apply({"params": numbered[0]}, items[0])
     fn = experts.mlp if c.expert == "mlp" else experts.gated_mlp
     return fn(numbered[0], items[0])
 

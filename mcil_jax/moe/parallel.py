@@ -47,6 +47,7 @@ class Inputs:
     items: tree of arrays [N, ...].
     bias: float32 [N, E], for "sigmoid_bias"; else None.
     chances: float32 [N, E], of "noisy_top_k" in training; else None.
+    num_open: int32 [N], see `Routing`.
   """
 
   scores: jax.Array
@@ -54,6 +55,7 @@ class Inputs:
   items: Any
   bias: jax.Array | None = None
   chances: jax.Array | None = None
+  num_open: jax.Array | None = None
 
 
 def run(
@@ -84,10 +86,13 @@ def run(
     ValueError: see `backends.execute`.
   """
   count = len(inputs.valid)
-  groups = c.groups if c.groups and c.competes else c.devices
   if c.competes and not c.groups:  # each sample is a group
     groups = num_samples + -num_samples % c.devices
-  per_group = -(-count // groups)
+    per_group = count // max(num_samples, 1)
+  else:
+    groups = c.groups if c.competes else c.devices
+    per_group = -(-count // groups)
+  groups, per_group = max(groups, c.devices), max(per_group, 1)  # of nothing, too
   padding = groups * per_group - count
   if padding:
     inputs = jax.tree.map(
@@ -106,7 +111,8 @@ def run(
     )(inputs, params, key)
   if padding:
     y, routing = jax.tree.map(lambda a: a[:count], (y, routing))
-  places = c.slots if c.router == "soft" else _capacity(c, per_group)
+  # In a soft router's slots every item has its share.
+  places = per_group if c.router == "soft" else _capacity(c, per_group)
   return y, routing.replace(places=groups * c.num_experts * places)
 
 
@@ -122,7 +128,22 @@ def _local(c, expert_fn, groups, train, axis, inputs: Inputs, params, key):
 
 
 def _route(c: MoEConfig, train: bool, inputs: Inputs) -> Routing | SoftRouting:
-  """The routing of one group."""
+  """The routing of one group, with what else statistics ask for."""
+  routing = _choose(c, train, inputs)
+  if isinstance(routing, SoftRouting):
+    return routing
+
+  def of_valid(x: jax.Array | None) -> jax.Array | None:
+    if x is None:
+      return None
+    return jnp.where(inputs.valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+
+  return routing.replace(
+    chances=of_valid(inputs.chances), num_open=of_valid(inputs.num_open)
+  )
+
+
+def _choose(c: MoEConfig, train: bool, inputs: Inputs) -> Routing | SoftRouting:
   scores, valid = inputs.scores, inputs.valid
   if c.router == "soft":
     return routers.soft(scores, valid)
@@ -137,10 +158,7 @@ def _route(c: MoEConfig, train: bool, inputs: Inputs) -> Routing | SoftRouting:
   if c.router in ("hash", "uniform"):
     return routers.uniform(scores, valid, k=c.top_k)
   choose = routers.batch_priority if c.router == "batch_priority" else routers.top_k
-  routing = choose(scores, valid, k=c.top_k, normalise=c.normalise)
-  if inputs.chances is None:
-    return routing
-  return routing.replace(chances=jnp.where(valid[:, None], inputs.chances, 0.0))
+  return choose(scores, valid, k=c.top_k, normalise=c.normalise)
 
 
 def _capacity(c: MoEConfig, num_items: int) -> int:

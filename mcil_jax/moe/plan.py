@@ -104,7 +104,7 @@ def expert_capacity(
   """
   if capacity_factor is None:
     return num_items
-  if not capacity_factor > 0:
+  if not 0 < capacity_factor < math.inf:
     raise ValueError(
       f"capacity_factor={capacity_factor}: expected a positive number, or None to "
       "drop nothing"

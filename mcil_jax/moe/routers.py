@@ -84,22 +84,28 @@ def sigmoid_bias(
   chosen, expert_index = jax.lax.top_k(wanted, k)
   weights = jnp.take_along_axis(gates, expert_index, axis=1)
   if normalise == "chosen":
-    weights = weights / weights.sum(axis=1, keepdims=True)
-  probs = gates / gates.sum(axis=1, keepdims=True)
+    of_chosen = jnp.take_along_axis(scores, expert_index, axis=1)
+    weights = jax.nn.softmax(jax.nn.log_sigmoid(of_chosen))
+  # gates / Σ gates, also where they are too small for float32.
+  probs = jax.nn.softmax(jax.nn.log_sigmoid(scores))
   return _routing(expert_index, weights, probs, valid, _chosen(chosen))
 
 
-def balance_bias_update(load: jax.Array, *, rate: float) -> jax.Array:
-  """What to add to the bias of `sigmoid_bias` after a step, [..., E].
+def balance_bias_update(
+  load: jax.Array, is_open: jax.Array, *, rate: float
+) -> jax.Array:
+  """What to add to the bias of `sigmoid_bias` after a step, [E].
 
   Source: Wang et al. 2024, arXiv 2408.15664, algorithm 1: u·sign(mean load − load).
 
   Args:
-    load: [..., E], assignments to each expert, over all devices.
+    load: [E], assignments to each expert, over all devices.
+    is_open: bool [E], the experts that there are.
     rate: u.
   """
   load = load.astype(jnp.float32)
-  return rate * jnp.sign(load.mean(axis=-1, keepdims=True) - load)
+  mean = load.sum() / jnp.maximum(is_open.sum(), 1)
+  return rate * jnp.where(is_open, jnp.sign(mean - load), 0.0)
 
 
 def expert_choice(scores: jax.Array, valid: jax.Array, *, capacity: int) -> Routing:
@@ -139,14 +145,16 @@ def sinkhorn(
   check(scores, valid, k)
   scores = _clean(scores, valid)
   probs = jax.nn.softmax(scores)
-  rows = jnp.where(valid[:, None], jax.lax.stop_gradient(scores), -jnp.inf)
+  # NaN stays with the item that has it.
+  usable = valid & ~jnp.isnan(scores).any(axis=1)
+  rows = jnp.where(usable[:, None], jax.lax.stop_gradient(scores), -jnp.inf)
   column = jnp.zeros(scores.shape[1])
   for _ in range(iterations):
     row = jax.nn.logsumexp(rows - column, axis=1, keepdims=True)
     row = jnp.where(jnp.isfinite(row), row, 0.0)
     column = jax.nn.logsumexp(rows - row, axis=0)
     column = jnp.where(jnp.isfinite(column), column, 0.0)
-  plan = jnp.where(valid[:, None], rows - column, 0.0)
+  plan = jnp.where(usable[:, None], rows - column, 0.0)
   chosen, expert_index = jax.lax.top_k(plan, k)
   weights = jnp.take_along_axis(probs, expert_index, axis=1)
   return _routing(expert_index, weights, probs, valid, _chosen(chosen), scores)
@@ -175,7 +183,9 @@ def soft(scores: jax.Array, valid: jax.Array) -> SoftRouting:
   dispatch = jax.nn.softmax(jnp.where(where, scores, -jnp.inf), axis=0)
   # A group of padding alone would be 0/0.
   dispatch = jnp.where(where & valid.any(), dispatch, 0.0)
-  combine = jax.nn.softmax(scores.reshape(len(scores), -1)).reshape(scores.shape)
+  _, num_experts, slots = scores.shape
+  flat = scores.reshape(-1, num_experts * slots)
+  combine = jax.nn.softmax(flat).reshape(scores.shape)
   return SoftRouting(dispatch, jnp.where(where, combine, 0.0), valid)
 
 

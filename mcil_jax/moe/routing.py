@@ -19,6 +19,8 @@ class Routing:
       for the order of the items.
     log_z: float32 [N], logarithm of the softmax's denominator; None without one.
     chances: float32 [N, E], see `routers.shazeer_noise`; None without noise.
+    num_open: int32 [N], how many experts, the first ones, there are for each item as
+      long as others are still to come; None: all of them.
     executed: bool [N, k], the assignments that found a place; None before a plan.
     places: how many places there were for them, on all devices.
   """
@@ -30,6 +32,7 @@ class Routing:
   priority: jax.Array | None = None
   log_z: jax.Array | None = None
   chances: jax.Array | None = None
+  num_open: jax.Array | None = None
   executed: jax.Array | None = None
   places: int = struct.field(pytree_node=False, default=0)
 
@@ -42,6 +45,13 @@ class Routing:
   def wanted(self) -> jax.Array:
     """Bool [N, k], the assignments that there are."""
     return self.valid[..., None] & (self.expert_index < self.num_experts)
+
+  @property
+  def is_open(self) -> jax.Array:
+    """Bool [E], the experts that there are for any of the items."""
+    if self.num_open is None:
+      return jnp.ones(self.num_experts, bool)
+    return jnp.arange(self.num_experts) < jnp.max(self.num_open, initial=0)
 
 
 @struct.dataclass

@@ -15,6 +15,8 @@ from mcil_jax.moe.routing import Routing
 class MoEStats:
   """Statistics of one executed routing, over all valid items on all devices.
 
+  Means over experts are over those that there are, see `Routing.is_open`.
+
   Attributes:
     load: int32 [E], assignments to each expert, the dropped ones included.
     importance: float32 [E], sum of the weights of each expert (Shazeer et al. 2017,
@@ -25,7 +27,7 @@ class MoEStats:
     z_loss: see `z_loss`; NaN for routers without a softmax.
     max_over_mean_load: 1 if balanced, E if all goes to one expert and k = 1.
     load_cv: standard deviation of the load over its mean.
-    dead_experts: int32, experts without an assignment.
+    dead_experts: int32, experts without an assignment, of those that there are.
     entropy: mean entropy of an item's probabilities, in nats.
     marginal_entropy: entropy of the mean of all items' probabilities, in nats.
     dropped: int32, assignments that found their expert full.
@@ -66,7 +68,8 @@ def balance_loss(routing: Routing) -> jax.Array:
   """
   count = jnp.maximum(jnp.sum(routing.valid), 1)
   share = _one_hot(routing).sum(axis=(0, 1)) / jnp.maximum(jnp.sum(routing.wanted), 1)
-  return routing.num_experts * jnp.sum(share * routing.probs.sum(axis=0) / count)
+  num_experts = jnp.sum(routing.is_open)
+  return num_experts * jnp.sum(share * routing.probs.sum(axis=0) / count)
 
 
 def importance_loss(routing: Routing) -> jax.Array:
@@ -74,7 +77,8 @@ def importance_loss(routing: Routing) -> jax.Array:
 
   Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 7.
   """
-  return _squared_variation(jnp.einsum("nk,nke->e", routing.weights, _one_hot(routing)))
+  importance = jnp.einsum("nk,nke->e", routing.weights, _one_hot(routing))
+  return _squared_variation(importance, routing.is_open)
 
 
 def load_loss(routing: Routing) -> jax.Array:
@@ -84,13 +88,14 @@ def load_loss(routing: Routing) -> jax.Array:
   """
   if routing.chances is None:
     return jnp.array(jnp.nan)
-  return _squared_variation(routing.chances.sum(axis=0))
+  return _squared_variation(routing.chances.sum(axis=0), routing.is_open)
 
 
-def _squared_variation(x: jax.Array) -> jax.Array:
-  """(Standard deviation over mean)² of what is not negative; 0 if all of it is 0."""
-  mean = x.mean()
-  return jnp.where(mean > 0, x.var() / jnp.where(mean > 0, mean, 1.0) ** 2, 0)
+def _squared_variation(x: jax.Array, where: jax.Array) -> jax.Array:
+  """(Standard deviation over mean)² of x ≥ 0 where it counts; 0 if all of it is 0."""
+  mean = x.mean(where=where)
+  variance = x.var(where=where)
+  return jnp.where(mean > 0, variance / jnp.where(mean > 0, mean, 1.0) ** 2, 0)
 
 
 def z_loss(routing: Routing) -> jax.Array:
@@ -127,23 +132,11 @@ def _x_log_x(x: jax.Array) -> jax.Array:
   return x * jnp.log(jnp.where(x > 0, x, 1.0))
 
 
-def counts(routing: Routing, group: jax.Array, num_groups: int) -> jax.Array:
-  """Assignments by group and expert, int32 [num_groups, E].
-
-  Args:
-    routing: of N items.
-    group: int32 [N], say the task or the modality of each item.
-    num_groups: how many there are.
-  """
-  of_item = _one_hot(routing).sum(axis=1)
-  table = jnp.zeros((num_groups, routing.num_experts)).at[group].add(of_item)
-  return table.astype(jnp.int32)
-
-
 def measure(routing: Routing) -> MoEStats:
   """The statistics of an executed routing, as `MoE` returns it."""
   one_hot = _one_hot(routing)
-  load = one_hot.sum(axis=(0, 1))
+  load, is_open = one_hot.sum(axis=(0, 1)), routing.is_open
+  mean_load = load.mean(where=is_open)
   lost = routing.wanted & ~routing.executed
   any_wanted = routing.wanted.any(axis=1)
   return MoEStats(
@@ -153,9 +146,9 @@ def measure(routing: Routing) -> MoEStats:
     importance_loss=importance_loss(routing),
     load_loss=load_loss(routing),
     z_loss=z_loss(routing),
-    max_over_mean_load=load.max() / load.mean(),
-    load_cv=load.std() / load.mean(),
-    dead_experts=jnp.sum(load == 0),
+    max_over_mean_load=load.max() / mean_load,
+    load_cv=load.std(where=is_open) / mean_load,
+    dead_experts=jnp.sum((load == 0) & is_open),
     entropy=entropy(routing),
     marginal_entropy=marginal_entropy(routing),
     dropped=jnp.sum(lost),
@@ -173,12 +166,16 @@ def by_sample(routing: Routing, num_samples: int) -> dict[str, jax.Array]:
 
   Returns:
     `usage` float32 [B, layers, E], assignments to each expert, and `dropped` [B,
-    layers], those without a place; means over a sample's tokens.
+    layers], those without a place; means over a sample's valid tokens, 0 if there are
+    none.
   """
+  layers = routing.valid.shape[0]
+  valid = routing.valid.reshape(layers, num_samples, -1)
+  count = jnp.maximum(valid.sum(axis=2), 1)
 
   def of_samples(x: jax.Array) -> jax.Array:
-    layers = x.shape[0]
-    return x.reshape(layers, num_samples, -1, *x.shape[2:]).mean(axis=2).swapaxes(0, 1)
+    total = x.reshape(layers, num_samples, -1, *x.shape[2:]).sum(axis=2)
+    return (total / count.reshape(*count.shape, *(1,) * (x.ndim - 2))).swapaxes(0, 1)
 
   lost = routing.wanted & ~routing.executed
   return {
@@ -192,8 +189,8 @@ def penalty(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The weighted losses that `config.moe` asks for, and what is worth logging.
 
-  Means over all layers of all towers; each tower's items are of one modality, so that
-  the entropies are LIMoE's.
+  Means over towers of the means over a tower's layers; each tower's items are of one
+  modality, so that the entropies are LIMoE's.
 
   Args:
     routings: modality → [layers, N, ...].
@@ -216,7 +213,8 @@ def penalty(
   # What has no weight may be NaN, and zero times NaN is NaN.
   value = sum(w * mean[name] for name, w in weights.items() if w)
   dropped = sum(t.dropped.sum() for t in of_towers)
-  return value, {
+  rare = ("importance_loss", "load_loss", "z_loss")
+  return value, {f"moe/{name}": mean[name] for name in rare if weights[name]} | {
     "moe/balance": mean["balance_loss"],
     "moe/entropy": mean["entropy"],
     "moe/marginal_entropy": mean["marginal_entropy"],

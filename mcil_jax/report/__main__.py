@@ -2,9 +2,9 @@
 
   python -m mcil_jax.report RUN [RUN ...] --out=DIR
 
-Each RUN is the workdir of a finished run. One gives DIR/index.html with all there is to
-see of it; several give DIR/index.html, table.md and table.tex, which compare them:
-mean ± standard deviation over runs that differ in their seed only.
+Each RUN is the workdir of a finished run. DIR/index.html shows all there is to see of
+one, or compares several; table.md and table.tex have a row per experiment, mean ±
+standard deviation over runs that differ in their seed only.
 """
 
 import collections
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from mcil_jax.report import comparison, page
+from mcil_jax.report import comparison
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 flags.mark_flag_as_required("out")
@@ -34,11 +34,7 @@ def write(workdirs: Sequence[str], out_dir: str) -> list[pathlib.Path]:
   if count > 1:
     raise ValueError(f"the run {path} is named {count} times: name it once")
   runs = [comparison.load(workdir) for workdir in workdirs]
-  if len(runs) > 1:
-    return comparison.write(comparison.group(runs), out_dir)
-  path = pathlib.Path(out_dir) / "index.html"
-  page.write_page(runs[0], path)
-  return [path]
+  return comparison.write(comparison.group(runs), out_dir)
 
 
 def main(argv: list[str]) -> None:

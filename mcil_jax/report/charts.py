@@ -30,7 +30,7 @@ def accuracy(results: Results) -> Chart:
   """Accuracy on the seen classes after each task, a line per way to classify."""
   curves = reading.accuracy_curves(results)
   series = [
-    _series(name, values) | {"main": name == reading.CLASS_INCREMENTAL}
+    _series(name, values) | {"main": name == reading.main_name(results)}
     for name, values in curves.items()
   ]
   return accuracy_lines("Accuracy on seen classes", series, results["increments"])

@@ -14,7 +14,10 @@ from mcil_jax.report import charts, page, reading, tables
 from mcil_jax.report.reading import Results
 
 # What a comparison reads of every run.
-_KEYS = ("data", "split", "method", "seed", "metrics", "per_modality", "train_seconds")
+_KEYS = (
+  *("data", "split", "method", "seed", "metrics", "per_modality"),
+  *("task_incremental", "train_seconds"),
+)
 
 # The columns in front of the numbers.
 _LABELS = ("data", "method", "runs")
@@ -27,7 +30,8 @@ class Group:
   Attributes:
     task: the data, their split and the classes per task; rows of other tasks cannot be
       compared with these.
-    method: with the settings that tell it from another group of the same task.
+    method: with the settings that tell it from another group of the same task, and
+      whether the tasks were told at test.
     runs: their results, one or more.
   """
 
@@ -89,7 +93,8 @@ def group(runs: Sequence[Results]) -> list[Group]:
     for members in experiments:
       settings = config_lib.flatten(members[0].get("config") or {})
       values = (f"{key}={page.plain(settings.get(key))}" for key in varied)
-      name = ", ".join([method, *values])
+      told = [reading.TASKS_TOLD] if members[0].get("task_told") else []
+      name = ", ".join([method, *values, *told])
       _refuse_repeated_seed(f"{name} on {task}", members)
       groups.append(Group(task, name, tuple(members)))
   return groups
@@ -114,12 +119,14 @@ def modalities(runs: Sequence[Results]) -> list[str]:
 def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.Path]:
   """Writes index.html, table.md and table.tex; makes the folder if need be.
 
+  The page compares the runs; of one run alone it shows all there is to see.
+
   Returns:
     The paths of the files.
   """
-  table = rows(groups)
+  table, runs = rows(groups), [run for g in groups for run in g.runs]
   files = {
-    "index.html": comparison_page(groups),
+    "index.html": comparison_page(groups) if len(runs) > 1 else page.run_page(runs[0]),
     "table.md": tables.markdown(table, num_labels=2),
     "table.tex": tables.latex(table, num_labels=2),
   }
@@ -147,8 +154,7 @@ def _section(task: str, members: Sequence[Group]) -> str:
   heading, *body = (row[1:] for row in rows(members))
   series = []
   for g in members:
-    curves = [reading.accuracy_curves(run) for run in g.runs]
-    of_runs = [curve[reading.CLASS_INCREMENTAL] for curve in curves]
+    of_runs = [reading.accuracy_curves(run)[reading.main_name(run)] for run in g.runs]
     series.append(charts.mean_series(g.method, of_runs))
   increments = members[0].runs[0]["increments"]
   chart = charts.accuracy_lines("Accuracy on seen classes", series, increments)

@@ -166,7 +166,7 @@ def _headline(results: Results) -> str:
 
 
 def _matrices(results: Results) -> list[Chart]:
-  parts = {reading.CLASS_INCREMENTAL: results}
+  parts = {reading.main_name(results): results}
   if results.get("task_incremental"):
     parts[reading.TASK_INCREMENTAL] = results["task_incremental"]
   return [

@@ -52,7 +52,7 @@ def accuracy_figure(results: Results) -> Figure:
   figure, axes = _axes(results, len(classes))
   modalities = iter(zip(_MODALITY_COLOURS * 9, _MODALITY_MARKERS * 9, strict=True))
   for name, curve in curves.items():
-    if name == reading.CLASS_INCREMENTAL:
+    if name == reading.main_name(results):
       style = {"color": _BLUE, "marker": "o", "linewidth": 2.4, "zorder": 3}
     elif name == reading.TASK_INCREMENTAL:
       style = {"color": _GREY, "marker": "o", "linestyle": "--", "markerfacecolor": "w"}

@@ -11,6 +11,8 @@ Results = Mapping[str, Any]
 # Names of `accuracy_curves`; the others are those of modalities, alone.
 CLASS_INCREMENTAL = "class-incremental"
 TASK_INCREMENTAL = "task-incremental"
+# What stands in the place of class-incremental if the run was told the tasks at test.
+TASKS_TOLD = "tasks told"
 # Where the method lets only the classes of the inferred task compete.
 ALL_COMPETE = "all classes compete"
 
@@ -55,6 +57,11 @@ def accuracy_matrix(results: Results, part: Results | None = None) -> np.ndarray
   return floats("accuracy_matrix", matrix, (num_tasks, num_tasks))
 
 
+def main_name(results: Results) -> str:
+  """Of the first of `accuracy_curves`, the result that counts."""
+  return TASKS_TOLD if results.get("task_told") else CLASS_INCREMENTAL
+
+
 def accuracy_curves(results: Results) -> dict[str, np.ndarray]:
   """Accuracy on seen classes after each task, [T], by the way to classify.
 
@@ -62,7 +69,7 @@ def accuracy_curves(results: Results) -> dict[str, np.ndarray]:
     ValueError: a key is missing, or shapes disagree.
   """
   shape = (len(get(results, "increments")),)
-  curves = {CLASS_INCREMENTAL: get(results, "seen_accuracy")}
+  curves = {main_name(results): get(results, "seen_accuracy")}
   for modality, scores in (results.get("per_modality") or {}).items():
     curves[f"{modality} alone"] = get(scores, "seen_accuracy")
   if results.get("task_incremental"):
@@ -74,7 +81,7 @@ def accuracy_curves(results: Results) -> dict[str, np.ndarray]:
 
 def num_learned(results: Results) -> int:
   """How many tasks were learned so far."""
-  seen = accuracy_curves(results)[CLASS_INCREMENTAL]
+  seen = accuracy_curves(results)[main_name(results)]
   return int(np.count_nonzero(~np.isnan(seen)))
 
 
@@ -84,7 +91,7 @@ def title(results: Results) -> str:
   if "data" in results:
     text += f" on {results['data']}"
   if results.get("task_told"):
-    text += ", tasks told"
+    text += f", {TASKS_TOLD}"
   return text + (f", seed {results['seed']}" if "seed" in results else "")
 
 

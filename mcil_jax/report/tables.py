@@ -101,7 +101,7 @@ def results_table(results: Results) -> str:
   num_tasks, learned = len(results["increments"]), reading.num_learned(results)
   blocks = [
     f"{reading.title(results)}: {learned} of {num_tasks} tasks learned",
-    _align(_accuracy_rows(curves, learned) if learned else []),
+    _align(_accuracy_rows(curves, num_tasks, learned) if learned else []),
     _align(metric_rows(results.get("metrics", {}), without=_COLUMNS)),
     _undefined_lines(results.get("undefined", {})),
     _cost_line(results),
@@ -109,9 +109,10 @@ def results_table(results: Results) -> str:
   return "\n\n".join(block for block in blocks if block)
 
 
-def _accuracy_rows(curves: Mapping[str, np.ndarray], learned: int) -> list[list[str]]:
-  finished = learned == len(curves[reading.CLASS_INCREMENTAL])
-  last = "final" if finished else f"after task {learned - 1}"
+def _accuracy_rows(
+  curves: Mapping[str, np.ndarray], num_tasks: int, learned: int
+) -> list[list[str]]:
+  last = "final" if learned == num_tasks else f"after task {learned - 1}"
   rows = [["accuracy (%)", "average", last]]
   for name, curve in curves.items():
     shown = curve[:learned].mean(), curve[learned - 1]
@@ -175,9 +176,10 @@ def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
     heading: functools.partial(_metric, name=name)
     for heading, name in _COMPARED.items()
   }
+  known = {"task known": _final_task_known}
   alone = {f"{m} only": functools.partial(_final, modality=m) for m in modalities}
   minutes = {"minutes": lambda results: reading.get(results, "train_seconds") / 60}
-  return metrics | alone | minutes
+  return metrics | known | alone | minutes
 
 
 def cells(
@@ -241,6 +243,12 @@ def _metric(results: Results, name: str) -> float:
     return np.nan
   value = reading.get(reading.get(results, "metrics"), name)
   return np.nan if value is None else 100 * value
+
+
+def _final_task_known(results: Results) -> float:
+  """Final accuracy if the task of each sample is known, percent."""
+  accuracies = reading.get(results, "task_incremental")
+  return 100 * reading.get(accuracies, "seen_accuracy")[-1]
 
 
 def _final(results: Results, modality: str) -> float:

@@ -40,13 +40,13 @@ def test_the_row_without_a_change_is_the_run_of_the_table():
   assert runs.mife("gridwords", "mife", "1", changes, passed_on) == of_table
 
 
-def test_two_columns_show_what_task_inference_comes_between():
+def test_a_column_shows_what_inferred_tasks_leave_out():
   results = {
     "task_incremental": {"seen_accuracy": [1.0, 0.75]},
     "open": {"seen_accuracy": [1.0, 0.25]},
   }
   columns = mife_ablation.columns()
-  assert columns["task told"](results) == 75.0
+  assert columns["task known"](results) == 75.0
   assert columns["all compete"](results) == 25.0
 
 

@@ -1,11 +1,12 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax.moe import MoE, MoEConfig, Route, measure
+from mcil_jax.moe import ROUTERS, MoE, MoEConfig, Route, measure
 from mcil_jax.moe.backends import BACKENDS
 
 N, S, D, E = 8, 3, 6, 4
@@ -97,15 +98,18 @@ def test_each_sample_uses_its_own_router(h):
   assert np.abs(alone[0] - alone[1]).max() > 0.1
 
 
-def test_routers_that_no_sample_uses_get_no_gradient(h):
-  layer = make_layer(num_routers=3)
+@pytest.mark.parametrize("router", ["top_k", "cosine", "soft"])
+def test_routers_that_no_sample_uses_get_no_gradient(router, h):
+  layer = make_layer(num_routers=3, router=router, unit="token")
   params = random_params(layer, h)
-  gradient = gradients(layer, params, h, make_route(1))["router_kernel"]
-  assert np.abs(gradient[1]).max() > 0.01
-  assert not gradient[::2].any()
+  gradient = gradients(layer, params, h, make_route(1))
+  del gradient["experts"]
+  for of_routers in jax.tree.leaves(gradient):
+    assert np.abs(of_routers[1]).max() > 1e-3
+    assert not of_routers[::2].any()
 
 
-@pytest.mark.parametrize("router", [3, 99])
+@pytest.mark.parametrize("router", [3, 99, -1])
 def test_a_router_that_does_not_exist_is_not_silently_another(h, router):
   layer = make_layer(num_routers=3)
   routers = make_route(jnp.zeros(N, int).at[2].set(router))
@@ -248,6 +252,9 @@ def test_routing_is_in_float32_whatever_the_precision_of_the_tokens(h):
     ({"dropout": 1.0}, r"dropout=1\.0: expected a rate in \[0, 1\)"),
     ({"dropout": -0.1}, r"dropout=-0\.1: expected a rate in \[0, 1\)"),
     ({"capacity_factor": 0.0}, r"capacity_factor=0\.0: expected a positive number, or"),
+    ({"capacity_factor": np.inf}, "capacity_factor=inf: expected a positive number"),
+    ({"router": "soft", "unit": "token", "initial_experts": 2}, "'soft' uses all exp"),
+    ({"router": "soft", "unit": "token", "router_std": 0.0}, "never learn if they"),
     (
       {"capacity_factor": 1.0},
       r"router='top_k' with capacity_factor=1\.0 lets the items .* set groups",
@@ -351,9 +358,69 @@ def test_scores_of_the_cosine_router_ignore_lengths(h):
 
 def test_nan_of_a_router_shows_in_its_items_alone(h):
   for router in ("top_k", "sigmoid_bias", "sinkhorn"):
-    groups = {"groups": 8} if router == "sinkhorn" else {}
-    layer = make_layer(router=router, **groups)
+    layer = make_layer(router=router, **{"groups": 1} if router == "sinkhorn" else {})
     bad = h.at[2].set(jnp.nan)
-    y, _ = apply(layer, random_params(layer, h), bad, make_route())
+    y, _ = apply(layer, random_params(layer, h), bad, make_route(), train=True)
     assert np.isnan(y[2]).all(), router
     assert np.isfinite(np.delete(y, 2, axis=0)).all(), router
+
+
+@pytest.mark.parametrize("unit", ["sample", "token"])
+def test_nan_in_padding_reaches_neither_values_nor_gradients(unit, h):
+  layer = make_layer(unit=unit, num_shared=1, router="noisy_top_k")
+  params, route = random_params(layer, h), make_route(valid=np.arange(N) != 2)
+  bad = h.at[2].set(jnp.nan)
+  gradient = gradients(layer, params, bad, route)
+  expected = gradients(layer, params, h, route)
+  jax.tree.map(np.testing.assert_array_equal, gradient, expected)
+  assert np.isfinite(gradient["router_kernel"]).all()
+
+
+@pytest.mark.parametrize("router", ["top_k", "expert_choice", "soft"])
+def test_tokens_that_are_padding_change_nothing(router, h):
+  layer = make_layer(unit="token", router=router, capacity_factor=1.0)
+  params = random_params(layer, h)
+  y, routing = apply(layer, params, h, make_route())
+  longer = jnp.concatenate([h, jnp.full((N, 2, D), jnp.nan)], axis=1)
+  valid = jnp.tile(jnp.arange(S + 2) < S, (N, 1))
+  route = make_route().replace(valid=valid)
+  # Places are by the tokens there are room for; without a limit that is no matter.
+  free = make_layer(unit="token", router=router)
+  if router != "expert_choice":
+    layer, (y, routing) = free, apply(free, params, h, make_route())
+  else:
+    layer = make_layer(unit="token", router=router, capacity_factor=S / (S + 2))
+  padded, of_padded = apply(layer, params, longer, route)
+  np.testing.assert_allclose(padded[:, :S], y, rtol=1e-5, atol=1e-6)
+  assert not padded[:, S:].any()
+  assert int(measure(of_padded).load.sum()) == int(measure(routing).load.sum())
+
+
+def test_a_batch_of_nothing(h):
+  empty = Route(jnp.zeros(0, int), jnp.zeros(0, bool), jnp.zeros(0, int))
+  for router in ROUTERS:
+    layer = make_layer(router=router, unit="token", capacity_factor=1.0)
+    params = jax.eval_shape(lambda layer=layer: init_all(layer, h))
+    params = jax.tree.map(lambda p: np.ones(p.shape, np.float32), params)
+    y, routing = apply(layer, params, h[:0], empty, train=True)
+    assert y.shape == (0, S, D) and routing.valid.shape == (0,), router
+
+
+def init_all(layer, h):
+  route = make_route().replace(item=jnp.arange(N))
+  rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+  return layer.init(rngs, h, h[:, 0], route, True)["params"]
+
+
+def test_any_module_is_an_expert(h):
+  module = nn.Sequential([nn.Dense(3), nn.tanh, nn.Dense(D)])
+  layer = make_layer(expert=module, unit="token")
+  params, x = init(layer, h), h.reshape(-1, D)
+  y, routing = layer.apply({"params": params}, h, h[:, 0], make_route(), False)
+  for n in (0, 5):
+    e = int(routing.expert_index[n, 0])
+    own = jax.tree.map(lambda p, e=e: p[e], params["experts"])
+    expected = routing.weights[n, 0] * module.apply({"params": own}, x[n])
+    np.testing.assert_allclose(y.reshape(-1, D)[n], expected, rtol=1e-4, atol=1e-6)
+  with pytest.raises(ValueError, match="rows of several experts in one product"):
+    make_layer(expert=module, backend="ragged")

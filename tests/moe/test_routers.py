@@ -155,9 +155,15 @@ def test_a_bias_changes_who_is_chosen_and_not_the_weight():
 
 
 def test_the_bias_rises_where_the_load_is_below_the_mean():
-  load = jnp.array([[3, 1, 2], [0, 0, 6]])
-  update = routers.balance_bias_update(load, rate=0.1)
-  np.testing.assert_allclose(update, [[-0.1, 0.1, 0], [0.1, 0.1, -0.1]])
+  for load, expected in (([3, 1, 2], [-0.1, 0.1, 0]), ([0, 0, 6], [0.1, 0.1, -0.1])):
+    update = routers.balance_bias_update(jnp.array(load), jnp.ones(3, bool), rate=0.1)
+    np.testing.assert_allclose(update, expected)
+
+
+def test_experts_that_are_still_to_come_take_no_part_in_balancing():
+  load, is_open = jnp.array([70, 30, 0, 0]), jnp.arange(4) < 2
+  update = routers.balance_bias_update(load, is_open, rate=0.1)
+  np.testing.assert_allclose(update, [-0.1, 0.1, 0, 0])
 
 
 def test_biases_balance_what_scores_do_not():
@@ -172,8 +178,26 @@ def test_biases_balance_what_scores_do_not():
 
   assert load(bias).max() > 60
   for _ in range(200):
-    bias += routers.balance_bias_update(load(bias), rate=0.01)
+    bias += routers.balance_bias_update(load(bias), jnp.ones(3, bool), rate=0.01)
   assert load(bias).max() <= 35
+
+
+def test_sigmoids_that_float32_has_no_room_for_still_have_shares():
+  routing = routers.sigmoid_bias(
+    jnp.array([[-110.0, -111.0]]), ALL[:1], k=1, bias=jnp.zeros((1, 2))
+  )
+  share = 1 / (1 + np.exp(-1))
+  np.testing.assert_allclose(routing.probs, [[share, 1 - share]], rtol=1e-5)
+
+
+def test_nan_leaves_the_balance_of_the_others_alone():
+  scores = jnp.array([[3.0, 2], [3, 2], [3, 0], [3, 0], [jnp.nan, 0]])
+  valid = jnp.ones(5, bool)
+  found = routers.sinkhorn(scores, valid, k=1)
+  without = routers.sinkhorn(scores, valid.at[4].set(False), k=1)
+  assert found.expert_index[:4].tolist() == [[1], [1], [0], [0]]
+  np.testing.assert_array_equal(found.expert_index[:4], without.expert_index[:4])
+  assert np.isnan(found.weights[4]).all() and np.isfinite(found.weights[:4]).all()
 
 
 def test_experts_choose_the_items_that_are_most_for_them():

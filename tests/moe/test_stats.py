@@ -185,12 +185,16 @@ def test_losing_one_of_two_experts_is_no_lost_item():
   assert float(found.capacity_use) == 3 / 4
 
 
-def test_counts_by_group():
-  routing = top_k(
-    jnp.eye(3)[jnp.array([0, 1, 1, 2])], jnp.array([True, True, True, False]), k=1
-  )
-  table = stats_lib.counts(routing, jnp.array([1, 0, 1, 1]), 2)
-  assert table.tolist() == [[0, 1, 0], [1, 1, 0]]
+def test_experts_that_are_still_to_come_do_not_count():
+  # Of four experts two are there, and both are used evenly.
+  logits = jnp.array([[0.0, 0, -jnp.inf, -jnp.inf]] * 2).at[1, 1].set(1e-6)
+  routing = top_k(logits, jnp.ones(2, bool), k=1)
+  found = measure(executed(routing.replace(num_open=jnp.array([2, 2]))))
+  assert found.load.tolist() == [1, 1, 0, 0]
+  assert found.dead_experts == 0 and found.load_cv == 0
+  np.testing.assert_allclose(found.max_over_mean_load, 1)
+  np.testing.assert_allclose(found.balance_loss, 1, rtol=1e-5)
+  np.testing.assert_allclose(found.importance_loss, 0, atol=1e-6)
 
 
 def test_a_sample_is_the_mean_of_its_tokens():

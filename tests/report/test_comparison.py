@@ -89,6 +89,13 @@ def test_other_settings_are_other_groups_and_are_named(finished):
   ]
 
 
+def test_runs_that_were_told_the_tasks_say_so(finished):
+  told = with_settings(finished(task_told=True), mife={"task_inference": "oracle"})
+  groups = comparison.group([told, finished(method="finetune")])
+  assert [g.method for g in groups] == ["avcil, tasks told", "finetune"]
+  assert "tasks told" in comparison.comparison_page(groups)
+
+
 def test_where_a_run_was_made_does_not_matter(finished):
   elsewhere = with_settings(finished(seed=1), seed=1, mesh={"data": 8})
   (group,) = comparison.group([finished(), elsewhere])
@@ -162,9 +169,10 @@ def test_a_missing_metric_and_a_wrong_shape_name_the_file(save):
 
 
 def test_one_run_gives_its_page(save, tmp_path):
-  (path,) = command.write([str(save("run"))], str(tmp_path / "out"))
-  assert path == tmp_path / "out" / "index.html"
-  assert "<h1>avcil on sounding_shapes, seed 0</h1>" in path.read_text()
+  paths = command.write([str(save("run"))], str(tmp_path / "out"))
+  assert [path.name for path in paths] == ["index.html", "table.md", "table.tex"]
+  assert "<h1>avcil on sounding_shapes, seed 0</h1>" in paths[0].read_text()
+  assert "| avcil | 1 | 62.5 |" in paths[1].read_text()
 
 
 def test_several_runs_give_a_comparison(save, tmp_path):
@@ -200,7 +208,8 @@ def test_the_command_line(save, tmp_path):
 
   out = tmp_path / "out"
   done = run(save("run"), f"--out={out}")
-  assert (done.returncode, done.stdout) == (0, f"{out}/index.html\n")
+  files = [f"{out}/{name}" for name in ("index.html", "table.md", "table.tex")]
+  assert (done.returncode, done.stdout.splitlines()) == (0, files)
   failed = run(tmp_path / "none", f"--out={out}")
   assert failed.returncode == 1 and failed.stdout == ""
   (line,) = failed.stderr.splitlines()

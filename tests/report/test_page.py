@@ -77,7 +77,8 @@ def test_headline_figures(finished):
 def test_tables_show_metrics_settings_and_versions(finished):
   shown = rows(read(finished()))
   assert shown["backward transfer (BWT)"] == "-37.5 %"
-  assert shown["mife_metric_1"] == "61.23"  # not a fraction, so as it is
+  assert shown["metric 1 of MIFE"] == "61.2 %"
+  assert shown["own_metric"] == "61.23"  # not a fraction, so as it is
   assert shown["train.learning_rate"] == "0.001"
   assert shown["train.modalities"] == "image,audio"
   assert shown["compilations.train step"] == "1"

@@ -35,7 +35,8 @@ def test_results_table(results):
     metrics={
       "average_incremental_accuracy": 0.625,
       "final_accuracy": 0.5,
-      "mife_metric_1": 61.234,
+      "mife_1": 0.61234,
+      "own_metric": 61.234,
       "bwt": -0.375,
       "forgetting_max": 0.375,
       "fwt": -0.0001,
@@ -59,7 +60,8 @@ def test_results_table(results):
     "forgetting since the best   37.5 %",
     "backward transfer (BWT)    -37.5 %",
     "forward transfer (FWT)       0.0 %",
-    "mife_metric_1                61.23",
+    "metric 1 of MIFE            61.2 %",
+    "own_metric                   61.23",
     "",
     "no value for",
     "  intransigence: needs the accuracy matrix of a joint run",
@@ -127,6 +129,7 @@ def run(scale: float = 1.0, **changes) -> dict:
       "final_class_mean_accuracy": 0.6 * scale,
       "forgetting_max": 0.25 * scale,
     },
+    "task_incremental": {"seen_accuracy": [1.0, 0.9 * scale]},
     "per_modality": {
       "image": {"seen_accuracy": [1.0, 0.5 * scale]},
       "audio": {"seen_accuracy": [1.0, 0.4 * scale]},
@@ -146,6 +149,7 @@ def test_the_columns_of_a_comparison():
     "final": "70.0",
     "final, class mean": "60.0",
     "forgetting (max)": "25.0",
+    "task known": "90.0",
     "image only": "50.0",
     "audio only": "40.0",
     "minutes": "1.5",
@@ -155,7 +159,7 @@ def test_the_columns_of_a_comparison():
 def test_a_cell_is_the_mean_and_the_sample_standard_deviation():
   # Two values x and 0.8 x: mean 0.9 x, deviation 0.2 x/√2 ≈ 0.1414 x.
   expected = ["72.0 ± 11.3", "63.0 ± 9.9", "54.0 ± 8.5", "22.5 ± 3.5"]
-  expected += ["45.0 ± 7.1", "36.0 ± 5.7", "1.4 ± 0.2"]
+  expected += ["81.0 ± 12.7", "45.0 ± 7.1", "36.0 ± 5.7", "1.4 ± 0.2"]
   assert tables.cells([run(), run(0.8)], COLUMNS) == expected
 
 
