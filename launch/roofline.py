@@ -112,14 +112,25 @@ def times(
   )
 
 
-def on_slice(collective: Collective, num_chips: int, others: int) -> Collective:
-  """A collective of a program for `num_chips` on a slice of `others`, weak scaling."""
-  if collective.group_size != num_chips or collective.kind == "collective-permute":
+def on_slice(
+  collective: Collective, num_chips: int, others: int, expert_chips: int
+) -> Collective:
+  """A collective of a program for `num_chips` on a slice of `others`, weak scaling.
+
+  The slice grows along the data axis: so do the groups of all chips and of those that
+  hold the same experts, not those that items and their experts meet in.
+  """
+  old, kind = collective.group_size, collective.kind
+  to_experts = expert_chips > 1 and kind in ("all-to-all", "ragged-all-to-all")
+  if to_experts or kind == "collective-permute":
     return collective
+  if old not in (num_chips, num_chips // expert_chips):
+    return collective
+  new = old * others // num_chips
   payload = collective.payload_bytes
-  if collective.kind == "all-gather":
-    payload = payload // num_chips * others
-  return dataclasses.replace(collective, payload_bytes=payload, group_size=others)
+  if kind == "all-gather":
+    payload = payload // old * new
+  return dataclasses.replace(collective, payload_bytes=payload, group_size=new)
 
 
 def weak_scaling(
@@ -128,8 +139,9 @@ def weak_scaling(
   bytes_accessed: float,
   collectives: Sequence[Collective],
   num_chips: int,
+  expert_chips: int = 1,
 ) -> dict[int, Times]:
-  """Chips of a slice → times of a step there, for `SLICES`.
+  """Chips of a slice → times of a step there, for those `SLICES` that there can be.
 
   Args:
     chip: of all slices.
@@ -137,10 +149,11 @@ def weak_scaling(
     bytes_accessed: of one chip.
     collectives: of the program.
     num_chips: that it was compiled for.
+    expert_chips: that experts are spread over, of these.
   """
-  return {
-    n: times(
-      chip, flops, bytes_accessed, [on_slice(c, num_chips, n) for c in collectives]
-    )
-    for n in SLICES
-  }
+
+  def of_slice(n: int) -> Times:
+    there = [on_slice(c, num_chips, n, expert_chips) for c in collectives]
+    return times(chip, flops, bytes_accessed, there)
+
+  return {n: of_slice(n) for n in SLICES if n % expert_chips == 0}

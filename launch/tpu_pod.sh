@@ -60,14 +60,13 @@ tpu() { gcloud compute tpus tpu-vm "$1" "$name" "${where[@]}" "${@:2}"; }
 on_all_hosts() { tpu ssh --worker=all --command="$1"; }
 
 state=$(tpu describe --format='value(state)' 2>/dev/null || true)
-if [ "$state" = PREEMPTED ]; then
-  echo "Slice $name was preempted: making it anew ..."
-  tpu delete --quiet
-  state=
-fi
-if [ -z "$state" ]; then
+if [[ -z $state || $state = PREEMPTED ]]; then
   [[ -n $type && -n $version ]] ||
     fail "there is no slice $name in $zone: --type and --version are needed to make it"
+  if [ -n "$state" ]; then
+    echo "Slice $name was preempted: making it anew ..."
+    tpu delete --quiet
+  fi
   tpu create --accelerator-type="$type" --version="$version" $spot
 elif [ "$state" != READY ]; then
   fail "slice $name is $state, not READY; wait, or delete it"
@@ -80,7 +79,7 @@ hosts=$(tpu describe --format='value(networkEndpoints.len())')
 archive=$(mktemp -d)
 trap 'rm -rf "$archive"' EXIT
 tar --exclude=./.git --exclude="./.venv*" --exclude=./runs --exclude=./data \
-  --exclude=__pycache__ -czf "$archive/mcil_jax.tar.gz" .
+  --exclude="./$workdir" --exclude=__pycache__ -czf "$archive/mcil_jax.tar.gz" .
 gcloud compute tpus tpu-vm scp "$archive/mcil_jax.tar.gz" "$name:" "${where[@]}" --worker=all
 on_all_hosts 'set -e
   mkdir -p mcil_jax && tar -xzf mcil_jax.tar.gz -C mcil_jax

@@ -17,6 +17,7 @@ SENT = {
 }
 
 _INSTRUCTION = re.compile(rf"= (.+?) ({'|'.join(SENT)})(-start)?\(")
+_OPERAND = re.compile(r"ragged-all-to-all\((?:[^%)]*)(%[\w.-]+)")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CHAIN = re.compile(r'frontend_attributes={[^}]*chain_id="(\d+)"')
 _BITS = re.compile(r"[a-z]+(\d+)")
@@ -29,7 +30,9 @@ class Collective:
   Attributes:
     kind: a key of `SENT`.
     payload_bytes: of the longer of what a chip gives and what it gets: a gathered
-      array, an array before it is scattered. Without the padding of memory tiles.
+      array, an array before it is scattered. Without the padding of memory tiles. Of
+      rows of any number, that is the most there can be: the shorter of the two has no
+      more room than one chip's rows.
     group_size: chips that take part together; 2 for a permutation.
   """
 
@@ -69,6 +72,8 @@ def find(hlo: str, num_chips: int) -> list[Collective]:
     kind = match[2]
     group_size = _group_size(kind, line, num_chips)
     num_bytes = _result_bytes(match[1], started=match[3] is not None, kind=kind)
+    if kind == "ragged-all-to-all":
+      num_bytes = min(num_bytes, _operand_bytes(line, hlo))
     # The result is what is left of the payload.
     payload = num_bytes * group_size if kind == "reduce-scatter" else num_bytes
     found.append(Collective(kind, payload, group_size))
@@ -96,6 +101,17 @@ def _result_bytes(result: str, *, started: bool, kind: str) -> int:
     arrays = [array for array in arrays if array != ("u32", "")]
     arrays = arrays[len(arrays) // 2 :]
   return sum(_array_bytes(*array) for array in arrays)
+
+
+def _operand_bytes(line: str, hlo: str) -> int:
+  """Bytes of the first operand, whose shape stands where it is defined."""
+  operand = _OPERAND.search(line)
+  defined = operand and re.search(
+    rf"^\s*(?:ROOT )?{re.escape(operand[1])} = (\S+)", hlo, re.MULTILINE
+  )
+  if not defined:
+    raise ValueError(f"cannot tell what this collective sends: {line.strip()}")
+  return sum(_array_bytes(*array) for array in _ARRAY.findall(defined[1]))
 
 
 def _array_bytes(dtype: str, dimensions: str) -> int:

@@ -114,12 +114,13 @@ def default() -> ml_collections.ConfigDict:
   c.train.optimizer = "adamw"  # or "adam", whose weight decay is in the gradient
   c.train.learning_rate = 1e-3  # peak, reached by a linear warm-up in each task
   c.train.schedule = "cosine"  # from there to 0; or "constant"
-  # Share of the learning rate for the text tower. From scratch, one that learns as fast
-  # as the others lets the prompts of classes coincide before an image or sound can tell
-  # them apart, and then there is no way back.
+  # Share of the learning rate for the text tower and its own adapters. From scratch,
+  # one that learns as fast as the others lets the prompts of classes coincide before an
+  # image or sound can tell them apart, and then there is no way back.
   c.train.text_rate = 0.1
   c.train.warmup_share = 0.1  # of a task's steps
-  c.train.weight_decay = 0.05  # "adamw": of matrices only; "adam": of everything
+  # "adamw": of kernels, but not those of experts and routers; "adam": of everything.
+  c.train.weight_decay = 0.05
   c.train.clip_norm = 1.0  # of the gradient; 0: no clipping
   c.train.label_smoothing = 0.1
 
@@ -143,7 +144,7 @@ def default() -> ml_collections.ConfigDict:
   c.mife.wccl_share = 0.5  # of the first loss; the rest is cross-entropy to prototypes
   c.mife.mi = "paper"  # or "released", "infonce"
   c.mife.mi_weight = 0.3  # the first loss has the rest
-  c.mife.trimodal_weight = 0.0  # of AudioCLIP's contrastive loss, while towers train
+  c.mife.trimodal_weight = 0.0  # of AudioCLIP's contrastive loss, in the first task
   c.mife.freeze_above = 1.0  # experts with a larger share of a task's samples freeze
   c.mife.task_inference = "prototype"  # or "oracle": the task is told at test
   c.mife.within_task = True  # whether only classes of the inferred task compete

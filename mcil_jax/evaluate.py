@@ -44,7 +44,8 @@ def kinds(
   `config.eval.modality_dropout`; then each of `modalities`, those of the
   model, alone, under its name.
   """
-  main = config_lib.modalities(c.eval.modalities, "eval.modalities")
+  wanted = config_lib.modalities(c.eval.modalities, "eval.modalities")
+  main = tuple(m for m in modalities if m in wanted)
   return {MAIN: main, **{m: (m,) for m in modalities}}
 
 
@@ -61,10 +62,11 @@ def make_eval_step(
   """The jitted step that classifies a batch.
 
   Args:
-    model: of the run.
+    model: of the run; without routers of tasks its towers run once for all kinds, and
+      once more without adapters where tasks are inferred.
     method: says how tasks are inferred.
     scenario: for the task-incremental prediction.
-    present_by_kind: from `kinds`; without routers of tasks the towers run once for all.
+    present_by_kind: from `kinds`.
     mesh: the batch is split over it; results are replicated.
     per_task: whether each task has routers of its own.
     modality_dropout: share of samples that lack each modality in the main result; which
@@ -80,7 +82,8 @@ def make_eval_step(
     inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
     modality; `frozen/M`, the same without adapters; `usage/M` [B, layers, E],
     assignments of a sample to each expert (mean over its tokens), `dropped/M` [B,
-    layers], those that were dropped, and both as `told/...` if the task were told;
+    layers], those that were dropped, NaN for samples without the modality, and both as
+    `told/...` if the task were told; `present/M` bool [B];
     `correlation`, `masked` [B] of the fusion.
     With all modalities, and the task told: `told/correlation` [B].
   """
@@ -134,7 +137,7 @@ def make_eval_step(
       results[kind] = within(of_classes, tasks) if competes else everywhere
       if kind == MAIN:
         results |= {OPEN: everywhere, "task": tasks}
-        results |= _observations(outputs, routing, names)
+        results |= _observations(outputs, routing, mask)
         told, routing = encode(own_task) if per_task else shared
         results |= _experts(routing, len(own_task), prefix="told/")
         results[TASK_INCREMENTAL] = within(scores(classify(told, mask)), own_task)
@@ -172,12 +175,14 @@ def _experts(routing: Routings, num_samples: int, prefix: str = "") -> Batch:
   }
 
 
-def _observations(
-  outputs: Outputs, routing: Routings, present: tuple[str, ...]
-) -> Batch:
+def _observations(outputs: Outputs, routing: Routings, mask: Batch) -> Batch:
   """What else is kept of a batch's outputs, see `make_eval_step`."""
-  results = {f"feature/{m}": x for m, x in outputs.features.items() if m in present}
-  results |= _experts(routing, len(outputs.logits)) | {"fused": outputs.embedding}
+  results = {f"feature/{m}": x for m, x in outputs.features.items()}
+  results |= {f"present/{m}": mask[m] for m in outputs.features}
+  for name, x in _experts(routing, len(outputs.logits)).items():
+    there = mask[name.partition("/")[2]].reshape(-1, *(1,) * (x.ndim - 1))
+    results[name] = jnp.where(there, x, jnp.nan)
+  results["fused"] = outputs.embedding
   if outputs.fused is not None and outputs.fused.correlation is not None:
     results["correlation"] = outputs.fused.correlation
     results["masked"] = outputs.fused.masked

@@ -1,7 +1,8 @@
 """What is watched besides predictions: fusion, experts, inferred tasks, features.
 
 `Observed` holds what the last evaluation saw of every sample, and what each task's
-evaluation saw of its own samples; `summarise` makes the sections of results.json.
+evaluation saw of its own samples; the functions below make sections of results.json of
+it.
 """
 
 import functools
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcil_jax import metrics, metrics_mife, moe
+from mcil_jax.config import MODALITIES
 from mcil_jax.losses import mutual_information as mi
 from mcil_jax.scenario import Scenario
 
@@ -53,9 +55,10 @@ def empty(
       "nmi_audio": np.array(np.nan),
     }
     if prototypes.routing is not None:
-      layers, items, num_experts = prototypes.routing.probs.shape
-      observed["usage/text"] = np.full((items, layers, num_experts), np.nan, np.float32)
-      observed["dropped/text"] = np.full((items, layers), np.nan, np.float32)
+      layers, _, num_experts = prototypes.routing.probs.shape
+      shape = prototypes.num_prompts, layers
+      observed["usage/text"] = np.full((*shape, num_experts), np.nan, np.float32)
+      observed["dropped/text"] = np.full(shape, np.nan, np.float32)
   return observed | {
     key.replace("usage/", "usage_then/"): rows.copy()
     for key, rows in observed.items()
@@ -108,27 +111,27 @@ def update(
       rows[ids] = outcome[key]
   if prototypes is None:
     return observed
-  if "feature/image" in outcome:
-    observed["image_mean"][number] = outcome["feature/image"][own].mean(axis=0)
+  seen = {m: outcome.get(f"present/{m}", np.zeros(len(ids), bool)) for m in MODALITIES}
+  if (own & seen["image"]).any():
+    shown = outcome["feature/image"][own & seen["image"]]
+    observed["image_mean"][number] = shown.mean(axis=0)
   observed["text_mean"][number] = prototypes.features[of_task].mean(axis=0)
-  for m in ("image", "audio"):
-    if f"feature/{m}" in outcome:
-      observed[f"nmi_{m}"] = np.array(
-        _nmi(outcome["fused"], outcome[f"feature/{m}"]), np.float64
-      )
+  for m in MODALITIES:
+    if seen[m].any():
+      nmi = _nmi(outcome["fused"], outcome[f"feature/{m}"], seen[m])
+      observed[f"nmi_{m}"] = np.array(nmi, np.float64)
   if prototypes.routing is not None:
-    rows = prototypes.routing.valid.shape[-1]
-    for name, values in moe.by_sample(prototypes.routing, rows).items():
+    count = prototypes.num_prompts
+    for name, values in moe.by_sample(prototypes.routing, count).items():
       observed[f"{name}/text"][:] = values
-    own = np.repeat(of_task, rows // len(of_task))
+    own = np.repeat(of_task, count // len(of_task))
     observed["usage_then/text"][own] = observed["usage/text"][own]
   return observed
 
 
-def _nmi(fused: np.ndarray, features: np.ndarray) -> float:
-  """Normalised mutual information over all samples, on the host's one device."""
+def _nmi(fused: np.ndarray, features: np.ndarray, where: np.ndarray) -> float:
+  """Normalised mutual information over samples, on the host's one device."""
   fused = fused / np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), 1e-12)
-  where = np.ones(len(fused), bool)
   return float(mi.normalised_mutual_information(fused, features, where=where))
 
 
@@ -200,7 +203,8 @@ def fusion(
 ) -> dict | None:
   """Distribution of r over each task's samples, θ and the share that was masked.
 
-  All of them as they were just after the task was learned.
+  All of them as they were just after the task was learned; None where no sample had
+  both modalities.
   """
   if "correlation" not in observed:
     return None
@@ -209,7 +213,8 @@ def fusion(
   counts, masked = [], []
   for t in range(scenario.num_tasks):
     rows = (task_of_row == t) & ~np.isnan(observed["correlation"])
-    counts.append(np.histogram(observed["correlation"][rows], edges)[0].tolist())
+    histogram = np.histogram(observed["correlation"][rows], edges)[0]
+    counts.append(histogram.tolist() if rows.any() else None)
     masked.append(float(observed["masked"][rows].mean()) if rows.any() else None)
   return {
     "theta": [None if np.isnan(x) else float(x) for x in theta],

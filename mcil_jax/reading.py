@@ -55,11 +55,13 @@ class Reading:
   ) -> Prompts:
     """Prompts of `classes` int32 [n]; those that are not `valid` are padding."""
     rows = jnp.minimum(classes, self.num_classes - 1)
+    numbers = jnp.arange(self.end.size).reshape(self.end.shape)
     return Prompts(
       tokens=jnp.asarray(self.tokens)[:, templates][rows],
       end=jnp.asarray(self.end)[:, templates][rows],
       classes=jnp.where(valid, classes, -1),
       router=jnp.asarray(self.router)[rows],
+      item=numbers[:, templates][rows],
     )
 
   def first_class(self) -> Prompts:

@@ -108,3 +108,15 @@ def test_what_cannot_be_read_is_shown():
   line = "%r = token[8]{0} all-reduce(%x), replica_groups={}"
   with pytest.raises(ValueError, match=r"cannot tell the size of token\[8\]"):
     collectives.find(line, 8)
+
+
+def test_rows_of_any_number_are_those_of_one_chip_at_most():
+  # 32 rows leave a chip at most; each of 8 has room for those of all. And back.
+  hlo = """
+    %rows = f32[32,4]{1,0} fusion(%a), kind=kLoop
+    %there.1 = f32[256,4]{1,0} ragged-all-to-all(%rows, %room, %b, %c, %d, /*index=5*/%e), replica_groups={{0,1,2,3,4,5,6,7}}
+    ROOT %back.2 = f32[32,4]{1,0} ragged-all-to-all(%there.1, %room.2, %b, %c, %d, %e), replica_groups={{0,1,2,3,4,5,6,7}}
+  """  # noqa: E501
+  assert collectives.find(hlo, 8) == [Collective("ragged-all-to-all", 512, 8)] * 2
+  with pytest.raises(ValueError, match="cannot tell what this collective sends"):
+    collectives.find(hlo.replace("%rows = ", "%others = "), 8)

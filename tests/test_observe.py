@@ -27,6 +27,7 @@ OUTCOME_SHAPES = {
 }
 PROTOTYPES = types.SimpleNamespace(
   features=np.array([[1, 0], [0, 1], [1, 1]], F32),
+  num_prompts=6,
   routing=moe.Routing(
     # [layers, C · templates, k]
     expert_index=np.array([[[0], [0], [1], [1], [1], [2]]]),
@@ -52,6 +53,7 @@ def observed():
     "usage/image": one_hot([[0, 1], [2, 1]]),
     "dropped/image": np.array([[0, 1], [0, 0]], F32),
     "feature/image": np.array([[1, 0], [0, 1]], F32),
+    "present/image": np.ones(2, bool),
     "fused": np.array([[1, 0], [0, 1]], F32),
   }
   return observe.update(
@@ -71,6 +73,23 @@ def test_only_what_was_evaluated_is_known(observed):
   assert "main" not in observed
   np.testing.assert_array_equal(observed["image_mean"], [[0.5, 0.5], [np.nan] * 2])
   np.testing.assert_array_equal(observed["text_mean"], [[0.5, 0.5], [np.nan] * 2])
+
+
+def test_what_lacks_the_image_does_not_count_in_its_mean():
+  seen = observe.update(
+    observe.empty(OUTCOME_SHAPES, PROTOTYPES, SCENARIO, 4),
+    {
+      "feature/image": np.array([[3, 1], [0, 9]], F32),
+      "present/image": np.array([True, False]),
+      "fused": np.ones((2, 2), F32),
+    },
+    PROTOTYPES,
+    ids=np.array([0, 2]),
+    labels=LABELS[[0, 2]],
+    scenario=SCENARIO,
+    number=0,
+  )
+  assert seen["image_mean"][0].tolist() == [3, 1]
 
 
 def test_expert_usage_is_a_share_per_task_and_layer(observed):
@@ -98,6 +117,7 @@ def test_routing_drifts_by_the_share_that_moved(observed):
     "usage/image": one_hot([[1, 1], [0, 0], [2, 1], [0, 0]]),
     "dropped/image": np.zeros((4, 2), F32),
     "feature/image": np.ones((4, 2), F32),
+    "present/image": np.ones(4, bool),
     "fused": np.ones((4, 2), F32),
   }
   later["usage/image"][2, 1] = [1, 1, 0]
@@ -123,7 +143,7 @@ def test_distribution_of_the_correlation(observed):
   assert found["theta"] == [0.25, None]
   assert found["masked_share"] == [0.5, None]
   edges, counts = found["correlation"]["edges"], found["correlation"]["counts"]
-  assert [sum(of_task) for of_task in counts] == [2, 0]
+  assert sum(counts[0]) == 2 and counts[1] is None
   inside = [edges[i] <= 0.5 < edges[i + 1] for i in range(len(edges) - 1)].index(True)
   assert counts[0][inside] == 1
 

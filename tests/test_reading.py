@@ -100,6 +100,21 @@ def test_a_step_draws_some_templates_without_repeating_any():
   assert len(drawn) == 8
 
 
+def test_a_prompt_keeps_its_number():
+  made = make(**{"train.templates_per_step": 3})
+  everything = made.for_test()
+  numbers = {
+    text: int(number)
+    for row, items in zip(texts(everything), everything.item, strict=True)
+    for text, number in zip(row, items, strict=True)
+  }
+  assert len(set(numbers.values())) == len(numbers)
+  read = made.for_training(jax.random.key(0), task(1), "task")
+  known = [c for c in read.classes.tolist() if c >= 0]
+  for row, items in zip(texts(read)[: len(known)], read.item, strict=False):
+    assert [numbers[text] for text in row] == items.tolist()
+
+
 def test_a_compiled_function_serves_every_class_order():
   read = jax.jit(lambda reading: reading.for_test())
   c = config.default()

@@ -1,9 +1,9 @@
 """Contrastive losses over the global batch.
 
-Row i of one feature array belongs to row i of the other; all other valid rows are its
-negatives. Rows that are not valid (`where` false) neither count as anchors nor as
-negatives. Nothing here knows of devices: under `jit` a batch that is sharded has the
-negatives of all devices.
+Row i of one feature array belongs to row i of the other, and all other valid rows are
+its negatives, but for losses that say otherwise. Rows that are not valid (`where`
+false) neither count as anchors nor as negatives. Nothing here knows of devices: under
+`jit` a batch that is sharded has the negatives of all devices.
 """
 
 import math

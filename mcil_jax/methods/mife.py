@@ -2,8 +2,9 @@
 
 Towers are trained on the first task and then frozen; adapters, routers and the fusion
 go on. Training contrasts fused features with the prompts of the current task's classes,
-on new data only. With one router per task, a test sample's task is inferred from
-frozen features, see `task_inference`.
+on new data only. A test sample's task is inferred from frozen features, see
+`task_inference`: for its router, if each task has its own, and for the classes that
+compete (`config.mife.within_task`).
 """
 
 import jax
@@ -124,14 +125,19 @@ def _mutual_information(outputs, batch, variant: str) -> jax.Array:
   for m, x in outputs.features.items():
     where = batch["valid"] & outputs.present[m]
     if variant == "infonce":
-      total -= contrastive.info_nce(f, x, temperature=0.07, where=where)
+      # A lower bound of it, arXiv 1807.03748, §2.3.
+      bound = jnp.log(jnp.maximum(where.sum(), 1))
+      total += bound - contrastive.info_nce(f, x, temperature=0.07, where=where)
     else:
       total += mi.mutual_information(f, x, where=where, variant=variant)
   return total
 
 
 def _trimodal(outputs, batch, task) -> jax.Array:
-  """AudioCLIP's loss over the modalities there are and the text of each sample."""
+  """AudioCLIP's loss over the modalities there are and the text of each sample.
+
+  All pairs have the scale of the classification, where AudioCLIP learns three.
+  """
   text = outputs.prototypes.features[batch["label"] - task.before]
   features = {"audio": None, "image": None, **outputs.features, "text": text}
   where = batch["valid"]
@@ -189,7 +195,6 @@ def _make_begin(config: ml_collections.ConfigDict):
 
 def _make_end(config: ml_collections.ConfigDict):
   def end(knowledge: Knowledge, outcome, labels, task: int) -> Knowledge:
-    del task
     features = [x for key, x in sorted(outcome.items()) if key.startswith("frozen/")]
     frozen = {
       m: update_frozen(
@@ -197,6 +202,7 @@ def _make_end(config: ml_collections.ConfigDict):
         _usage(outcome, m),
         above=config.mife.freeze_above,
         at_least=config.moe.top_k,
+        there=_experts_of_task(config, task + 1),
       )
       for m, before in knowledge.frozen.items()
     }
@@ -208,6 +214,14 @@ def _make_end(config: ml_collections.ConfigDict):
     )
 
   return end
+
+
+def _experts_of_task(config: ml_collections.ConfigDict, task: int) -> int:
+  """How many experts a task's router can choose among, the first ones."""
+  c = config.moe
+  if not c.initial_experts:
+    return c.num_experts
+  return min(c.initial_experts + task * c.experts_per_task, c.num_experts)
 
 
 def _usage(outcome: dict[str, np.ndarray], owner: str) -> np.ndarray:
@@ -225,7 +239,7 @@ def _usage(outcome: dict[str, np.ndarray], owner: str) -> np.ndarray:
 
 
 def update_frozen(
-  frozen: np.ndarray, usage: np.ndarray, *, above: float, at_least: int
+  frozen: np.ndarray, usage: np.ndarray, *, above: float, at_least: int, there: int
 ) -> np.ndarray:
   """Which experts stop training after a task.
 
@@ -233,8 +247,9 @@ def update_frozen(
     frozen: bool [layers, E] before.
     usage: float [N, layers, E], assignments of each of the task's items.
     above: an expert with more of them per item freezes.
-    at_least: so many experts per layer stay trainable, the least used of those that
-      were until now.
+    at_least: so many experts per layer stay trainable for the next task, the least used
+      of those that were until now.
+    there: experts that the next task's router can choose among, the first ones.
 
   Returns:
     bool [layers, E], a new array.
@@ -242,9 +257,9 @@ def update_frozen(
   after = frozen.copy()
   for layer, shares in enumerate(usage.mean(axis=0, dtype=np.float64)):
     after[layer] |= shares > above
-    if (~after[layer]).sum() < at_least:
+    if (~after[layer, :there]).sum() < at_least:
       # The least used first; among equals the lower number.
-      still_open = np.flatnonzero(~frozen[layer])
+      still_open = np.flatnonzero(~frozen[layer, :there])
       order = still_open[np.argsort(shares[still_open], kind="stable")]
       after[layer, order[:at_least]] = False
   return after

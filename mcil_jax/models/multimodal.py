@@ -30,12 +30,14 @@ class Prompts:
     end: int32 [n, L], position of the end token.
     classes: int32 [n], positions in the class order; −1 for a row that does not count.
     router: int32 [n], the adapters' router of each class.
+    item: int32 [n, L], what a prompt is known by, see `moe.Route`.
   """
 
   tokens: jax.Array
   end: jax.Array
   classes: jax.Array
   router: jax.Array
+  item: jax.Array
 
 
 @struct.dataclass
@@ -45,12 +47,14 @@ class Prototypes:
   Attributes:
     features: [n, D], mean over the templates, L2-normalised.
     classes: int32 [n], as in `Prompts`.
-    routing: of the text tower's adapters, items n·L; None without.
+    routing: of the text tower's adapters, items n·L or all their tokens; None without.
+    num_prompts: n·L.
   """
 
   features: jax.Array
   classes: jax.Array
   routing: moe.Routing | None = None
+  num_prompts: int = struct.field(pytree_node=False, default=0)
 
 
 @struct.dataclass
@@ -109,7 +113,8 @@ class MultimodalClassifier(nn.Module):
   prototypes among several sets of present modalities.
 
   Attributes:
-    towers: modality → module; `tower(inputs, train, route)` → [B, D_m] and routing.
+    towers: modality → module; `tower(inputs, train, route, experts)` → [B, D_m] and
+      routing.
     num_classes: C.
     sample_rate_hz: of the audio.
     spectrogram: settings of `audio.log_mel`.
@@ -163,15 +168,22 @@ class MultimodalClassifier(nn.Module):
     return inputs
 
   def encode(
-    self, inputs: Batch, route: moe.Route | None = None, train: bool = False
+    self,
+    inputs: Batch,
+    route: moe.Route | None = None,
+    train: bool = False,
+    present: Batch | None = None,
   ) -> tuple[Batch, Routings]:
     """Tower inputs → features [B, D_m] and routing, by modality.
 
     Without `route`, adapters are left out: the space in which tasks are told apart.
+    Experts leave alone what is not `present`, modality → bool [B].
     """
     features, routing = {}, {}
     for name, tower in self.towers.items():
       own = self._route(route, name)
+      if own is not None and present is not None:
+        own = own.replace(valid=own.valid & present[name])
       features[name], of_tower = tower(inputs[name], train, own, self.experts)
       if of_tower is not None:
         routing[name] = of_tower
@@ -192,7 +204,7 @@ class MultimodalClassifier(nn.Module):
     route = moe.Route(
       router=jnp.repeat(prompts.router, templates),
       valid=jnp.repeat(prompts.classes >= 0, templates),
-      item=jnp.arange(n * templates),
+      item=prompts.item.reshape(-1),
     )
     x, routing = self.text(
       prompts.tokens.reshape(-1, length),
@@ -202,7 +214,8 @@ class MultimodalClassifier(nn.Module):
       self.experts,
     )
     x = similarity.normalise(self.projections["text"](x)).reshape(n, templates, -1)
-    return Prototypes(similarity.normalise(x.mean(axis=1)), prompts.classes, routing)
+    features = similarity.normalise(x.mean(axis=1))
+    return Prototypes(features, prompts.classes, routing, n * templates)
 
   def classify(
     self,
@@ -253,7 +266,7 @@ class MultimodalClassifier(nn.Module):
     train: bool = False,
   ) -> Outputs:
     """Tower inputs, presence and, with a text tower, prompts → outputs."""
-    features, routing = self.encode(inputs, route, train)
+    features, routing = self.encode(inputs, route, train, present)
     prototypes = None if prompts is None else self.read(prompts, train)
     if prototypes is not None and prototypes.routing is not None:
       routing = routing | {"text": prototypes.routing}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mcil_jax import moe
 from mcil_jax.data import prompts
@@ -31,6 +32,12 @@ class TextTower(nn.Module):
     route: moe.Route | None = None,
     experts: Sequence[moe.MoE] = (),
   ) -> tuple[jax.Array, moe.Routing | None]:
-    """Tokens int32 [N, S], position of the end token int32 [N] → feature [N, width]."""
+    """Tokens int32 [N, S], position of the end token int32 [N] → feature [N, width].
+
+    Experts leave alone what comes after the end.
+    """
+    if route is not None:
+      is_text = jnp.arange(tokens.shape[1]) <= end[:, None]
+      route = route.replace(valid=route.valid[:, None] & is_text)
     x = nn.Embed(prompts.VOCABULARY, self.width, name="embed")(tokens)
     return self.encoder(x, train, route, experts, end)

@@ -14,6 +14,7 @@ turns, so that what else the machine does hits all alike; "fwd" is the forward p
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import pathlib
@@ -168,21 +169,24 @@ def run(case: Case) -> dict[str, Any]:
     params = jax.device_put(params, sharding.state_sharding(mesh, params))
     h, route = jax.device_put((h, route), sharding.batch_sharding(mesh))
 
-  def apply(params, h):
-    return layer.apply({"params": params}, h, None, route, False)
+  def apply(params, h, train: bool):
+    rngs = {"dropout": jax.random.key(1)}  # of noisy routers
+    return layer.apply({"params": params}, h, None, route, train, rngs=rngs)
 
-  programs = {
-    "dense": (experts.mlp, (dense, rows)),
-    "floor": (jax.vmap(experts.mlp), (stacked, grouped)),
-    "layer": (apply, (params, h)),
-  }
+  def programs(train: bool) -> dict:
+    return {
+      "dense": (experts.mlp, (dense, rows)),
+      "floor": (jax.vmap(experts.mlp), (stacked, grouped)),
+      "layer": (functools.partial(apply, train=train), (params, h)),
+    }
+
   forward = {
     name: (_compiled(f, *arguments), arguments)
-    for name, (f, arguments) in programs.items()
+    for name, (f, arguments) in programs(train=False).items()
   }
   both = {
     name: (_compiled(_gradient(f), *arguments), arguments)
-    for name, (f, arguments) in programs.items()
+    for name, (f, arguments) in programs(train=True).items()
   }
 
   def calls(of: dict) -> dict[str, Callable[[], Any]]:

@@ -22,15 +22,29 @@ def test_a_reduction_keeps_its_payload_and_a_gather_grows_with_the_slice():
     Collective("all-gather", 64, 16),
     Collective("all-to-all", 64, 16),
   ]
-  assert [roofline.on_slice(c, 16, 4) for c in of_all] == [
+  assert [roofline.on_slice(c, 16, 4, 1) for c in of_all] == [
     Collective("all-reduce", 64, 4),
     Collective("all-gather", 16, 4),
     Collective("all-to-all", 64, 4),
   ]
   # What a part of the chips does among themselves does not depend on the others.
   for one in (Collective("all-reduce", 64, 2), Collective("collective-permute", 64, 2)):
-    assert roofline.on_slice(one, 16, 4) == one
-    assert roofline.on_slice(one, 2, 4).payload_bytes == 64
+    assert roofline.on_slice(one, 16, 4, 1) == one
+    assert roofline.on_slice(one, 2, 4, 1).payload_bytes == 64
+
+
+def test_with_experts_on_chips_of_their_own_a_slice_grows_along_the_data_axis():
+  # 2 × 8 chips: of those with the same experts there are 2, and 32 among 256.
+  scaled = {
+    Collective("all-reduce", 64, 2): Collective("all-reduce", 64, 32),
+    Collective("all-reduce", 64, 16): Collective("all-reduce", 64, 256),
+    Collective("all-to-all", 64, 8): Collective("all-to-all", 64, 8),
+    Collective("all-gather", 64, 2): Collective("all-gather", 1024, 32),
+  }
+  for one, expected in scaled.items():
+    assert roofline.on_slice(one, 16, 256, 8) == expected
+  found = roofline.weak_scaling(CHIP, 1.0, 1.0, list(scaled), 16, 8)
+  assert list(found) == [16, 64, 256]  # 4 chips cannot hold 8 shares of experts
 
 
 def test_weak_scaling_by_hand():

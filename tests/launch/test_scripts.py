@@ -126,6 +126,14 @@ def test_a_preempted_slice_is_made_anew(cluster):
   assert verbs(cluster.calls())[:3] == ["describe", "delete", "create"]
 
 
+def test_a_preempted_slice_stays_if_it_cannot_be_made_anew(cluster):
+  cluster.tell(state="PREEMPTED")
+  unknown = [a for a in POD if not a.startswith("--type")]
+  found = cluster.start("tpu_pod.sh", *unknown, *RUN)
+  assert found.returncode == 1 and "--type and --version are needed" in found.stderr
+  assert verbs(cluster.calls()) == ["describe"]
+
+
 def test_one_host_needs_no_share(cluster):
   cluster.tell(state="READY", hosts="1")
   alone = [a for a in POD if not a.startswith("--share")]

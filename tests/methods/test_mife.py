@@ -146,20 +146,31 @@ def test_zeroshot_trains_on_the_first_task_only():
 # --- Experts that freeze.
 
 
+THERE = 3  # of three experts
+
+
+def test_experts_that_no_router_reaches_do_not_keep_the_others_from_freezing():
+  chosen = np.eye(3)[np.array([[0], [0], [1]])]
+  after = mife.update_frozen(
+    np.zeros((1, 3), bool), chosen, above=0.3, at_least=1, there=2
+  )
+  assert after.tolist() == [[True, False, False]]
+
+
 def test_experts_with_many_samples_freeze():
   # Layer 0: expert 0 serves 3 of 4 samples, expert 2 one. Layer 1: half and half.
   chosen = np.eye(3)[np.array([[0, 1], [0, 1], [0, 2], [2, 2]])]
   before = np.zeros((2, 3), bool)
   before[1, 0] = True
-  after = mife.update_frozen(before, chosen, above=0.5, at_least=1)
+  after = mife.update_frozen(before, chosen, above=0.5, at_least=1, there=THERE)
   assert after.tolist() == [[True, False, False], [True, False, False]]
-  after = mife.update_frozen(before, chosen, above=0.4, at_least=1)
+  after = mife.update_frozen(before, chosen, above=0.4, at_least=1, there=THERE)
   # In layer 1 nothing would be left: of 1 and 2, as often used, the first stays open;
   # 0, that an earlier task froze, does not open again.
   assert after.tolist() == [[True, False, False], [True, False, True]]
   assert before.sum() == 1  # not changed in place
   # A run that is stopped right afterwards does it again.
-  again = mife.update_frozen(after, chosen, above=0.4, at_least=1)
+  again = mife.update_frozen(after, chosen, above=0.4, at_least=1, there=THERE)
   assert again.tolist() == after.tolist()
 
 

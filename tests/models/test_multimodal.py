@@ -172,6 +172,7 @@ def test_a_model_with_text_compares_with_the_mean_of_each_class_s_prompts(parts)
     end=np.full((2, 3), 3, np.int32),
     classes=np.array([3, -1], np.int32),  # the second row does not count
     router=np.zeros(2, np.int32),
+    item=np.arange(6).reshape(2, 3),
   )
   variables = model.init(jax.random.key(0), inputs, BOTH, -1.0, None, prompts)
   outputs = model.apply(variables, inputs, BOTH, -1.0, None, prompts)
@@ -200,6 +201,7 @@ def test_released_multiplies_with_the_scale_itself(parts):
     end=np.full((1, 1), 3, np.int32),
     classes=np.array([0], np.int32),
     router=np.zeros(1, np.int32),
+    item=np.zeros((1, 1), np.int32),
   )
   changes = {"classifier": "text", "fusion": "image", "text.depth": 1}
   model = build(**changes)
