@@ -6,10 +6,13 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from mcil_jax import config as config_lib
+from mcil_jax import metrics
 from mcil_jax.report import charts, page, reading, tables
 from mcil_jax.report.reading import Results
 
@@ -103,10 +106,32 @@ def group(runs: Sequence[Results]) -> list[Group]:
 def rows(groups: Sequence[Group]) -> list[list[str]]:
   """The table as plain text: headings, then a row per group."""
   columns = tables.columns(modalities([run for g in groups for run in g.runs]))
+  columns |= _against_joint(groups)
   body = [
     [g.task, g.method, str(len(g.runs)), *tables.cells(g.runs, columns)] for g in groups
   ]
   return [[*_LABELS, *columns], *body]
+
+
+def _against_joint(groups: Sequence[Group]) -> dict[str, Callable[[Results], float]]:
+  """The column that needs joint runs beside the others, if there are any.
+
+  A run is compared with the joint run of the same task and seed; if there is none, or
+  there are several, it has no value.
+  """
+  joint = collections.defaultdict(list)
+  for g in groups:
+    for run in g.runs:
+      if run["method"] == "joint":
+        joint[g.task, run["seed"]].append(reading.accuracy_matrix(run))
+
+  def intransigence(run: Results) -> float:
+    of_run = joint[_task(run), run["seed"]]
+    if len(of_run) != 1:
+      return np.nan
+    return 100 * metrics.intransigence(reading.accuracy_matrix(run), of_run[0])
+
+  return {"intransigence": intransigence} if joint else {}
 
 
 def modalities(runs: Sequence[Results]) -> list[str]:

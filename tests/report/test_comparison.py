@@ -96,6 +96,20 @@ def test_runs_that_were_told_the_tasks_say_so(finished):
   assert "tasks told" in comparison.comparison_page(groups)
 
 
+def test_intransigence_is_against_the_joint_run_of_the_same_seed(finished):
+  matrix = [[0.75, None, None], [0.5, 0.9, None], [0.5, 0.5, 1.0]]
+  joint = finished(method="joint", accuracy_matrix=matrix)
+  heading, *rows = comparison.rows(comparison.group([finished(), joint]))
+  found = [row[heading.index("intransigence")] for row in rows]
+  # Just learned 75, 100 and 50 percent; jointly 75, 90 and 100: (0 − 10 + 50)/3.
+  assert found == ["13.3", "0.0"]
+  other = with_settings(finished(seed=1), seed=1)
+  heading, *rows = comparison.rows(comparison.group([other, joint]))
+  assert rows[0][heading.index("intransigence")] == "n/a"
+  heading, _ = comparison.rows(comparison.group([other]))
+  assert "intransigence" not in heading
+
+
 def test_where_a_run_was_made_does_not_matter(finished):
   elsewhere = with_settings(finished(seed=1), seed=1, mesh={"data": 8})
   (group,) = comparison.group([finished(), elsewhere])
