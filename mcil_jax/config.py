@@ -44,7 +44,9 @@ def default() -> ml_collections.ConfigDict:
 
   c.model = ml_collections.ConfigDict()
   c.model.classifier = "linear"  # or "text": cosine with the prompts of the classes
-  c.model.fusion = "concat"  # or "aavfm"; or one modality: "image", "audio"
+  # "concat" or "aavfm"; one modality, "image" or "audio"; of features that are frozen
+  # already: "audio_guided" (AV-CIL's network) or "pooled".
+  c.model.fusion = "concat"
   c.model.anchor = "image"  # aavfm: the modality that is kept where the other is masked
   # aavfm: correlation below which the other modality is masked; a number, or
   # "quantile:q" of the training samples at the start of each task. −1 masks nothing.
@@ -57,7 +59,7 @@ def default() -> ml_collections.ConfigDict:
   # it: less memory, more time, the same gradients.
   c.model.remat = False
   c.model.image = ml_collections.ConfigDict()
-  c.model.image.tower = "vit"  # one of mcil_jax.models.build.TOWERS
+  c.model.image.tower = "vit"  # one of mcil_jax.models.build.TOWERS; or "features"
   c.model.image.depth = 2
   c.model.image.patch_size = 8  # pixels
   c.model.image.tubelet_frames = 1  # frames per token
@@ -110,6 +112,9 @@ def default() -> ml_collections.ConfigDict:
   c.train.towers = "auto"
   c.train.templates_per_step = 0  # prompts per class, drawn for each step; 0: all
   c.train.epochs = 20  # per task
+  # The task's model: that of its "last" epoch, or of the one that is best on the seen
+  # classes of the "validation" split, the earliest of equals.
+  c.train.select = "last"
   c.train.batch_size = 64  # over all devices
   c.train.optimizer = "adamw"  # or "adam", whose weight decay is in the gradient
   c.train.learning_rate = 1e-3  # peak, reached by a linear warm-up in each task
@@ -139,6 +144,12 @@ def default() -> ml_collections.ConfigDict:
 
   c.distillation = ml_collections.ConfigDict()
   c.distillation.temperature = 2.0  # τ_kd, which divides logits
+
+  c.avcil = ml_collections.ConfigDict()
+  c.avcil.contrast_temperature = 0.05  # τ of the two losses on pairs of modalities
+  c.avcil.instance_weight = 0.5  # λ_I
+  c.avcil.class_weight = 1.0  # λ_C
+  c.avcil.spatial_share = 0.5  # of attention distillation; the rest is temporal
 
   c.mife = ml_collections.ConfigDict()
   c.mife.wccl_share = 0.5  # of the first loss; the rest is cross-entropy to prototypes
@@ -287,6 +298,8 @@ _NOT_NEGATIVE = (
   "train.templates_per_step",
   "train.clip_norm",
   "mife.trimodal_weight",
+  "avcil.instance_weight",
+  "avcil.class_weight",
   "moe.balance_weight",
   "moe.importance_weight",
   "moe.load_weight",
@@ -299,6 +312,7 @@ _NOT_NEGATIVE = (
 )
 _POSITIVE = (
   "distillation.temperature",
+  "avcil.contrast_temperature",
   "train.text_rate",
   "model.audio.window_seconds",
   "model.audio.hop_seconds",
@@ -310,13 +324,19 @@ _BELOW_ONE = (
   "train.label_smoothing",
   "memory.batch_share",
 )
-_SHARES = ("train.warmup_share", "mife.wccl_share", "mife.mi_weight")
+_SHARES = (
+  "avcil.spatial_share",
+  "train.warmup_share",
+  "mife.wccl_share",
+  "mife.mi_weight",
+)
 _CHOICES = {
   "model.classifier": ("linear", "text"),
-  "model.fusion": ("concat", "aavfm", *MODALITIES),
+  "model.fusion": ("concat", "aavfm", "audio_guided", "pooled", *MODALITIES),
   "model.anchor": MODALITIES,
   "model.variant": ("paper", "released"),
   "moe.routers": ("auto", "shared", "per_task"),
+  "train.select": ("last", "validation"),
   "train.optimizer": ("adamw", "adam"),
   "train.schedule": ("cosine", "constant"),
   "train.towers": ("auto", "always", "first_task"),

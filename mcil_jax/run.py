@@ -1,5 +1,6 @@
 """The task loop: for each task train, evaluate, remember what must be kept, save."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -28,7 +29,7 @@ from mcil_jax.models import multimodal
 from mcil_jax.models.multimodal import Batch
 from mcil_jax.record import Record
 from mcil_jax.setup import Setup
-from mcil_jax.state import SECONDS, RunState
+from mcil_jax.state import SECONDS, Best, RunState, no_best
 
 
 def run(setup: Setup, path: str, stop: StopSignal) -> dict:
@@ -73,9 +74,11 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
 
 def next_task(setup: Setup, state: RunState) -> RunState:
   """The state at the start of the task after the current one."""
+  learned = setup.next_task(state.train)
   return state.replace(
     task=np.array(state.task + 1),
-    train=setup.next_task(state.train),
+    train=learned,
+    best=None if state.best is None else no_best(learned.params),
   )
 
 
@@ -144,11 +147,11 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   train_step = setup.train_step(number)
   knowledge = _on_devices(setup, state.knowledge)
   done, step = int(state.train.task_step), int(state.train.step)
-  train_state, scalars = state.train, train.Scalars()
+  train_state, best, scalars = state.train, state.best, train.Scalars()
 
   def current() -> RunState:
     seconds["train_seconds"] = time.perf_counter() - started
-    return state.replace(train=train_state).add_seconds(seconds)
+    return state.replace(train=train_state, best=best).add_seconds(seconds)
 
   bar = tqdm.tqdm(
     desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
@@ -163,6 +166,11 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
       done, step = done + 1, step + 1
       scalars.push(step, values, batch["id"])
       bar.update()
+      epoch = (done - 1) // steps_per_epoch
+      if best is not None and done % steps_per_epoch == 0:
+        # Before anything is saved: a snapshot knows of all epochs that it has trained.
+        with _left_out(seconds):
+          best = select(setup, current(), record, epoch)
       stop = record.stop_requested(step)
       at_end = done == steps
       snapshot = c.checkpoint.every_steps and step % c.checkpoint.every_steps == 0
@@ -174,15 +182,45 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
       if log:
         means = scalars.means()
         bar.set_postfix(loss=f"{means['loss']:.3f}")
-        epoch = (done - 1) // steps_per_epoch
         record.writer.write(step, means, event="train", task=number, epoch=epoch)
       if stop:
         record.stop(current())
       if snapshot and not at_end:
-        saving = time.perf_counter()
-        record.save(current())
-        seconds["loop_seconds"] -= time.perf_counter() - saving
+        with _left_out(seconds):
+          record.save(current())
+  if best is not None and best.epoch >= 0:
+    train_state = train_state.replace(params=best.params)
   return current()
+
+
+@contextlib.contextmanager
+def _left_out(seconds: dict[str, float]) -> Iterator[None]:
+  """Leaves what happens inside out of the time of the steps."""
+  started = time.perf_counter()
+  yield
+  seconds["loop_seconds"] -= time.perf_counter() - started
+
+
+def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
+  """The better of the task's best model so far and the one after `epoch`."""
+  seen = range(int(state.task) + 1)
+  ids = setup.scenario.samples_of(setup.labels["validation"], seen)
+  # By logits: means are there only when the task is learned.
+  state = state.replace(means=None)
+  outcome = _evaluate(setup, state, record, "validation", ids, may_stop=False)
+  correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
+  accuracy = float(correct.mean())
+  record.writer.write(
+    int(state.train.step),
+    {"validation/seen_accuracy": accuracy},
+    event="epoch",
+    task=int(state.task),
+    epoch=epoch,
+  )
+  if accuracy <= state.best.accuracy:
+    return state.best
+  chosen = no_best(state.train.params)
+  return chosen.replace(accuracy=np.array(accuracy), epoch=np.array(epoch))
 
 
 def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
@@ -216,9 +254,18 @@ def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator
 
 
 def _evaluate(
-  setup: Setup, state: RunState, record: Record, split: str, ids: np.ndarray
+  setup: Setup,
+  state: RunState,
+  record: Record,
+  split: str,
+  ids: np.ndarray,
+  *,
+  may_stop: bool = True,
 ) -> dict[str, np.ndarray]:
-  """What the evaluation step returns for samples of a split."""
+  """What the evaluation step returns for samples of a split.
+
+  Between batches the run may stop: what follows must do all of it again.
+  """
   number = int(state.task)
   theta = state.theta[number]
   if np.isnan(theta):  # before the task has begun
@@ -235,7 +282,7 @@ def _evaluate(
     prototypes=_read(setup, state),
     knowledge=_on_devices(setup, state.knowledge),
     means=state.means,
-    after_batch=lambda: record.stop_here(state),
+    after_batch=lambda: record.stop_here(state) if may_stop else None,
   )
 
 

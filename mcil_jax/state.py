@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -11,6 +12,27 @@ from mcil_jax.data import pipeline
 from mcil_jax.setup import Setup
 
 SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
+
+
+@struct.dataclass
+class Best:
+  """The best model of the current task so far.
+
+  Attributes:
+    params: on the devices; those that the task began with before its first epoch.
+    accuracy: float64, on the validation split; −1 before the first epoch.
+    epoch: int64, 0-based; −1 before the first.
+  """
+
+  params: Any
+  accuracy: np.ndarray
+  epoch: np.ndarray
+
+
+def no_best(params) -> Best:
+  """Of a task whose first epoch is still to come; `params` may be donated later."""
+  copied = jax.tree.map(jnp.copy, params)
+  return Best(params=copied, accuracy=np.array(-1.0), epoch=np.array(-1))
 
 
 @struct.dataclass
@@ -27,6 +49,7 @@ class RunState:
     knowledge: of the method about tasks, see `methods.base.TaskKnowledge`; else None.
     means: float32 [C, D], mean normalised embedding of each class, zeros before it is
       learned; None if classes are told apart by logits.
+    best: if `config.train.select` asks for it, else None.
     theta: float32 [T], threshold of the fusion in each task, NaN before.
     log_bytes: int64, length of metrics.jsonl.
     seconds: where the time went, over all starts of the run, float64: `train_seconds`
@@ -42,6 +65,7 @@ class RunState:
   observed: observe.Observed
   knowledge: Any
   means: np.ndarray | None
+  best: Best | None
   theta: np.ndarray
   log_bytes: np.ndarray
   seconds: dict[str, np.ndarray]
@@ -78,6 +102,7 @@ def initial(setup: Setup) -> RunState:
     observed=observe.empty(outcome, prototypes, setup.scenario, samples),
     knowledge=knowledge,
     means=means,
+    best=no_best(train_state.params) if c.train.select == "validation" else None,
     theta=np.full(tasks, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},

@@ -74,6 +74,7 @@ def state() -> RunState:
     observed={},
     knowledge=None,
     means=None,
+    best=None,
     theta=np.full(2, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={

@@ -175,6 +175,35 @@ def test_methods_with_a_teacher_go_on_and_spread_over_devices(
   assert_close(params_of_eight, params)
 
 
+def test_the_best_epoch_on_validation_becomes_the_task_s_model(data_dir, tmp_path):
+  settings = {"method": "finetune", "train.select": "validation", "train.epochs": 4}
+  results, _ = run_here(data_dir, tmp_path / "one", **settings)
+  lines = [
+    line
+    for line in writers.read(tmp_path / "one" / "metrics.jsonl")
+    if line["event"] in ("epoch", "task")
+  ]
+  for task in range(3):
+    of_epochs = [
+      line["validation/seen_accuracy"]
+      for line in lines
+      if line["event"] == "epoch" and line["task"] == task
+    ]
+    (of_task,) = [
+      line["validation/seen_accuracy"]
+      for line in lines
+      if line["event"] == "task" and line["task"] == task
+    ]
+    assert len(of_epochs) == 4 and of_task == max(of_epochs)
+  # Not always the last one, or this would show nothing.
+  with pytest.raises(StoppedError):  # right after the second task's first epoch
+    run_here(data_dir, tmp_path / "two", stop=StopAt(step=4 * 4 + 2), **settings)
+  again, _ = run_here(data_dir, tmp_path / "two", **settings)
+  assert again["params_sha256"] == results["params_sha256"]
+  last, _ = run_here(data_dir, tmp_path / "last", **settings | {"train.select": "last"})
+  assert last["params_sha256"] != results["params_sha256"]
+
+
 def test_a_model_of_one_modality_has_only_that_tower(data_dir, tmp_path):
   results, params = run_here(
     data_dir, tmp_path, **{"train.modalities": "audio", "method": "finetune"}

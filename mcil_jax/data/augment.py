@@ -68,7 +68,7 @@ def mask_band(key: jax.Array, x: jax.Array, most: int, axis: int) -> jax.Array:
 def raw(
   key: jax.Array, batch: Batch, c: ml_collections.ConfigDict, rate_hz: int
 ) -> Batch:
-  """Augments the waveform of a raw batch: a shift in time.
+  """Augments the waveform of a raw batch: a shift in time. Features stay.
 
   Args:
     key: PRNG key.
@@ -76,7 +76,7 @@ def raw(
     c: `config.augment`.
     rate_hz: sample rate of the audio.
   """
-  if "audio" not in batch:
+  if "audio" not in batch or jnp.issubdtype(batch["audio"].dtype, jnp.floating):
     return batch
   most = round(c.audio_shift_seconds * rate_hz)
   return batch | {"audio": shift(key, batch["audio"], most, (1,))}
@@ -85,6 +85,8 @@ def raw(
 def inputs(key: jax.Array, x: Batch, c: ml_collections.ConfigDict) -> Batch:
   """Augments tower inputs: image shift and brightness, spectrogram masks.
 
+  Features, which have an axis less each, stay as they are.
+
   Args:
     key: PRNG key.
     x: `image` [B, T, H, W, 3] and `audio` [B, F, mels], where they exist.
@@ -92,10 +94,10 @@ def inputs(key: jax.Array, x: Batch, c: ml_collections.ConfigDict) -> Batch:
   """
   keys = jax.random.split(key, 4)
   x = dict(x)
-  if "image" in x:
+  if "image" in x and x["image"].ndim == 5:
     x["image"] = shift(keys[0], x["image"], c.image_shift, (2, 3))
     x["image"] = brightness(keys[1], x["image"], c.image_brightness)
-  if "audio" in x:
+  if "audio" in x and x["audio"].ndim == 3:
     x["audio"] = mask_band(keys[2], x["audio"], c.mask_frames, 1)
     x["audio"] = mask_band(keys[3], x["audio"], c.mask_mels, 2)
   return x

@@ -10,9 +10,12 @@ from mcil_jax import moe
 from mcil_jax.models import audio as audio_lib
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models import image as image_lib
+from mcil_jax.models.features import FrozenFeatures, Linear
 from mcil_jax.models.multimodal import MultimodalClassifier
 from mcil_jax.models.text import TextTower
 from mcil_jax.models.transformer import Encoder
+
+FEATURES = "features"  # the tower of features that are frozen already
 
 
 def _build_vit(c: ml_collections.ConfigDict, width: int, encoder) -> nn.Module:
@@ -39,11 +42,19 @@ def _build_byte_transformer(
   )
 
 
+def _build_features(c: ml_collections.ConfigDict, width: int, encoder) -> nn.Module:
+  del c, width, encoder
+  return FrozenFeatures()
+
+
 # Modality → name of a tower → (`config.model.MODALITY`, width, encoder) → module, where
 # `encoder(...)` is `transformer.Encoder` with the settings that all towers share.
 TOWERS = {
-  "image": {"vit": _build_vit},
-  "audio": {"spectrogram_transformer": _build_spectrogram_transformer},
+  "image": {"vit": _build_vit, FEATURES: _build_features},
+  "audio": {
+    "spectrogram_transformer": _build_spectrogram_transformer,
+    FEATURES: _build_features,
+  },
   "text": {"byte_transformer": _build_byte_transformer},
 }
 
@@ -72,6 +83,13 @@ def _build_tower(
   )
 
 
+# Fusions of frozen features, which need not be vectors.
+OF_FEATURES = {
+  "audio_guided": fusion_lib.AudioGuided,
+  "pooled": fusion_lib.Pooled,
+}
+
+
 def _build_fusion(c: ml_collections.ConfigDict, modalities: tuple[str, ...]):
   """The fusion that `config.model.fusion` names, for the modalities there are.
 
@@ -90,6 +108,8 @@ def _build_fusion(c: ml_collections.ConfigDict, modalities: tuple[str, ...]):
     return fusion_lib.Concat(width)
   if c.fusion == "aavfm":
     return fusion_lib.AAVFM(c.anchor, c.variant)
+  if c.fusion in OF_FEATURES:
+    return OF_FEATURES[c.fusion]()
   return fusion_lib.One(c.fusion)
 
 
@@ -125,12 +145,18 @@ def classifier(
       f"config.model.width={c.width} is no multiple of "
       f"config.model.num_heads={c.num_heads}"
     )
-  if "image" in modalities and shapes["image"][0] % c.image.tubelet_frames:
+  raw = [m for m in modalities if c[m].tower != FEATURES]
+  if raw and c.fusion in OF_FEATURES:
+    raise ValueError(
+      f"config.model.fusion={c.fusion!r} is of frozen features: prepare the dataset as "
+      f"features and set config.model.{raw[0]}.tower='features'"
+    )
+  if "image" in raw and shapes["image"][0] % c.image.tubelet_frames:
     raise ValueError(
       f"config.model.image.tubelet_frames={c.image.tubelet_frames} does not divide the "
       f"{shapes['image'][0]} frames of a clip"
     )
-  if "audio" in modalities:
+  if "audio" in raw:
     audio_lib.check_spectrogram(sample_rate_hz, c.audio)
   own, text = None if share_experts else adapters, None
   if c.classifier == "text":
@@ -151,4 +177,5 @@ def classifier(
     released_scale=c.variant == "released",
     shared_experts=adapters if share_experts else None,
     depth=max(c[m].depth for m in (*modalities, "text")),
+    make_linear=Linear if c.fusion in OF_FEATURES else nn.Dense,
   )

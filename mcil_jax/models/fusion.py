@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mcil_jax.losses.similarity import pearson
+from mcil_jax.losses.similarity import normalise, pearson
+from mcil_jax.models.features import Linear
 
 Features = dict[str, jax.Array]
 
@@ -19,7 +20,8 @@ class Fused:
     correlation: float32 [B], Pearson's r of the two modalities' features; NaN where a
       modality is absent. None for a fusion that does not ask for it.
     masked: bool [B], where the second modality was left out because r < θ.
-    parts: modality → [B, D], what the embedding is the sum of; None if it is no sum.
+    parts: modality → [B, D_m], what the embedding is made of, in the place of features
+      that are no vectors; None if they are.
     attention: name → logarithms of attention, see `AudioGuided`; None without.
   """
 
@@ -110,17 +112,20 @@ class AudioGuided(nn.Module):
 
 
 def _linear(x: jax.Array, name: str) -> jax.Array:
-  """A linear layer of the width of `x`, with the initial weights of PyTorch's."""
-  width = x.shape[-1]
-  # U(−1/√D, 1/√D), of weights and biases.
-  return nn.Dense(
-    width,
-    kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-    bias_init=lambda key, shape, dtype: jax.random.uniform(
-      key, shape, dtype, -(width**-0.5), width**-0.5
-    ),
-    name=name,
-  )(x)
+  return Linear(x.shape[-1], name=name)(x)
+
+
+class Pooled(nn.Module):
+  """The mean over all tokens, normalised, of each modality: no parameters."""
+
+  def __call__(self, features: Features, present: Features, theta: jax.Array) -> Fused:
+    """Features [B, ..., D_m] by modality → embedding [B, Σ D_m]."""
+    del theta
+    pooled = {
+      m: normalise(x.mean(axis=tuple(range(1, x.ndim - 1))))
+      for m, x in features.items()
+    }
+    return Fused(jnp.concatenate(zero_absent(pooled, present), axis=-1), parts=pooled)
 
 
 class AAVFM(nn.Module):

@@ -1,6 +1,6 @@
 """The model that joins the towers: features, fusion, a classifier over all classes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -65,7 +65,8 @@ class Outputs:
     logits: [B, C], over all classes, unseen ones included; −1e9 for classes without a
       prototype.
     embedding: [B, D], what the classifier sees.
-    features: modality → [B, D_m], of the towers; L2-normalised with a text tower.
+    features: modality → [B, D_m], of the towers, L2-normalised with a text tower; or
+      the parts that the fusion makes of them.
     present: modality → bool [B].
     fused: what the fusion returned.
     prototypes: of a model with a text tower; else None.
@@ -126,6 +127,7 @@ class MultimodalClassifier(nn.Module):
     shared_experts: adapters that blocks of the same number share among towers; None if
       each has its own.
     depth: of the deepest tower.
+    make_linear: C → the linear classifier.
   """
 
   towers: dict[str, nn.Module]
@@ -138,6 +140,7 @@ class MultimodalClassifier(nn.Module):
   released_scale: bool = False
   shared_experts: moe.MoEConfig | None = None
   depth: int = 0
+  make_linear: Callable[[int], nn.Module] = nn.Dense
 
   def setup(self):
     """Creates the classifier; towers and fusion come as attributes."""
@@ -146,7 +149,7 @@ class MultimodalClassifier(nn.Module):
     else:
       self.experts = [moe.MoE(self.shared_experts) for _ in range(self.depth)]
     if self.text is None:
-      self.classifier = nn.Dense(self.num_classes)
+      self.classifier = self.make_linear(self.num_classes)
     else:
       modalities = (*self.towers, "text")
       self.projections = {m: nn.Dense(self.width, use_bias=False) for m in modalities}
@@ -156,15 +159,19 @@ class MultimodalClassifier(nn.Module):
     """Raw `image` uint8 and `audio` int16 → tower inputs, by modality. No parameters.
 
     Returns:
-      `image` float32 [B, T, H, W, 3] in [−1, 1], `audio` float32 [B, F, mels].
+      `image` float32 [B, T, H, W, 3] in [−1, 1], `audio` float32 [B, F, mels]; features
+      as they are, in float32.
     """
     inputs = {}
-    if "image" in self.towers:
-      inputs["image"] = image_lib.normalise(batch["image"])
-    if "audio" in self.towers:
-      inputs["audio"] = audio_lib.log_mel(
-        batch["audio"], sample_rate_hz=self.sample_rate_hz, **self.spectrogram
-      )
+    for m in self.towers:
+      if jnp.issubdtype(batch[m].dtype, jnp.floating):
+        inputs[m] = batch[m].astype(jnp.float32)
+      elif m == "image":
+        inputs[m] = image_lib.normalise(batch[m])
+      else:
+        inputs[m] = audio_lib.log_mel(
+          batch[m], sample_rate_hz=self.sample_rate_hz, **self.spectrogram
+        )
     return inputs
 
   def encode(
@@ -242,7 +249,7 @@ class MultimodalClassifier(nn.Module):
     return Outputs(
       logits,
       fused.embedding,
-      features=features,
+      features=features if fused.parts is None else fused.parts,
       present=present,
       fused=fused,
       prototypes=prototypes,

@@ -1,0 +1,74 @@
+"""AV-CIL: audio-visual class-incremental learning (Pian et al. 2023, arXiv 2308.11073).
+
+What it adds to SS-IL's losses: the features of sound and images agree, for a sample and
+for its class (D-AVSC, equations 6 and 7), and the student attends to old samples as its
+teacher did (visual attention distillation, equations 10 and 11).
+"""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from mcil_jax.losses import contrastive, distillation
+from mcil_jax.methods import base, ssil
+
+# Name of a loss → its weight and value.
+Terms = dict[str, tuple[float, jax.Array]]
+
+
+def make(config: ml_collections.ConfigDict) -> base.Method:
+  """SS-IL's losses, D-AVSC and attention distillation; the first task: cross-entropy.
+
+  Raises:
+    ValueError: the model has no attention to distil.
+  """
+  if config.model.fusion != "audio_guided":
+    raise ValueError(
+      "config.method='avcil' needs config.model.fusion='audio_guided', not "
+      f"{config.model.fusion!r}"
+    )
+  of_ssil = ssil.make(config)
+
+  def loss(outputs, batch, task):
+    value, scalars = of_ssil.loss(outputs, batch, task)
+    terms = _similarity(outputs, batch, config) | _attention(outputs, batch, config)
+    for name, (weight, term) in terms.items():
+      scalars[name] = jnp.where(task.index > 0, term, 0.0)
+      value += weight * scalars[name]
+    return value, scalars
+
+  return base.Method(
+    samples=of_ssil.samples, loss=loss, uses_memory=True, uses_teacher=True
+  )
+
+
+def _similarity(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
+  """D-AVSC, of a model of both modalities."""
+  if len(outputs.features) < 2:
+    return {}
+  c, x, y = config.avcil, outputs.features["audio"], outputs.features["image"]
+  where = batch["valid"] & outputs.present["audio"] & outputs.present["image"]
+  settings = {"temperature": c.contrast_temperature, "where": where}
+  of_class = contrastive.class_contrastive(
+    x, y, batch["label"], variant=config.model.variant, **settings
+  )
+  return {
+    "instance": (c.instance_weight, contrastive.info_nce(x, y, **settings)),
+    "class": (c.class_weight, of_class),
+  }
+
+
+def _attention(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
+  """Attention distillation on exemplars, of a model that attends."""
+  if outputs.fused.attention is None:
+    return {}
+  share = config.avcil.spatial_share
+  where = batch["valid"] & batch["is_exemplar"]
+  student, teacher = outputs.fused.attention, outputs.teacher.fused.attention
+  return {
+    f"{name}_attention": (
+      weight,
+      distillation.attention(student[name], teacher[name], where),
+    )
+    for name, weight in (("spatial", share), ("temporal", 1.0 - share))
+  }
