@@ -5,6 +5,8 @@
 
 Resumable like `launch.table`; runs that it or `launch.mife_ablation` has in the same
 workdir are not repeated. All rows are `mife`, whose tasks are inferred, with 5 experts.
+Experts that modalities share learn at the full rate, the text tower's own at its share
+of it (`train.text_rate`).
 """
 
 from collections.abc import Callable

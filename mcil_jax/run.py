@@ -1,4 +1,4 @@
-"""The task loop: for each task train, evaluate, remember what must be kept, save."""
+"""The task loop: for each task train, remember what must be kept, evaluate, save."""
 
 import contextlib
 import time
