@@ -43,7 +43,9 @@ def default() -> ml_collections.ConfigDict:
   c.scenario.shuffle_within = ()
 
   c.model = ml_collections.ConfigDict()
-  c.model.classifier = "linear"  # or "text": cosine with the prompts of the classes
+  # "linear"; "text": cosine with the prompts of the classes; or "local_similarity", to
+  # ten proxies of each class, which is AFC's.
+  c.model.classifier = "linear"
   # "concat" or "aavfm"; one modality, "image" or "audio"; of features that are frozen
   # already: "audio_guided" (AV-CIL's network) or "pooled".
   c.model.fusion = "concat"
@@ -150,6 +152,9 @@ def default() -> ml_collections.ConfigDict:
   c.avcil.instance_weight = 0.5  # λ_I
   c.avcil.class_weight = 1.0  # λ_C
   c.avcil.spatial_share = 0.5  # of attention distillation; the rest is temporal
+
+  c.afc = ml_collections.ConfigDict()
+  c.afc.discrepancy_weight = 0.5  # times √(t + 1) in task t
 
   c.mife = ml_collections.ConfigDict()
   c.mife.wccl_share = 0.5  # of the first loss; the rest is cross-entropy to prototypes
@@ -298,6 +303,7 @@ _NOT_NEGATIVE = (
   "train.templates_per_step",
   "train.clip_norm",
   "mife.trimodal_weight",
+  "afc.discrepancy_weight",
   "avcil.instance_weight",
   "avcil.class_weight",
   "moe.balance_weight",
@@ -331,7 +337,7 @@ _SHARES = (
   "mife.mi_weight",
 )
 _CHOICES = {
-  "model.classifier": ("linear", "text"),
+  "model.classifier": ("linear", "text", "local_similarity"),
   "model.fusion": ("concat", "aavfm", "audio_guided", "pooled", *MODALITIES),
   "model.anchor": MODALITIES,
   "model.variant": ("paper", "released"),

@@ -1,5 +1,7 @@
 """Adam with decoupled or coupled weight decay, and the learning rate of a task."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -31,7 +33,7 @@ def make(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
 def decay(params, c: ml_collections.ConfigDict, seen: jax.Array):
   """What L2 regularisation adds to the gradient: weight decay times all parameters.
 
-  Nothing for classes of a linear classifier that are still to come: Adam makes a whole
+  Nothing for classes that are still to come: Adam makes a whole
   step of any gradient, however small, so they would be gone before they are learned.
 
   Args:
@@ -42,10 +44,27 @@ def decay(params, c: ml_collections.ConfigDict, seen: jax.Array):
 
   def of_one(path, x: jax.Array) -> jax.Array:
     if path[0].key == "classifier":
-      x = jnp.where(jnp.arange(x.shape[-1]) < seen, x, 0.0)
+      x = of_classes(path[-1].key, x, lambda c: c < seen)
     return c.weight_decay * x
 
   return jax.tree_util.tree_map_with_path(of_one, params)
+
+
+def of_classes(
+  name: str, x: jax.Array, keep: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+  """A classifier's parameter with zeros for the classes that are not to be kept.
+
+  Args:
+    name: of the parameter.
+    x: it, or its gradient.
+    keep: positions of classes int32 [C] → bool [C].
+  """
+  if x.ndim == 0:
+    return x
+  if name == "proxies":
+    return jnp.where(keep(jnp.arange(x.shape[0]))[:, None, None], x, 0.0)
+  return jnp.where(keep(jnp.arange(x.shape[-1])), x, 0.0)
 
 
 def learning_rate(

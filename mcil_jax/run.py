@@ -115,9 +115,36 @@ def begin(setup: Setup, state: RunState, record: Record) -> RunState:
     knowledge = _on_devices(setup, state.knowledge)
     params = setup.begin_task(state.train.params, knowledge, number)
     state = state.replace(train=state.train.replace(params=params))
+  if setup.method.imprint is not None and number > 0:
+    state = _imprint(setup, state, record)
   theta = state.theta.copy()
   theta[number] = _theta(setup, state, record)
   return state.replace(theta=theta)
+
+
+def _imprint(setup: Setup, state: RunState, record: Record) -> RunState:
+  """With the classifier that the method makes of the new samples' embeddings."""
+  number, labels = int(state.task), setup.labels["train"]
+  ids = setup.scenario.samples_of(labels, [number])
+  outcome = _evaluate(setup, state, record, "train", ids)
+
+  def imprinted(params):
+    made = setup.method.imprint(
+      jax.device_get(params["classifier"]),
+      outcome["embedding"],
+      labels[ids],
+      setup.task(number),
+      seed=setup.config.seed,
+    )
+    like = jax.tree.map(lambda x: x.sharding, params["classifier"])
+    return params | {"classifier": jax.device_put(made, like)}
+
+  learning = state.train
+  return state.replace(
+    train=learning.replace(
+      params=imprinted(learning.params), teacher=imprinted(learning.teacher)
+    )
+  )
 
 
 def _theta(setup: Setup, state: RunState, record: Record) -> float:

@@ -234,8 +234,8 @@ def jit_train_step(
   def is_frozen(path: tuple[str, ...]) -> bool:
     return freeze_towers and multimodal.is_frozen_with_towers(path)
 
-  def mask_frozen(tree, knowledge):
-    return method.tasks.mask(tree, knowledge) if method.tasks else tree
+  def mask_kept(tree, task, knowledge):
+    return method.mask(tree, task, knowledge) if method.mask else tree
 
   def train_step(state: TrainState, batch: Batch, task: Task, knowledge, reading):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -259,7 +259,11 @@ def jit_train_step(
     trained, frozen = split(state.params, is_frozen)
     arguments = inputs, mask, task.theta, route, prompts
     teacher = None
-    if method.uses_teacher:
+    if method.importance is not None:
+      teacher = _with_importance(
+        model, state.teacher, arguments, lambda o: method.importance(o, batch, task)
+      )
+    elif method.uses_teacher:
       teacher = model.apply({"params": state.teacher}, *arguments, False)
 
     def loss_fn(trained):
@@ -281,12 +285,12 @@ def jit_train_step(
     if c.train.optimizer == "adam":
       decay, _ = split(optimizer.decay(state.params, c.train, task.seen), is_frozen)
       gradient = jax.tree.map(jnp.add, gradient, join(decay, zeros))
-    gradient = mask_frozen(gradient, knowledge)
+    gradient = mask_kept(gradient, task, knowledge)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     rate = optimizer.learning_rate(c.train, state.task_step, task.steps)
     # Weight decay moves what has no gradient, so what is frozen is left out again.
     updates, _ = split(updates, is_frozen)
-    updates = mask_frozen(join(updates, zeros), knowledge)
+    updates = mask_kept(join(updates, zeros), task, knowledge)
     updates = jax.tree_util.tree_map_with_path(
       lambda path, u: -rate * optimizer.share(path, c.train) * u, updates
     )
@@ -317,6 +321,27 @@ def jit_train_step(
     out_shardings=(layout, replicate),
     donate_argnums=0,
   )
+
+
+def _with_importance(
+  model: MultimodalClassifier,
+  params: optax.Params,
+  arguments: tuple,
+  loss: Callable[[multimodal.Outputs], tuple[jax.Array, Batch]],
+) -> multimodal.Outputs:
+  """Outputs, and per sample the norm of a loss' gradient by what is perturbed."""
+
+  def perturbed(perturbations):
+    outputs = model.apply(
+      {"params": params, "perturbations": perturbations}, *arguments, False
+    )
+    return loss(outputs)[0], outputs
+
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments, False)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes["perturbations"])
+  gradient, outputs = jax.grad(perturbed, has_aux=True)(zeros)
+  norms = jax.tree.map(lambda g: jnp.linalg.norm(g, axis=-1), gradient["fusion"])
+  return outputs.replace(importance=norms)
 
 
 def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

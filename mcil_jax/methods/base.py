@@ -63,7 +63,6 @@ class TaskKnowledge:
     infer: (knowledge, features [B, D] without adapters, by modality, present) → int32
       [B], the class that each sample is nearest to, whose task it is then taken for.
       Traced. None: tasks are told.
-    mask: (gradient or update, knowledge) → the same without what is frozen. Traced.
     within_task: whether only classes of the inferred task compete.
   """
 
@@ -71,7 +70,6 @@ class TaskKnowledge:
   begin: Callable[..., Any]
   end: Callable[..., Any]
   infer: Callable[..., jax.Array] | None
-  mask: Callable[..., Any]
   within_task: bool
 
 
@@ -91,6 +89,13 @@ class Method:
     train_towers: "always" or "first_task", unless the config says otherwise.
     prompts: a training step reads those of the "seen" classes, or of the "task"'s.
     tasks: for methods that treat tasks apart, see `TaskKnowledge`.
+    mask: (gradient or update, task, knowledge) → the same without what the method keeps
+      as it is. Traced.
+    importance: a loss of the teacher, whose gradient by what the fusion perturbs says
+      how much depends on that, see `multimodal.Outputs`; None if nobody asks.
+    imprint: (classifier's parameters, embeddings [n, D], labels [n], `Task`, seed) →
+      the parameters that a task after the first starts with, of the student and the
+      teacher. On the host, from the embeddings of the task's training samples.
   """
 
   samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]
@@ -101,6 +106,9 @@ class Method:
   train_towers: str = "always"
   prompts: str = "seen"
   tasks: TaskKnowledge | None = None
+  mask: Callable[..., Any] | None = None
+  importance: Loss | None = None
+  imprint: Callable[..., dict[str, np.ndarray]] | None = None
 
 
 NO_SAMPLES = np.empty(0, np.int64)

@@ -65,9 +65,9 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
       begin=_make_begin(config),
       end=_make_end(config),
       infer=_infer if infers else None,
-      mask=mask_frozen,
       within_task=config.mife.within_task,
     ),
+    mask=lambda tree, task, knowledge: mask_frozen(tree, knowledge),
   )
 
 

@@ -10,7 +10,7 @@ from mcil_jax import moe
 from mcil_jax.models import audio as audio_lib
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models import image as image_lib
-from mcil_jax.models.features import FrozenFeatures, Linear
+from mcil_jax.models.features import FrozenFeatures, Linear, LocalSimilarity
 from mcil_jax.models.multimodal import MultimodalClassifier
 from mcil_jax.models.text import TextTower
 from mcil_jax.models.transformer import Encoder
@@ -113,6 +113,13 @@ def _build_fusion(c: ml_collections.ConfigDict, modalities: tuple[str, ...]):
   return fusion_lib.One(c.fusion)
 
 
+def _classifier_of(c: ml_collections.ConfigDict):
+  """C → the classifier of a model without a text tower."""
+  if c.classifier == "local_similarity":
+    return LocalSimilarity
+  return Linear if c.fusion in OF_FEATURES else nn.Dense
+
+
 def classifier(
   c: ml_collections.ConfigDict,
   *,
@@ -177,5 +184,5 @@ def classifier(
     released_scale=c.variant == "released",
     shared_experts=adapters if share_experts else None,
     depth=max(c[m].depth for m in (*modalities, "text")),
-    make_linear=Linear if c.fusion in OF_FEATURES else nn.Dense,
+    make_classifier=_classifier_of(c),
   )

@@ -1,4 +1,4 @@
-"""Models of features that are frozen already: a tower that does nothing, a layer."""
+"""For features that are frozen already: a tower that does nothing, and classifiers."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mcil_jax import moe
+from mcil_jax.losses import nca
 
 
 class FrozenFeatures(nn.Module):
@@ -40,3 +41,29 @@ class Linear(nn.Module):
     kernel = self.param("kernel", uniform, (width, self.features))
     bias = self.param("bias", uniform, (self.features,))
     return x @ kernel + bias
+
+
+class LocalSimilarity(nn.Module):
+  """A learned factor times how similar features are to several proxies of each class.
+
+  See `losses.nca.local_similarities`.
+
+  Attributes:
+    num_classes: C.
+    num_proxies: of a class.
+  """
+
+  num_classes: int
+  num_proxies: int = 10
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`x` [B, D] → [B, C]."""
+    width = x.shape[-1]
+    proxies = self.param(
+      "proxies",
+      nn.initializers.normal(width**-0.5),
+      (self.num_classes, self.num_proxies, width),
+    )
+    factor = self.param("factor", nn.initializers.ones, ())
+    return factor * nca.local_similarities(x, proxies)

@@ -23,6 +23,7 @@ class Fused:
     parts: modality → [B, D_m], what the embedding is made of, in the place of features
       that are no vectors; None if they are.
     attention: name → logarithms of attention, see `AudioGuided`; None without.
+    pooled: [B, D], visual features that attention has pooled; None without.
   """
 
   embedding: jax.Array
@@ -30,6 +31,7 @@ class Fused:
   masked: jax.Array | None = None
   parts: Features | None = None
   attention: Features | None = None
+  pooled: jax.Array | None = None
 
 
 def zero_absent(features: Features, present: Features) -> list[jax.Array]:
@@ -77,7 +79,8 @@ class AudioGuided(nn.Module):
 
   and the embedding f_a + f_v; all W have biases. Where sounds are absent, attention is
   uniform and f_a is left out, where images are absent f_v: the audio-only and
-  visual-only networks of the same benchmark.
+  visual-only networks of the same benchmark. Gradients by f_a ("audio"), f_v ("image")
+  and what attention pools ("pooled") can be had by Linen's "perturbations".
 
   Source: Pian et al. 2023 (AV-CIL), arXiv 2308.11073, §3.2.
   """
@@ -86,20 +89,23 @@ class AudioGuided(nn.Module):
   def __call__(self, features: Features, present: Features, theta: jax.Array) -> Fused:
     """`image` [B, T, P, D] and `audio` [B, D] → embedding [B, D]."""
     del theta
-    parts, attention, query = {}, None, None
+    parts, attention, query, pooled = {}, None, None, None
     audio, image = features.get("audio"), features.get("image")
     if audio is not None:
       there = present["audio"][:, None]
-      parts["audio"] = jnp.where(there, nn.relu(_linear(audio, "audio")), 0.0)
+      of_audio = self.perturb("audio", nn.relu(_linear(audio, "audio")))
+      parts["audio"] = jnp.where(there, of_audio, 0.0)
       query = jnp.where(there, jnp.tanh(_linear(audio, "attention_audio")), 0.0)
     if image is not None:
       if query is None:
         pooled = image.mean(axis=(1, 2))
       else:
         pooled, attention = self._attend(image, query)
+      pooled = self.perturb("pooled", pooled)
       there = present["image"][:, None]
-      parts["image"] = jnp.where(there, nn.relu(_linear(pooled, "image")), 0.0)
-    return Fused(sum(parts.values()), parts=parts, attention=attention)
+      of_image = self.perturb("image", nn.relu(_linear(pooled, "image")))
+      parts["image"] = jnp.where(there, of_image, 0.0)
+    return Fused(sum(parts.values()), parts=parts, attention=attention, pooled=pooled)
 
   def _attend(self, image: jax.Array, query: jax.Array) -> tuple[jax.Array, Features]:
     keys = jnp.tanh(_linear(image, "attention_image"))

@@ -72,6 +72,7 @@ class Outputs:
     prototypes: of a model with a text tower; else None.
     scale: 1/τ, what cosines with prototypes are multiplied with; else None.
     routing: modality → routing of the adapters, layers leading; empty without adapters.
+    importance: name → [B], of a teacher whose method asks for it, see `methods.base`.
     teacher: what the model before the current task says of the same batch; None unless
       the method asks for it.
   """
@@ -84,6 +85,7 @@ class Outputs:
   prototypes: Prototypes | None = None
   scale: jax.Array | None = None
   routing: Routings = struct.field(default_factory=dict)
+  importance: Batch = struct.field(default_factory=dict)
   teacher: "Outputs | None" = None
 
 
@@ -108,10 +110,10 @@ class LogitScale(nn.Module):
 class MultimodalClassifier(nn.Module):
   """Towers, a fusion of their features, a classifier over all classes.
 
-  The classifier is linear; with a text tower it is the cosine of the embedding with
-  the classes' prompts instead. The parts of the computation are methods of their own,
-  because augmentation acts between the first two, and evaluation shares features and
-  prototypes among several sets of present modalities.
+  The classifier is a module, linear by default; with a text tower it is the cosine of
+  the embedding with the classes' prompts instead. The parts of the computation are
+  methods of their own, because augmentation acts between the first two, and evaluation
+  shares features and prototypes among several sets of present modalities.
 
   Attributes:
     towers: modality → module; `tower(inputs, train, route, experts)` → [B, D_m] and
@@ -127,7 +129,7 @@ class MultimodalClassifier(nn.Module):
     shared_experts: adapters that blocks of the same number share among towers; None if
       each has its own.
     depth: of the deepest tower.
-    make_linear: C → the linear classifier.
+    make_classifier: C → the classifier of a model without a text tower.
   """
 
   towers: dict[str, nn.Module]
@@ -140,7 +142,7 @@ class MultimodalClassifier(nn.Module):
   released_scale: bool = False
   shared_experts: moe.MoEConfig | None = None
   depth: int = 0
-  make_linear: Callable[[int], nn.Module] = nn.Dense
+  make_classifier: Callable[[int], nn.Module] = nn.Dense
 
   def setup(self):
     """Creates the classifier; towers and fusion come as attributes."""
@@ -149,7 +151,7 @@ class MultimodalClassifier(nn.Module):
     else:
       self.experts = [moe.MoE(self.shared_experts) for _ in range(self.depth)]
     if self.text is None:
-      self.classifier = self.make_linear(self.num_classes)
+      self.classifier = self.make_classifier(self.num_classes)
     else:
       modalities = (*self.towers, "text")
       self.projections = {m: nn.Dense(self.width, use_bias=False) for m in modalities}

@@ -20,9 +20,8 @@ def test_similarities_and_loss_are_those_of_the_reference(golden_dir, recipe):
   found = nca.local_similarities(x, proxies)
   np.testing.assert_allclose(found, expected["similarities"], rtol=1e-4)
   loss = nca.nca(
-    found,
+    settings["nca_scale"] * found,
     np.array(inputs["labels"]),
-    scale=settings["nca_scale"],
     seen=len(proxies),
     where=np.ones(len(x), bool),
   )
@@ -42,9 +41,8 @@ def test_the_loss_by_hand():
 
   def loss(similarities):
     return nca.nca(
-      similarities,
+      2.0 * similarities,
       np.array([0, 0, 0]),
-      scale=2.0,
       seen=2,
       where=np.array([True, True, False]),
     )
@@ -54,3 +52,18 @@ def test_the_loss_by_hand():
   value, gradient = jax.value_and_grad(loss)(similarities)
   np.testing.assert_allclose(value, expected, rtol=1e-6)
   assert not gradient[:, 2].any()
+
+
+def test_discrepancy_by_hand():
+  student = {"a": jnp.array([[2.0, 0.0], [1.0, 1.0]]), "b": jnp.array([[3.0, 4.0]] * 2)}
+  teacher = {"a": jnp.array([[0.0, 5.0], [1.0, 1.0]]), "b": jnp.array([[0.6, 0.8]] * 2)}
+  importance = {"a": jnp.array([1.0, 1.0]), "b": jnp.array([3.0, 0.0])}
+
+  def loss(student):
+    return nca.discrepancy(student, teacher, importance, np.array([True, True]))
+
+  # Only a of the first row has moved, by √2; its importance is a quarter of the row's.
+  value, gradient = jax.value_and_grad(loss)(student)
+  np.testing.assert_allclose(value, np.sqrt(2) / 4 / 2, rtol=1e-6)
+  assert all(np.isfinite(g).all() for g in gradient.values())
+  assert gradient["a"][0].any() and not gradient["a"][1].any()

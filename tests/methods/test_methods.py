@@ -13,7 +13,8 @@ MEMORY = np.array([3, 1, -1, -1])
 def make(name: str):
   c = config.default()
   c.method = name
-  c.model.classifier = "text"  # which some methods need and none minds
+  # What some methods need and none of the others minds.
+  c.model.classifier = "local_similarity" if name == "afc" else "text"
   c.model.fusion = "audio_guided"
   return methods.make(c)
 

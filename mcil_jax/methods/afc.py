@@ -1,0 +1,110 @@
+"""AFC: adaptive feature consolidation (Kang et al. 2022, arXiv 2204.00895).
+
+A classifier by proxies of classes, and features that may move where the teacher's loss
+does not depend on them; as in the benchmark of AV-CIL.
+"""
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from sklearn import cluster
+
+from mcil_jax import optimizer
+from mcil_jax.losses import nca
+from mcil_jax.methods import base, replay
+
+
+def make(config: ml_collections.ConfigDict) -> base.Method:
+  """NCA loss and feature discrepancy on new samples and exemplars.
+
+  Raises:
+    ValueError: the model has another classifier, or nothing to consolidate.
+  """
+  for key, wanted in (("classifier", "local_similarity"), ("fusion", "audio_guided")):
+    if config.model[key] != wanted:
+      raise ValueError(
+        f"config.method='afc' needs config.model.{key}={wanted!r}, not "
+        f"{config.model[key]!r}"
+      )
+
+  def cross_entropy(outputs, batch, task):
+    value = nca.nca(
+      outputs.logits, batch["label"], seen=task.seen, where=batch["valid"]
+    )
+    return value, {}
+
+  def loss(outputs, batch, task):
+    scalars = {
+      "nca": cross_entropy(outputs, batch, task)[0],
+      "discrepancy": jnp.where(
+        task.index > 0,
+        nca.discrepancy(
+          _features(outputs),
+          _features(outputs.teacher),
+          outputs.teacher.importance,
+          batch["valid"],
+        ),
+        0.0,
+      ),
+    }
+    weight = config.afc.discrepancy_weight * jnp.sqrt(task.index + 1.0)
+    return scalars["nca"] + weight * scalars["discrepancy"], scalars
+
+  return base.Method(
+    samples=replay.new_samples_and_memory,
+    loss=loss,
+    uses_memory=True,
+    uses_teacher=True,
+    mask=keep_proxies,
+    importance=cross_entropy,
+    imprint=imprint,
+  )
+
+
+def _features(outputs) -> dict:
+  """What must not move: name → [B, D]."""
+  pooled = {} if outputs.fused.pooled is None else {"pooled": outputs.fused.pooled}
+  return outputs.fused.parts | pooled
+
+
+def keep_proxies(tree: dict, task, knowledge: None) -> dict:
+  """A gradient or update without the proxies of classes of other tasks."""
+  del knowledge
+  own = {
+    name: optimizer.of_classes(name, x, lambda c: (c >= task.before) & (c < task.seen))
+    for name, x in tree["classifier"].items()
+  }
+  return tree | {"classifier": own}
+
+
+def imprint(
+  classifier: dict[str, np.ndarray],
+  embeddings: np.ndarray,
+  labels: np.ndarray,
+  task: base.Task,
+  *,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """Proxies of new classes: centres of their samples, as long as old proxies are.
+
+  Source: Douillard et al. 2020 (PODNet), arXiv 2004.13513, §3.3. A class with fewer
+  samples than proxies has each of its centres several times.
+
+  Args:
+    classifier: `proxies` [C, p, D], and what else there is.
+    embeddings: [n, D], of the task's training samples.
+    labels: int [n].
+    task: the current one.
+    seed: of the run.
+  """
+  proxies = np.array(classifier["proxies"])
+  length = np.linalg.norm(proxies[: task.before], axis=-1).mean()
+  norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+  unit = embeddings / np.maximum(norms, 1e-12)
+  count = proxies.shape[1]
+  for c in range(task.before, task.seen):
+    distinct = np.unique(unit[labels == c], axis=0)
+    means = cluster.KMeans(min(count, len(distinct)), n_init=1, random_state=seed)
+    centres = means.fit(unit[labels == c]).cluster_centers_
+    proxies[c] = length * np.resize(centres, (count, centres.shape[1]))
+  return classifier | {"proxies": proxies}

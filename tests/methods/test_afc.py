@@ -1,0 +1,48 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcil_jax import config, methods
+from mcil_jax.methods import afc
+from mcil_jax.methods.base import Task
+
+TASK = Task(*(np.int32(n) for n in (1, 2, 4, 10)))  # classes 2 and 3 are new
+
+
+@pytest.mark.parametrize("key", ["classifier", "fusion"])
+def test_a_model_that_is_not_afc_s(key):
+  c = config.default()
+  c.method = "afc"
+  c.model.classifier, c.model.fusion = "local_similarity", "audio_guided"
+  methods.make(c)
+  c.model[key] = {"classifier": "linear", "fusion": "concat"}[key]
+  with pytest.raises(ValueError, match=f"'afc' needs config.model.{key}="):
+    methods.make(c)
+
+
+def test_only_proxies_of_the_task_s_classes_learn():
+  tree = {
+    "classifier": {"proxies": jnp.ones((5, 2, 3)), "factor": jnp.ones(())},
+    "fusion": {"kernel": jnp.ones((2, 2))},
+  }
+  found = afc.keep_proxies(tree, TASK, None)
+  kept = found["classifier"]["proxies"].all(axis=(1, 2)).tolist()
+  assert kept == [False, False, True, True, False]
+  assert not found["classifier"]["proxies"][:2].any()
+  assert found["classifier"]["factor"] == 1 and found["fusion"]["kernel"].all()
+
+
+def test_new_proxies_are_centres_as_long_as_old_ones():
+  proxies = np.zeros((5, 2, 2), np.float32)
+  proxies[:2] = [[3, 0], [0, 5]]  # of a mean length of 4
+  # Class 2 has two clusters, around the first and the second axis; class 3 one sample.
+  embeddings = np.array([[9, 0], [2, 0], [0, 1], [0, 7], [-1, 0]], np.float32)
+  labels = np.array([2, 2, 2, 2, 3])
+  before = {"proxies": proxies, "factor": np.float32(2)}
+  found = afc.imprint(before, embeddings, labels, TASK, seed=0)
+  made = found["proxies"]
+  np.testing.assert_array_equal(made[[0, 1, 4]], proxies[[0, 1, 4]])
+  np.testing.assert_allclose(sorted(made[2].tolist()), [[0, 4], [4, 0]], atol=1e-6)
+  np.testing.assert_allclose(made[3], [[-4, 0], [-4, 0]], atol=1e-6)
+  assert found["factor"] == 2
+  assert not proxies[2].any()  # not changed in place
