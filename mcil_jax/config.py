@@ -143,6 +143,9 @@ def default() -> ml_collections.ConfigDict:
   c.memory.selection = "herding"  # or "random"
   # Share of each batch drawn from the memory; 0: new samples and exemplars are mixed.
   c.memory.batch_share = 0.5
+  # Whether the rows of exemplars stay empty as long as there are none, so that a step
+  # has as many new samples in the first task as in the others.
+  c.memory.reserve_rows = False
 
   c.distillation = ml_collections.ConfigDict()
   c.distillation.temperature = 2.0  # τ_kd, which divides logits

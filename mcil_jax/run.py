@@ -252,7 +252,11 @@ def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
 
 def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
   return pipeline.steps_per_epoch(
-    len(samples.new), len(samples.exemplars), c.train.batch_size, c.memory.batch_share
+    len(samples.new),
+    len(samples.exemplars),
+    c.train.batch_size,
+    c.memory.batch_share,
+    c.memory.reserve_rows,
   )
 
 
@@ -270,6 +274,7 @@ def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator
       batch_size=c.train.batch_size,
       exemplar_share=c.memory.batch_share,
       rng=np.random.default_rng([c.seed, number, epoch]),
+      reserve=c.memory.reserve_rows,
     )
     yield from pipeline.batches(
       setup.dataset.splits["train"],
@@ -420,7 +425,9 @@ def _select(
     if c.memory.selection == "random":
       return rng.permutation(of_class)[:count]
     rows = outcome["embedding"][np.searchsorted(ids, of_class)]
-    return of_class[memory.herding(rows, count)]
+    # As the released code of AV-CIL's benchmark, which picks some samples twice.
+    replacement = c.model.variant == "released"
+    return of_class[memory.herding(rows, count, replacement=replacement)]
 
   return memory.update(state.memory, setup.labels["train"], range(before, seen), select)
 

@@ -63,10 +63,14 @@ def exemplar_rows(batch_size: int, exemplar_share: float) -> int:
 
 
 def steps_per_epoch(
-  num_new: int, num_exemplars: int, batch_size: int, exemplar_share: float
+  num_new: int,
+  num_exemplars: int,
+  batch_size: int,
+  exemplar_share: float,
+  reserve: bool = False,
 ) -> int:
   """Steps of `shuffled`'s plan."""
-  if num_exemplars and exemplar_share:
+  if exemplar_share and (num_exemplars or reserve):
     return -(-num_new // (batch_size - exemplar_rows(batch_size, exemplar_share)))
   return -(-(num_new + num_exemplars) // batch_size)
 
@@ -78,13 +82,14 @@ def shuffled(
   batch_size: int,
   exemplar_share: float,
   rng: np.random.Generator,
+  reserve: bool = False,
 ) -> Plan:
   """One training epoch.
 
   Each new sample comes once. With a share, the last rows of every batch are
-  exemplars, drawn in passes over the memory, each pass a fresh permutation; the
-  share is without effect while there are none. Without a share, each exemplar comes
-  once, mixed among the new samples.
+  exemplars, drawn in passes over the memory, each pass a fresh permutation; while there
+  are none the share is without effect, or those rows are padding. Without a share,
+  each exemplar comes once, mixed among the new samples.
 
   Args:
     new: indices of new samples.
@@ -92,7 +97,13 @@ def shuffled(
     batch_size: B.
     exemplar_share: share of B that exemplars fill, see `exemplar_rows`.
     rng: of the shuffle.
+    reserve: whether the share keeps its rows while there are no exemplars.
   """
+  if exemplar_share and reserve and not len(exemplars):
+    count = exemplar_rows(batch_size, exemplar_share)
+    rows = in_order(rng.permutation(new), batch_size - count).rows
+    rows = np.pad(rows, ((0, 0), (0, count)), constant_values=PADDING)
+    return Plan(rows, np.zeros(rows.shape, bool))
   if not (len(exemplars) and exemplar_share):
     ids = np.concatenate([new, exemplars])
     order = rng.permutation(len(ids))

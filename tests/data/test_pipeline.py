@@ -99,6 +99,25 @@ def test_a_share_is_without_effect_while_there_are_no_exemplars():
   assert not plan.is_exemplar.any()
 
 
+def test_rows_can_be_kept_for_exemplars_that_are_still_to_come():
+  new = np.arange(20)
+  for exemplars in ((), (30, 31)):
+    plan = pipeline.shuffled(
+      new,
+      np.array(exemplars, int),
+      batch_size=12,
+      exemplar_share=1 / 3,
+      rng=np.random.default_rng(0),
+      reserve=True,
+    )
+    steps = pipeline.steps_per_epoch(20, len(exemplars), 12, 1 / 3, reserve=True)
+    assert len(plan) == steps == 3  # 8 new samples each
+    shown = plan.rows[:, :8]
+    assert sorted(shown[shown >= 0]) == new.tolist()
+    assert np.isin(plan.rows[:, 8:], exemplars or [-1]).all()
+    assert plan.is_exemplar[:, 8:].all() == bool(exemplars)
+
+
 def test_a_plan_depends_on_its_seed_alone():
   a, b = epoch(seed=[0, 1, 2]), epoch(seed=[0, 1, 2])
   np.testing.assert_array_equal(a.rows, b.rows)
