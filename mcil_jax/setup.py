@@ -49,7 +49,9 @@ class Setup:
   def create_state(self) -> train.TrainState:
     """See `train.create_state`."""
     shapes = {m: self.dataset.shapes[m] for m in self.modalities}
-    return train.create_state(self.model, self.config, shapes, self.mesh, self.reading)
+    return train.create_state(
+      self.model, self.config, shapes, self.dataset.dtypes, self.mesh, self.reading
+    )
 
   @functools.cached_property
   def layout(self) -> train.TrainState:

@@ -81,7 +81,8 @@ def _nothing_observed(
 ) -> observe.Observed:
   """Made for what the evaluation step returns, found out without running it."""
   shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
-  batch = pipeline.batch_shapes(shapes, setup.config.eval.batch_size)
+  batch_size = setup.config.eval.batch_size
+  batch = pipeline.batch_shapes(shapes, setup.dataset.dtypes, batch_size)
   prototypes = None
   if setup.read_step is not None:
     prototypes = jax.eval_shape(setup.read_step, params)
