@@ -16,7 +16,7 @@ from jax.experimental import topologies
 
 from mcil_jax import cli, train
 from mcil_jax import collectives as collectives_lib
-from mcil_jax.data import pipeline, source
+from mcil_jax.data import pipeline, schema, source
 from mcil_jax.setup import Setup
 
 _GIB = 2**30
@@ -117,6 +117,7 @@ def dataset_of(
     modalities=tuple(shapes),
     sample_rate_hz=sample_rate_hz,
     shapes=shapes,
+    dtypes={modality: schema.RAW_DTYPES[modality] for modality in shapes},
     splits={},
     fingerprint="",
   )
@@ -181,7 +182,8 @@ def compile_step(
   knowledge = None
   if setup.method.tasks is not None:
     knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
-  batch = pipeline.batch_shapes(setup.dataset.shapes, c.train.batch_size)
+  data = setup.dataset
+  batch = pipeline.batch_shapes(data.shapes, data.dtypes, c.train.batch_size)
   started = time.perf_counter()
   lowered = step.lower(state, batch, setup.task(0, 1), knowledge, setup.reading)
   try:

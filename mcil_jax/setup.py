@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from mcil_jax import config as config_lib
 from mcil_jax import evaluate, memory, methods, moe, scenario, sharding, train
 from mcil_jax import reading as reading_lib
-from mcil_jax.data import pipeline, source
+from mcil_jax.data import pipeline, schema, source
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models import build, multimodal
 
@@ -53,6 +53,7 @@ class Setup:
       self.model,
       self.config,
       shapes,
+      self.dataset.dtypes,
       self.mesh,
       self.reading,
       uses_teacher=self.method.uses_teacher,
@@ -184,6 +185,7 @@ def prepare(
   _check_classes(labels, tasks)
   modalities = _modalities(c, "train.modalities", dataset.modalities, dataset.name)
   _modalities(c, "eval.modalities", modalities, f"the model of {c.train.modalities!r}")
+  _check_towers(c, dataset, modalities)
   reading = reading_lib.make(c, tasks, dataset.name)
   return Setup(
     config=c,
@@ -205,6 +207,17 @@ def prepare(
     modalities=modalities,
     present=evaluate.kinds(c, modalities),
   )
+
+
+def _check_towers(c, dataset: source.Dataset, modalities: Sequence[str]) -> None:
+  """Raises a ValueError unless features have no tower to go through, and only they."""
+  for m in modalities:
+    are_features = schema.is_features(dataset.dtypes[m])
+    if are_features != (c.model[m].tower == build.FEATURES):
+      what = "frozen features: set it to 'features'" if are_features else "raw data"
+      raise ValueError(
+        f"config.model.{m}.tower={c.model[m].tower!r}: {m} of {dataset.name} is {what}"
+      )
 
 
 def _adapters(

@@ -113,7 +113,8 @@ def initial(setup: Setup) -> RunState:
 def _shapes(setup: Setup, params, knowledge) -> tuple[dict, Any]:
   """Of what the evaluation and the reading step return, without running them."""
   shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
-  batch = pipeline.batch_shapes(shapes, setup.config.eval.batch_size)
+  batch_size = setup.config.eval.batch_size
+  batch = pipeline.batch_shapes(shapes, setup.dataset.dtypes, batch_size)
   prototypes = None
   if setup.read_step is not None:
     prototypes = jax.eval_shape(setup.read_step, params)

@@ -2,7 +2,7 @@
 
 import collections
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,6 +76,7 @@ def create_state(
   model: MultimodalClassifier,
   c: ml_collections.ConfigDict,
   shapes: dict[str, tuple[int, ...]],
+  dtypes: Mapping[str, np.dtype],
   mesh: Mesh,
   reading: Reading | None = None,
   *,
@@ -86,7 +87,8 @@ def create_state(
   Args:
     model: of the run.
     c: the whole config.
-    shapes: modality → shape of one raw sample, for the modalities of the model.
+    shapes: modality → shape of one sample, for the modalities of the model.
+    dtypes: modality → dtype of the samples.
     mesh: of the run.
     reading: of a model with a text tower.
     uses_teacher: whether the state has a teacher.
@@ -94,7 +96,7 @@ def create_state(
 
   def create(key, reading):
     raw = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), pipeline.batch_shapes(shapes, 1)
+      lambda x: jnp.zeros(x.shape, x.dtype), pipeline.batch_shapes(shapes, dtypes, 1)
     )
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")

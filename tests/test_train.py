@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mcil_jax import compilations, config, methods, sharding, train
+from mcil_jax.data.schema import RAW_DTYPES
 from mcil_jax.methods.base import Task
 from mcil_jax.models import build
 
@@ -51,7 +52,7 @@ def steps(c, model, one_device, eight_devices):
 @pytest.fixture(scope="module")
 def initial(c, model, one_device):
   """The initial state, on the host."""
-  return host(train.create_state(model, c, SHAPES, one_device))
+  return host(train.create_state(model, c, SHAPES, RAW_DTYPES, one_device))
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_parameters_are_of_the_kinds_that_weight_decay_tells_apart(initial):
 
 
 def test_the_initial_state_is_the_same_on_any_mesh(c, model, initial, eight_devices):
-  state = train.create_state(model, c, SHAPES, eight_devices)
+  state = train.create_state(model, c, SHAPES, RAW_DTYPES, eight_devices)
   for x in jax.tree.leaves(state):
     assert x.sharding.is_equivalent_to(sharding.replicated(eight_devices), x.ndim)
   jax.tree.map(np.testing.assert_array_equal, host(state), initial)
@@ -109,7 +110,7 @@ def test_the_initial_state_is_the_same_on_any_mesh(c, model, initial, eight_devi
 def test_the_initial_state_depends_on_the_seed(c, model, initial, one_device):
   other = c.copy_and_resolve_references()
   other.seed = 1
-  state = host(train.create_state(model, other, SHAPES, one_device))
+  state = host(train.create_state(model, other, SHAPES, RAW_DTYPES, one_device))
   assert (state.key != initial.key).any()
   assert (
     state.params["classifier"]["kernel"] != initial.params["classifier"]["kernel"]
@@ -207,7 +208,7 @@ def test_a_model_of_one_modality_ignores_the_other(c, one_device):
     sample_rate_hz=1000,
   )
   image_only = {"image": SHAPES["image"]}
-  state = host(train.create_state(model, c, image_only, one_device))
+  state = host(train.create_state(model, c, image_only, RAW_DTYPES, one_device))
   assert state.params.keys() == {"towers_image", "classifier"}
   step = train.make_train_step(model, methods.make(c), c, one_device)
   batch = make_batch(one_device)

@@ -18,8 +18,6 @@ from mcil_jax.data.source import Split
 
 PADDING = -1
 
-_RAW_DTYPES = {"image": np.uint8, "audio": np.int16}
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -161,8 +159,9 @@ def batches(
     start: first step to return.
 
   Yields:
-    Global arrays: `image` [B, T, H, W, 3] uint8 and `audio` [B, samples] int16, as
-    the dataset has them, `label`, `id` (index into the split) int32 [B], `valid`,
+    Global arrays: `image` [B, T, H, W, 3] uint8 and `audio` [B, samples] int16, or
+    features [B, T, P, D] and [B, D], where the dataset has them and in its dtypes (the
+    host converts nothing); `label`, `id` (index into the split) int32 [B], `valid`,
     `is_exemplar` bool [B].
   """
   if start >= len(plan):
@@ -180,15 +179,18 @@ def batches(
 
 
 def batch_shapes(
-  shapes: Mapping[str, tuple[int, ...]], batch_size: int
+  shapes: Mapping[str, tuple[int, ...]],
+  dtypes: Mapping[str, np.dtype],
+  batch_size: int,
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """What `batches` yields, without the arrays.
 
   Args:
-    shapes: modality → shape of one raw sample.
+    shapes: modality → shape of one sample in the dataset.
+    dtypes: modality → its dtype there, for these modalities at least.
     batch_size: B.
   """
-  of_samples = {m: (shape, _RAW_DTYPES[m]) for m, shape in shapes.items()} | {
+  of_samples = {m: (shape, dtypes[m]) for m, shape in shapes.items()} | {
     "label": ((), np.int32),
     "id": ((), np.int32),
     "valid": ((), np.bool_),

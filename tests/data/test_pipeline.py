@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcil_jax.data import pipeline
+from mcil_jax.data import pipeline, schema
 
 
 def epoch(new=range(10), exemplars=range(100, 103), *, batch_size=8, share=0.5, seed=0):
@@ -174,7 +174,7 @@ def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
 def test_what_batches_look_like_is_known_without_them(on_one_device):
   shapes = {"image": (2, 8, 8, 3), "audio": (80,)}  # of the fake samples
   expected = {key: (x.shape, x.dtype) for key, x in on_one_device[0].items()}
-  found = pipeline.batch_shapes(shapes, 8)
+  found = pipeline.batch_shapes(shapes, schema.RAW_DTYPES, 8)
   assert {key: (x.shape, x.dtype) for key, x in found.items()} == expected
 
 
