@@ -75,9 +75,10 @@ def make_eval_step(
   Returns:
     (params, batch, task, prototypes, knowledge, means) → for each kind, int32 [B]
     predictions over the seen classes, by the nearest of the means [C, D] of their
-    normalised embeddings if there are means; `task_incremental`, int32 [B], over the
-    classes of the sample's own task, with the main modalities; `embedding`, float32 [B,
-    D], with all modalities; and what `observe` asks for, with the main modalities:
+    normalised embeddings, or by logits if there are none or all are zeros;
+    `task_incremental`, int32 [B], over the classes of the sample's own task, with the
+    main modalities; `embedding`, float32 [B, D], with all modalities; and what
+    `observe` asks for, with the main modalities:
     `open` [B], predictions over all seen classes even where the method lets only the
     inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
     modality; `frozen/M`, the same without adapters; `usage/M` [B, layers, E],
@@ -117,7 +118,8 @@ def make_eval_step(
         return outputs.logits
       # −‖x − μ‖² of unit vectors x, but for what is the same for all classes.
       x = similarity.normalise(outputs.embedding)
-      return 2.0 * similarity.inner_products(x, means) - jnp.sum(means**2, axis=-1)
+      nearness = 2.0 * similarity.inner_products(x, means) - jnp.sum(means**2, axis=-1)
+      return jnp.where(means.any(), nearness, outputs.logits)
 
     def within(scores, tasks):
       return jnp.where(task_of_class == tasks[:, None], scores, -jnp.inf).argmax(-1)

@@ -232,8 +232,8 @@ def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
   """The better of the task's best model so far and the one after `epoch`."""
   seen = range(int(state.task) + 1)
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
-  # By logits: means are there only when the task is learned.
-  state = state.replace(means=None)
+  if state.means is not None:  # by logits: means are there when the task is learned
+    state = state.replace(means=np.zeros_like(state.means))
   outcome = _evaluate(setup, state, record, "validation", ids, may_stop=False)
   correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
   accuracy = float(correct.mean())

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from mcil_jax.losses import similarity
 from mcil_jax.losses.classification import mask_unseen, masked_mean
 
+_MOVED = 1e-6  # of unit vectors; less is rounding
+
 
 def local_similarities(x: jax.Array, proxies: jax.Array) -> jax.Array:
   """How similar features are to each class, which has several proxies.
@@ -87,8 +89,9 @@ def discrepancy(
   for name, features in student.items():
     old = jax.lax.stop_gradient(similarity.normalise(teacher[name]))
     square = jnp.sum((similarity.normalise(features) - old) ** 2, axis=-1)
-    # The root has no derivative at 0, where the student begins.
-    moved = square > 0
+    # The root has no derivative at 0, where the student begins; next to it, the
+    # direction is that of rounding errors.
+    moved = square > _MOVED**2
     distance = jnp.where(moved, jnp.sqrt(jnp.where(moved, square, 1.0)), 0.0)
     share = jax.lax.stop_gradient(importance[name] / total)
     value += masked_mean(share * distance, where)

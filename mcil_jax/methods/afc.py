@@ -62,9 +62,9 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
 
 
 def _features(outputs) -> dict:
-  """What must not move: name → [B, D]."""
+  """What must not move: the fusion's perturbation → [B, D]."""
   pooled = {} if outputs.fused.pooled is None else {"pooled": outputs.fused.pooled}
-  return outputs.fused.parts | pooled
+  return {f"f_{m}": x for m, x in outputs.fused.parts.items()} | pooled
 
 
 def keep_proxies(tree: dict, task, knowledge: None) -> dict:

@@ -79,8 +79,8 @@ class AudioGuided(nn.Module):
 
   and the embedding f_a + f_v; all W have biases. Where sounds are absent, attention is
   uniform and f_a is left out, where images are absent f_v: the audio-only and
-  visual-only networks of the same benchmark. Gradients by f_a ("audio"), f_v ("image")
-  and what attention pools ("pooled") can be had by Linen's "perturbations".
+  visual-only networks of the same benchmark. Gradients by f_a, f_v and what attention
+  pools can be had by Linen's "perturbations": "f_audio", "f_image" and "pooled".
 
   Source: Pian et al. 2023 (AV-CIL), arXiv 2308.11073, §3.2.
   """
@@ -89,21 +89,22 @@ class AudioGuided(nn.Module):
   def __call__(self, features: Features, present: Features, theta: jax.Array) -> Fused:
     """`image` [B, T, P, D] and `audio` [B, D] → embedding [B, D]."""
     del theta
-    parts, attention, query, pooled = {}, None, None, None
+    parts, attention, pooled = {}, None, None
     audio, image = features.get("audio"), features.get("image")
     if audio is not None:
       there = present["audio"][:, None]
-      of_audio = self.perturb("audio", nn.relu(_linear(audio, "audio")))
+      of_audio = self.perturb("f_audio", nn.relu(_linear(audio, "audio")))
       parts["audio"] = jnp.where(there, of_audio, 0.0)
-      query = jnp.where(there, jnp.tanh(_linear(audio, "attention_audio")), 0.0)
     if image is not None:
-      if query is None:
+      if audio is None:
         pooled = image.mean(axis=(1, 2))
       else:
+        query = jnp.tanh(_linear(audio, "attention_audio"))
+        query = jnp.where(present["audio"][:, None], query, 0.0)
         pooled, attention = self._attend(image, query)
       pooled = self.perturb("pooled", pooled)
       there = present["image"][:, None]
-      of_image = self.perturb("image", nn.relu(_linear(pooled, "image")))
+      of_image = self.perturb("f_image", nn.relu(_linear(pooled, "image")))
       parts["image"] = jnp.where(there, of_image, 0.0)
     return Fused(sum(parts.values()), parts=parts, attention=attention, pooled=pooled)
 

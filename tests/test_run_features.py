@@ -1,0 +1,145 @@
+"""Whole runs on frozen features: AV-CIL's network by every method of its benchmark."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from small_runs import StopAt, assert_close, run_here
+
+from mcil_jax.data import schema
+from mcil_jax.record import StoppedError
+
+CLASSES, FRAMES, TOKENS, WIDTH = 6, 2, 3, 8
+SIZES = {"train": 12, "validation": 4, "test": 5}
+
+FEATURES = {
+  "data.name": "tokens",
+  "scenario.increments": (2, 3, 1),
+  "model.image.tower": "features",
+  "model.audio.tower": "features",
+  "model.fusion": "audio_guided",
+  "train.optimizer": "adam",
+  "train.schedule": "constant",
+  "train.warmup_share": 0.0,
+  "train.learning_rate": 0.01,
+  "train.weight_decay": 1e-4,
+  "train.label_smoothing": 0.0,
+  "train.select": "validation",
+  "train.epochs": 3,
+  "train.batch_size": 24,
+  "memory.size": 12,
+  "memory.batch_share": 1 / 3,
+  "memory.reserve_rows": True,
+  "mesh.data": 1,
+}
+METHODS = {
+  "avcil": {},
+  "ssil": {},
+  "lwf": {},
+  "icarl": {"memory.batch_share": 0.0},
+  "afc": {"memory.batch_share": 0.0, "model.classifier": "local_similarity"},
+  "finetune": {},
+  "joint": {},
+  "ncm": {"model.fusion": "pooled"},
+}
+
+
+class Tokens(schema.Builder, skip_registration=True):
+  """Features of a class lie around a point of their own in both modalities."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  name = "tokens"
+
+  def _info(self):
+    return schema.dataset_info(
+      self,
+      description="Tokens.",
+      class_names=[f"class {c}" for c in range(CLASSES)],
+      features={
+        "image": schema.Features((FRAMES, TOKENS, WIDTH), "bfloat16"),
+        "audio": schema.Features((WIDTH,), "float32"),
+      },
+    )
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split) for split in schema.SPLITS}
+
+  def _generate_examples(self, split):
+    bfloat16 = schema.FEATURE_DTYPES["bfloat16"]
+    centres = np.random.default_rng(0).normal(size=(2, CLASSES, WIDTH))
+    rng = np.random.default_rng(schema.SPLITS.index(split) + 1)
+    for n in range(CLASSES * SIZES[split]):
+      c = n % CLASSES
+      image = centres[0, c] + 0.3 * rng.normal(size=(FRAMES, TOKENS, WIDTH))
+      audio = centres[1, c] + 0.3 * rng.normal(size=WIDTH)
+      yield schema.encode_sample(
+        sample_id=f"{split}-{n}",
+        label=c,
+        image=image.astype(bfloat16),
+        audio=audio.astype(np.float32),
+      )
+
+
+@pytest.fixture(scope="module")
+def features_dir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("features")
+  schema.write(Tokens(data_dir=str(path)))
+  return path
+
+
+def settings(method):
+  return FEATURES | {"method": method} | METHODS[method]
+
+
+SLOW = ("ssil", "lwf", "icarl", "finetune")
+
+
+@pytest.mark.parametrize(
+  "method",
+  [pytest.param(m, marks=pytest.mark.slow) if m in SLOW else m for m in METHODS],
+)
+def test_a_method_learns_compiles_once_and_goes_on(method, features_dir, tmp_path):
+  chosen = settings(method)
+  results, _ = run_here(features_dir, tmp_path / "one", **chosen)
+  trains = method != "ncm"
+  assert results["compilations"] == {"train_step": int(trains), "eval_step": 1}
+  # Chance is 1/2, and in the end 1/6.
+  assert results["seen_accuracy"][0] > 0.7
+  keeps = method not in ("finetune", "lwf")
+  assert results["seen_accuracy"][-1] > (0.3 if keeps else 0.15)
+  if not trains:
+    assert results["steps"] == 0
+    return
+  with pytest.raises(StoppedError):  # in the second task
+    run_here(features_dir, tmp_path / "two", stop=StopAt(step=8), **chosen)
+  again, _ = run_here(features_dir, tmp_path / "two", **chosen)
+  assert again["accuracy_matrix"] == results["accuracy_matrix"]
+  assert again["params_sha256"] == results["params_sha256"]
+
+
+@pytest.mark.parametrize(
+  "method", ["avcil", pytest.param("afc", marks=pytest.mark.slow)]
+)
+def test_eight_devices_give_the_result_of_one(method, features_dir, tmp_path):
+  chosen = settings(method)
+  one, params = run_here(features_dir, tmp_path / "one", **chosen)
+  spread = chosen | {"mesh.data": 8}
+  eight, params_of_eight = run_here(features_dir, tmp_path / "eight", **spread)
+  assert eight["accuracy_matrix"] == one["accuracy_matrix"]
+  assert_close(params_of_eight, params)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_a_network_of_one_modality(modality, features_dir, tmp_path):
+  chosen = settings("avcil") | {"train.modalities": modality}
+  results, params = run_here(features_dir, tmp_path, **chosen)
+  assert results["seen_accuracy"][-1] > 0.3
+  assert params["fusion"].keys() == {modality}  # no attention
+
+
+def test_features_need_no_tower_and_raw_data_do(features_dir, tmp_path):
+  with pytest.raises(
+    ValueError, match=r"image\.tower='vit': image of tokens is frozen"
+  ):
+    run_here(
+      features_dir, tmp_path, **FEATURES | {"model.image.tower": "vit", "method": "lwf"}
+    )
