@@ -23,8 +23,6 @@ and no group of sounds is on both sides.
 
 import dataclasses
 import hashlib
-import json
-import re
 import shutil
 import zipfile
 import zlib
@@ -36,10 +34,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags, logging
 
+from data_prep import existing
 from data_prep.validation_split import carve_validation
 from mcil_jax import cli
-from mcil_jax.data import schema, sounding_shapes
-from mcil_jax.data import source as source_lib
+from mcil_jax.data import schema
 
 VERSION = "1.0.0"
 
@@ -327,11 +325,7 @@ def prepare(
     ValueError: the file or an option is wrong, or another dataset is there, or a
       damaged one.
   """
-  if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == sounding_shapes.NAME:
-    raise ValueError(
-      f"name {name!r} has to be of lower-case letters, digits and underscores, begin "
-      f"with a letter, and not be {sounding_shapes.NAME!r}, the embedded dataset."
-    )
+  existing.check_name(name)
   pairs = read_pairs(Path(source), frames)
   in_validation = np.zeros(len(pairs.labels), bool)
   in_validation[~pairs.is_test] = carve_validation(
@@ -349,16 +343,7 @@ def prepare(
   }
   directory = Path(data_dir) / name / VERSION
   if directory.exists() and not overwrite:
-    different = _differences(directory, options)
-    if different:
-      raise ValueError(
-        f"{directory} was made from another file or with other options ({different}). "
-        "Pass --overwrite to replace it, or another --name."
-      )
-    try:
-      source_lib.load(name, data_dir)  # reads every record
-    except (ValueError, OSError) as error:
-      raise ValueError(f"{error} Or pass --overwrite.") from error
+    existing.check_same(directory, options)  # reads every record
     return f"{directory} is there already, made from the same file. Nothing to do."
   if directory.exists():
     # Before the builder is made: it would take its description from what is there.
@@ -390,19 +375,6 @@ def _next_command(name: str, data_dir: str, num_classes: int) -> str:
       ),
     )
   return f"python -m mcil_jax.main --config={config} --workdir=runs/{name} {settings}"
-
-
-def _differences(directory: Path, options: Mapping[str, Any]) -> str:
-  """Says in which options the dataset there differs; empty if in none."""
-  try:
-    before = json.loads((directory / "metadata.json").read_text())
-  except (OSError, ValueError):
-    return "metadata.json is missing or damaged"
-  return ", ".join(
-    f"{key} {before.get(key)}, now {value}"
-    for key, value in options.items()
-    if before.get(key) != value
-  )
 
 
 def _define_flags() -> None:

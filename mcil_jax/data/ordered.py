@@ -55,9 +55,15 @@ class OrderedBuilder(schema.Builder, skip_registration=True):
         split: stack.enter_context(contextlib.closing(_SplitWriter(self, split)))
         for split in self.num_samples
       }
-      total = sum(self.num_samples.values())
-      progress = {"total": total, "unit": " samples", "leave": False, "mininterval": 1}
-      for split, sample in tqdm.tqdm(self._samples(), **progress):
+      progress = tqdm.tqdm(
+        self._samples(),
+        total=sum(self.num_samples.values()),
+        unit=" samples",
+        leave=False,
+        mininterval=1.0,
+        disable=None,  # where nobody sees it
+      )
+      for split, sample in progress:
         writers[split].add(sample)
     self.info.set_splits(tfds.core.SplitDict([w.info() for w in writers.values()]))
     samples = {

@@ -1,0 +1,309 @@
+"""The features that the AV-CIL benchmark has released → a prepared dataset.
+
+  python -m data_prep.avcil_features --source=DIR --dataset=ave --data_dir=data
+
+DIR holds the files as they were released, see `data_prep.avcil_files`: what is seen is
+the last hidden state of VideoMAE, T·P tokens of width D, and what is heard the pooled
+one of AudioMAE. They become the modalities `image` [T, P, D] and `audio` [D], and their
+split val becomes validation.
+
+The files are read once, sample by sample, so that memory does not depend on their size
+(19.6 GB for AVE, up to 280 GB for the others). The audio features stay in memory.
+
+A dataset is known to be of the same source by hashes of the small files, and of the
+large one by its size and a hash of sixteen blocks of it. A preparation that was killed
+leaves `DATA_DIR/NAME/incomplete.*`, which nothing reads and which may be deleted.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags, logging
+
+from data_prep import avcil_files, existing
+from mcil_jax import cli
+from mcil_jax.data import ordered, schema
+
+VERSION = "1.0.0"
+NUM_CLASSES = {"ave": 28, "kinetics_sounds": 30, "vggsound100": 100}
+
+
+class AvcilBuilder(ordered.OrderedBuilder, skip_registration=True):
+  """TFDS builder of the features of a benchmark; its name is the dataset's.
+
+  Attributes:
+    annotations: the samples.
+    audio: id → features [D].
+    visual: the file of the others.
+    features: how both are stored.
+    options: what the data depend on.
+  """
+
+  VERSION = tfds.core.Version(VERSION)
+  RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (so TFDS declares it)
+
+  def __init__(
+    self,
+    name: str,
+    data_dir: str,
+    *,
+    annotations: avcil_files.Annotations,
+    audio: Mapping[str, np.ndarray],
+    visual: Path,
+    features: Mapping[str, schema.Features],
+    options: Mapping[str, Any],
+  ):
+    self.name, self.annotations, self.options = name, annotations, dict(options)
+    self.audio, self.visual, self.features = audio, visual, features
+    self.num_samples = annotations.num_samples
+    self.sample_bytes = _sample_bytes(features)
+    super().__init__(data_dir=data_dir)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return schema.dataset_info(
+      self,
+      description="Features of the AV-CIL benchmark (Pian et al. 2023, arXiv "
+      "2308.11073); made by data_prep.avcil_features.",
+      class_names=self.annotations.class_names,
+      features=self.features,
+      metadata=self.options,
+    )
+
+  def _samples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    samples = self.annotations.samples
+    image = self.features["image"]
+    frames, tokens, width = image.shape
+    dtype = schema.FEATURE_DTYPES[image.dtype]
+    for sample_id, array in avcil_files.read_features(self.visual, samples):
+      seen = avcil_files.checked(
+        array, (frames * tokens, width), dtype, self.visual, sample_id
+      )
+      split, label = samples[sample_id]
+      _, sample = schema.encode_sample(
+        sample_id=sample_id,
+        label=label,
+        image=seen.reshape(image.shape),
+        audio=self.audio[sample_id],
+      )
+      yield split, sample
+
+
+def prepare(
+  source: str,
+  dataset: str,
+  data_dir: str,
+  *,
+  name: str | None = None,
+  dtype: str = "float32",
+  frames: int = 8,
+  overwrite: bool = False,
+) -> str:
+  """Makes `data_dir/name/1.0.0` from a directory; returns what was done and comes next.
+
+  Does nothing if the same was made before from the same files.
+
+  Args:
+    source: the directory.
+    dataset: "ave", "kinetics_sounds" or "vggsound100".
+    data_dir: where the prepared datasets are.
+    name: of the prepared dataset; by default `dataset`.
+    dtype: "float32", "float16" or "bfloat16", in which features are stored.
+    frames: T.
+    overwrite: make it anew, whatever is there.
+
+  Raises:
+    FileNotFoundError: the directory or one of its files is missing.
+    ImportError: h5py is.
+    OSError: the dataset cannot be written.
+    ValueError: a file or an option is wrong, or another dataset is there, or a damaged
+      one.
+  """
+  name = name or dataset
+  existing.check_name(name)
+  for option, value, known in (
+    ("dataset", dataset, NUM_CLASSES),
+    ("dtype", dtype, schema.FEATURE_DTYPES),
+  ):
+    if value not in known:
+      raise ValueError(f"{option} is {value!r}, not one of {', '.join(known)}.")
+  if frames < 1:
+    raise ValueError(f"frames is {frames}; it has to be at least 1.")
+  files, directory = Path(source), Path(data_dir) / name / VERSION
+  if not files.is_dir():
+    raise FileNotFoundError(f"There is no directory {source}.")
+  annotations = avcil_files.read_annotations(files)
+  visual = avcil_files.visual_file(files)
+  options = _options(files, visual, dtype, frames)
+  if directory.exists() and not overwrite:
+    existing.check_same(directory, options)
+    return f"{directory} is there already, made from the same files. Nothing to do."
+  audio = _read_audio(
+    files / avcil_files.AUDIO_FILE, annotations, schema.FEATURE_DTYPES[dtype]
+  )
+  features = {
+    "image": schema.Features(_image_shape(visual, annotations, frames), dtype),
+    "audio": schema.Features(next(iter(audio.values())).shape, dtype),
+  }
+  _check_room(directory, len(audio) * _sample_bytes(features))
+  if directory.exists():
+    # Before the builder is made: it would take its description from what is there.
+    shutil.rmtree(directory)
+  schema.write(
+    AvcilBuilder(
+      name,
+      data_dir,
+      annotations=annotations,
+      audio=audio,
+      visual=visual,
+      features=features,
+      options=options,
+    )
+  )
+  return _report(directory, dataset, annotations, features)
+
+
+def _options(source: Path, visual: Path, dtype: str, frames: int) -> dict[str, Any]:
+  """What the dataset is made from: settings, and each file by its content."""
+  small = (
+    avcil_files.CLASSES_FILE,
+    avcil_files.CATEGORIES_FILE,
+    avcil_files.ENCODING_FILE,
+    avcil_files.AUDIO_FILE,
+  )
+  for name in small:
+    if not (source / name).is_file():
+      raise FileNotFoundError(f"There is no file {source / name}.")
+  return {
+    "dtype": dtype,
+    "frames": frames,
+    **{Path(name).name: avcil_files.sha256(source / name) for name in small},
+    visual.name: avcil_files.identity(visual),
+  }
+
+
+def _read_audio(
+  path: Path, annotations: avcil_files.Annotations, dtype: np.dtype
+) -> dict[str, np.ndarray]:
+  """Returns the audio features, [D] each, by id."""
+  audio: dict[str, np.ndarray] = {}
+  shape = None
+  for sample_id, array in avcil_files.read_features(path, annotations.samples):
+    if shape is None:
+      shape = array.shape
+      if len(shape) != 1 or 0 in shape:
+        raise ValueError(
+          f"{path}: features of {sample_id!r} are {list(shape)}, not [D]."
+        )
+    audio[sample_id] = avcil_files.checked(array, shape, dtype, path, sample_id)
+  return audio
+
+
+def _image_shape(
+  visual: Path, annotations: avcil_files.Annotations, frames: int
+) -> tuple[int, int, int]:
+  """Returns (T, P, D), as the first sample has it."""
+  sample_id, array = next(avcil_files.read_features(visual, annotations.samples))
+  if array.ndim != 2 or 0 in array.shape:
+    raise ValueError(
+      f"{visual}: features of {sample_id!r} are {list(array.shape)}, not [T·P, D]."
+    )
+  if array.shape[0] % frames:
+    raise ValueError(
+      f"{visual}: features of {sample_id!r} are {list(array.shape)}, whose "
+      f"{array.shape[0]} tokens --frames={frames} does not divide."
+    )
+  return (frames, array.shape[0] // frames, array.shape[1])
+
+
+def _sample_bytes(features: Mapping[str, schema.Features]) -> int:
+  return sum(
+    int(np.prod(f.shape)) * schema.FEATURE_DTYPES[f.dtype].itemsize
+    for f in features.values()
+  )
+
+
+def _check_room(directory: Path, needed: int) -> None:
+  """Raises OSError if there is no room for so many bytes, now rather than in hours."""
+  if directory.exists():  # it is going to be deleted
+    needed -= sum(path.stat().st_size for path in directory.iterdir())
+  there = next(path for path in directory.absolute().parents if path.exists())
+  free = shutil.disk_usage(there).free
+  if needed > free:
+    raise OSError(
+      f"{there} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed. "
+      "Make room, or choose --dtype=bfloat16 or another --data_dir."
+    )
+
+
+def _report(
+  directory: Path,
+  dataset: str,
+  annotations: avcil_files.Annotations,
+  features: Mapping[str, schema.Features],
+) -> str:
+  """Says what was written and what comes next."""
+  num_classes, expected = len(annotations.class_names), NUM_CLASSES[dataset]
+  unlike = "" if num_classes == expected else f" ({dataset} as released has {expected})"
+  shapes = ", ".join(f"{m} {f.dtype} {list(f.shape)}" for m, f in features.items())
+  sizes = ", ".join(f"{n} {split}" for split, n in annotations.num_samples.items())
+  lines = [
+    f"Wrote {directory}: {num_classes} classes{unlike}; {shapes}; samples: {sizes}."
+  ]
+  if annotations.num_unlisted:
+    lines.append(
+      f"Left out: {annotations.num_unlisted} ids that {avcil_files.CATEGORIES_FILE} "
+      f"has, but no list of {avcil_files.CLASSES_FILE}."
+    )
+  name, data_dir = directory.parent.name, directory.parent.parent
+  next_command = (
+    f"python -m mcil_jax.main --config=configs/{dataset}.py:avcil --workdir=runs/{name}"
+  )
+  if name != dataset:
+    next_command += f" --config.data.name={name}"
+  if data_dir != Path("data"):
+    next_command += f" --config.data.data_dir={data_dir}"
+  return "\n".join([*lines, f"Next: {next_command}"])
+
+
+def _define_flags() -> None:
+  flags.DEFINE_string("source", None, "Directory with the files.", required=True)
+  flags.DEFINE_enum("dataset", None, list(NUM_CLASSES), "Which one.", required=True)
+  flags.DEFINE_string("name", None, "Name of the dataset to make; default: --dataset.")
+  flags.DEFINE_string("data_dir", "data", "Where the prepared datasets are.")
+  flags.DEFINE_enum(
+    "dtype", "float32", list(schema.FEATURE_DTYPES), "In which features are stored."
+  )
+  flags.DEFINE_integer("frames", 8, "T; the others of T·P tokens are those of a frame.")
+  flags.DEFINE_bool("overwrite", False, "Make it anew, whatever is there.")
+
+
+def main(argv: list[str]) -> None:
+  """Prepares what the flags say; input errors end it with one line."""
+  if argv[1:]:
+    cli.fail(f"unexpected arguments {argv[1:]}; options look like --dataset=ave")
+  args = flags.FLAGS
+  if not args["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+  print(f"Reading {args.source}", flush=True)
+  try:
+    done = prepare(
+      args.source,
+      args.dataset,
+      args.data_dir,
+      name=args.name,
+      dtype=args.dtype,
+      frames=args.frames,
+      overwrite=args.overwrite,
+    )
+  except (ValueError, OSError, ImportError) as error:
+    cli.fail(error)
+  print(done)
+
+
+if __name__ == "__main__":
+  _define_flags()
+  cli.run(main)
