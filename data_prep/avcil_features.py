@@ -30,6 +30,11 @@ from mcil_jax.data import ordered, schema
 
 VERSION = "1.0.0"
 NUM_CLASSES = {"ave": 28, "kinetics_sounds": 30, "vggsound100": 100}
+CONFIGS = {
+  "ave": "configs/ave.py",
+  "kinetics_sounds": "configs/kinetics_sounds.py",
+  "vggsound100": "configs/vggsound.py",
+}
 
 
 class AvcilBuilder(ordered.OrderedBuilder, skip_registration=True):
@@ -260,7 +265,7 @@ def _report(
     )
   name, data_dir = directory.parent.name, directory.parent.parent
   next_command = (
-    f"python -m mcil_jax.main --config=configs/{dataset}.py:avcil --workdir=runs/{name}"
+    f"python -m mcil_jax.main --config={CONFIGS[dataset]}:avcil --workdir=runs/{name}"
   )
   if name != dataset:
     next_command += f" --config.data.name={name}"

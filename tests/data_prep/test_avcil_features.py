@@ -659,3 +659,9 @@ def test_what_is_stored_says_what_it_is(source, tmp_path):
   assert metadata["dtype"] == "bfloat16" and metadata["frames"] == 2
   assert re.fullmatch("[0-9a-f]{64}", metadata[Path(AUDIO).name])
   assert re.fullmatch(r"\d+ bytes, blocks [0-9a-f]{64}", metadata[Path(VISUAL).name])
+
+
+def test_every_dataset_has_a_config():
+  assert avcil_features.CONFIGS.keys() == avcil_features.NUM_CLASSES.keys()
+  root = Path(avcil_features.__file__).parents[1]
+  assert all((root / path).is_file() for path in avcil_features.CONFIGS.values())
