@@ -20,4 +20,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
   c = config_lib.default()
   c.method = "replay"
   c.data.name = "NAME"
-  return config_lib.with_variant(c, variant, smoke={"train.epochs": 1})
+  return config_lib.with_variant(
+    c, variant, trimodal=config_lib.TRIMODAL, smoke={"train.epochs": 1}
+  )

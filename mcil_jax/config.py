@@ -211,12 +211,11 @@ def with_variant(
   Args:
     c: of the plain experiment.
     variant: names separated by commas, the later ones win; empty for none.
-    **variants: name → {dotted key: value}; "trimodal" exists everywhere.
+    **variants: name → {dotted key: value}.
 
   Raises:
     ValueError: there is no such variant; lists those that exist.
   """
-  variants = {"trimodal": TRIMODAL} | variants
   for name in filter(None, variant.split(",")):
     if name not in variants:
       raise ValueError(

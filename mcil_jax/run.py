@@ -58,9 +58,9 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
       if np.isnan(state.theta[state.task]):
         state = _timed(begin, setup, state, record)
       state = learn(setup, state, record)
-      state = _timed(conclude, setup, state, record)
-      state = remember(setup, state, record)
-      state, validation_accuracy = assess(setup, state, record)
+      learned = _timed(conclude, setup, state, record)
+      state = remember(setup, learned, record)
+      state, validation_accuracy = assess(setup, state, record, learned)
       announce(setup, state, record, validation_accuracy)
       record.save_task(state)
       state = record.save(next_task(setup, state))
@@ -292,12 +292,15 @@ def _evaluate(
   split: str,
   ids: np.ndarray,
   *,
+  saved: RunState | None = None,
   may_stop: bool = True,
 ) -> dict[str, np.ndarray]:
   """What the evaluation step returns for samples of a split.
 
-  Between batches the run may stop: what follows must do all of it again.
+  Between batches the run may stop, with the state `saved`, by default the one that is
+  evaluated: from there all that follows is done again.
   """
+  saved = state if saved is None else saved
   number = int(state.task)
   theta = state.theta[number]
   if np.isnan(theta):  # before the task has begun
@@ -314,7 +317,7 @@ def _evaluate(
     prototypes=_read(setup, state),
     knowledge=_on_devices(setup, state.knowledge),
     means=state.means,
-    after_batch=lambda: record.stop_here(state) if may_stop else None,
+    after_batch=lambda: record.stop_here(saved) if may_stop else None,
   )
 
 
@@ -351,8 +354,12 @@ def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
   return state.replace(knowledge=knowledge)
 
 
-def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, float]:
+def assess(
+  setup: Setup, state: RunState, record: Record, learned: RunState
+) -> tuple[RunState, float]:
   """Classifies the samples of all seen classes.
+
+  A stop saves the task as it was `learned`, before anything of it was remembered.
 
   Returns:
     The state with the predictions, and the accuracy on the validation split.
@@ -361,13 +368,13 @@ def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, flo
   started = time.perf_counter()
   seen = range(number + 1)
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
-  outcome = _evaluate(setup, state, record, "validation", ids)
+  outcome = _evaluate(setup, state, record, "validation", ids, saved=learned)
   correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
   seconds = time.perf_counter() - started
 
   split = setup.config.eval.split
   ids = setup.scenario.samples_of(setup.labels[split], seen)
-  outcome = _evaluate(setup, state, record, split, ids)
+  outcome = _evaluate(setup, state, record, split, ids, saved=learned)
   predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
   for kind, rows in predictions.items():
     rows[number, ids] = outcome[kind]
@@ -387,26 +394,30 @@ def assess(setup: Setup, state: RunState, record: Record) -> tuple[RunState, flo
 def remember(setup: Setup, state: RunState, record: Record) -> RunState:
   """Selects exemplars of the task's classes, and computes means, for who needs them.
 
-  A run that is stopped before the task is saved does this once more, to the same end.
+  A stop saves the task as it was learned, with the memory that it was trained with.
   """
+  learned = state
   if setup.method.uses_memory:
     ids = setup.scenario.samples_of(setup.labels["train"], [int(state.task)])
     herding = setup.config.memory.selection == "herding"
     outcome = _evaluate(setup, state, record, "train", ids) if herding else {}
     state = state.replace(memory=_select(setup, state, ids, outcome))
   if setup.classifies_by_means:
-    state = state.replace(means=_means(setup, state, record))
+    state = state.replace(means=_means(setup, state, record, learned))
   return state
 
 
-def _means(setup: Setup, state: RunState, record: Record) -> np.ndarray:
+def _means(
+  setup: Setup, state: RunState, record: Record, learned: RunState
+) -> np.ndarray:
   """[C, D]: of all seen classes' exemplars; without a memory, of the task's samples."""
   means, labels = state.means.copy(), setup.labels["train"]
   if setup.method.uses_memory:
     ids = memory.stored(state.memory)
   else:
     ids = setup.scenario.samples_of(labels, [int(state.task)])
-  x = _evaluate(setup, state, record, "train", ids)["embedding"].astype(np.float64)
+  outcome = _evaluate(setup, state, record, "train", ids, saved=learned)
+  x = outcome["embedding"].astype(np.float64)
   x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
   for c in np.unique(labels[ids]):
     means[c] = x[labels[ids] == c].mean(axis=0)

@@ -232,12 +232,17 @@ def test_a_variant_overwrites_settings_of_any_section():
   assert (large.train.epochs, large.memory.size, large.model.width) == (20, 100, 512)
   both = variant("large,smoke")
   assert (both.train.epochs, both.model.width) == (1, 512)
-  message = r"there is no variant 'smok' of this config, only trimodal, smoke, large"
+  message = r"there is no variant 'smok' of this config, only smoke, large"
   with pytest.raises(ValueError, match=message):
     variant("smok")
 
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+# Those of AV-CIL's benchmark have a test of their own.
+CONFIGS = sorted(
+  path
+  for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+  if path.stem not in ("ave", "kinetics_sounds", "vggsound")
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

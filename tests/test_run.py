@@ -126,8 +126,8 @@ def test_a_snapshot_goes_on_in_another_layout(
 def test_a_stop_while_classifying_or_selecting_repeats_nothing(
   data_dir, one_device, tmp_path
 ):
-  # After the first task, batches of 16: 18 validation samples are 2, 27 test samples 2,
-  # 54 training samples, for herding, 4.
+  # After the first task, batches of 16: 54 training samples, for herding, are 4, 18
+  # validation samples 2, 27 test samples 2.
   for batch in (1, 4, 7):
     workdir = tmp_path / str(batch)
     with pytest.raises(StoppedError, match="saved at step 8"):

@@ -136,6 +136,16 @@ def test_a_network_of_one_modality(modality, features_dir, tmp_path):
   assert params["fusion"].keys() == {modality}  # no attention
 
 
+@pytest.mark.parametrize(
+  "changes", [{"model.fusion": "concat"}, {"model.classifier": "text"}], ids=str
+)
+def test_models_of_vectors_refuse_tokens(changes, features_dir, tmp_path):
+  with pytest.raises(
+    ValueError, match=r"model\.fusion=.* needs a vector of each sample"
+  ):
+    run_here(features_dir, tmp_path, **FEATURES | {"method": "lwf"} | changes)
+
+
 def test_features_need_no_tower_and_raw_data_do(features_dir, tmp_path):
   with pytest.raises(
     ValueError, match=r"image\.tower='vit': image of tokens is frozen"

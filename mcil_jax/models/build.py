@@ -153,10 +153,17 @@ def classifier(
       f"config.model.num_heads={c.num_heads}"
     )
   raw = [m for m in modalities if c[m].tower != FEATURES]
+  of_features = c.fusion in OF_FEATURES and c.classifier != "text"
   if raw and c.fusion in OF_FEATURES:
     raise ValueError(
       f"config.model.fusion={c.fusion!r} is of frozen features: prepare the dataset as "
       f"features and set config.model.{raw[0]}.tower='features'"
+    )
+  if "image" in modalities and "image" not in raw and not of_features:
+    raise ValueError(
+      f"config.model.fusion={c.fusion!r} with config.model.classifier={c.classifier!r} "
+      "needs a vector of each sample: frozen features of images are several, for "
+      f"fusion {' or '.join(map(repr, OF_FEATURES))} and a classifier without text"
     )
   if "image" in raw and shapes["image"][0] % c.image.tubelet_frames:
     raise ValueError(
