@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import flags
 
-from data_prep import avcil_files, existing
-from mcil_jax import cli
+from data_prep import avcil_files, command, existing
 from mcil_jax.data import ordered, schema
 
 VERSION = "1.0.0"
@@ -286,29 +285,18 @@ def _define_flags() -> None:
   flags.DEFINE_bool("overwrite", False, "Make it anew, whatever is there.")
 
 
-def main(argv: list[str]) -> None:
-  """Prepares what the flags say; input errors end it with one line."""
-  if argv[1:]:
-    cli.fail(f"unexpected arguments {argv[1:]}; options look like --dataset=ave")
-  args = flags.FLAGS
-  if not args["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
-  print(f"Reading {args.source}", flush=True)
-  try:
-    done = prepare(
-      args.source,
-      args.dataset,
-      args.data_dir,
-      name=args.name,
-      dtype=args.dtype,
-      frames=args.frames,
-      overwrite=args.overwrite,
-    )
-  except (ValueError, OSError, ImportError) as error:
-    cli.fail(error)
-  print(done)
+def _prepare(args: flags.FlagValues) -> str:
+  return prepare(
+    args.source,
+    args.dataset,
+    args.data_dir,
+    name=args.name,
+    dtype=args.dtype,
+    frames=args.frames,
+    overwrite=args.overwrite,
+  )
 
 
 if __name__ == "__main__":
   _define_flags()
-  cli.run(main)
+  command.run(_prepare, example="--dataset=ave")

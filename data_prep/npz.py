@@ -32,11 +32,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import flags
 
-from data_prep import existing
+from data_prep import command, existing
 from data_prep.validation_split import carve_validation
-from mcil_jax import cli
 from mcil_jax.data import schema
 
 VERSION = "1.0.0"
@@ -389,29 +388,18 @@ def _define_flags() -> None:
   flags.DEFINE_bool("overwrite", False, "Make it anew, whatever is there.")
 
 
-def main(argv: list[str]) -> None:
-  """Prepares what the flags say; input errors end it with one line."""
-  if argv[1:]:
-    cli.fail(f"unexpected arguments {argv[1:]}; options look like --name=NAME")
-  args = flags.FLAGS
-  if not args["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
-  print(f"Reading {args.source}", flush=True)
-  try:
-    done = prepare(
-      args.source,
-      args.name,
-      args.data_dir,
-      validation_share=args.validation_share,
-      frames=args.frames,
-      seed=args.seed,
-      overwrite=args.overwrite,
-    )
-  except (ValueError, OSError) as error:
-    cli.fail(error)
-  print(done)
+def _prepare(args: flags.FlagValues) -> str:
+  return prepare(
+    args.source,
+    args.name,
+    args.data_dir,
+    validation_share=args.validation_share,
+    frames=args.frames,
+    seed=args.seed,
+    overwrite=args.overwrite,
+  )
 
 
 if __name__ == "__main__":
   _define_flags()
-  cli.run(main)
+  command.run(_prepare, example="--name=NAME")

@@ -22,6 +22,7 @@ from mcil_jax import (
   train,
   workdir,
 )
+from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
 from mcil_jax.interrupt import StopSignal
 from mcil_jax.methods.base import Samples
@@ -29,7 +30,7 @@ from mcil_jax.models import multimodal
 from mcil_jax.models.multimodal import Batch
 from mcil_jax.record import Record
 from mcil_jax.setup import Setup
-from mcil_jax.state import SECONDS, Best, RunState, no_best
+from mcil_jax.state import SECONDS, Best, RunState
 
 
 def run(setup: Setup, path: str, stop: StopSignal) -> dict:
@@ -78,7 +79,7 @@ def next_task(setup: Setup, state: RunState) -> RunState:
   return state.replace(
     task=np.array(state.task + 1),
     train=learned,
-    best=None if state.best is None else no_best(learned.params),
+    best=None if state.best is None else state_lib.best(learned.params),
   )
 
 
@@ -246,8 +247,7 @@ def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
   )
   if accuracy <= state.best.accuracy:
     return state.best
-  chosen = no_best(state.train.params)
-  return chosen.replace(accuracy=np.array(accuracy), epoch=np.array(epoch))
+  return state_lib.best(state.train.params, accuracy, epoch)
 
 
 def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:

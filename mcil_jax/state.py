@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -29,10 +28,9 @@ class Best:
   epoch: np.ndarray
 
 
-def no_best(params) -> Best:
-  """Of a task whose first epoch is still to come; `params` may be donated later."""
-  copied = jax.tree.map(jnp.copy, params)
-  return Best(params=copied, accuracy=np.array(-1.0), epoch=np.array(-1))
+def best(params, accuracy: float = -1.0, epoch: int = -1) -> Best:
+  """`Best` with copies of parameters that may be donated later; none yet by default."""
+  return Best(train.copied(params), np.array(accuracy), np.array(epoch))
 
 
 @struct.dataclass
@@ -102,7 +100,7 @@ def initial(setup: Setup) -> RunState:
     observed=observe.empty(outcome, prototypes, setup.scenario, samples),
     knowledge=knowledge,
     means=means,
-    best=no_best(train_state.params) if c.train.select == "validation" else None,
+    best=best(train_state.params) if c.train.select == "validation" else None,
     theta=np.full(tasks, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},

@@ -111,7 +111,7 @@ def create_state(
       step=jnp.zeros((), jnp.int32),
       task_step=jnp.zeros((), jnp.int32),
       key=jax.random.key_data(run_key),
-      teacher=_copy(params) if uses_teacher else None,
+      teacher=copied(params) if uses_teacher else None,
     )
 
   arguments = jax.random.key(c.seed), reading
@@ -136,13 +136,13 @@ def make_next_task(
     return state.replace(
       opt_state=optimizer.make(c).init(state.params),
       task_step=jnp.zeros_like(state.task_step),
-      teacher=None if state.teacher is None else _copy(state.params),
+      teacher=None if state.teacher is None else copied(state.params),
     )
 
   return jax.jit(next_task, out_shardings=layout)
 
 
-def _copy(tree):
+def copied(tree):
   """Arrays of their own: two names for one array could not both be donated."""
   return jax.tree.map(jnp.copy, tree)
 

@@ -1,0 +1,32 @@
+"""The command line of a preparation, whose input errors are one line each."""
+
+from collections.abc import Callable
+
+from absl import flags, logging
+
+from mcil_jax import cli
+
+
+def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
+  """Runs a preparation with the flags of the command line, and prints what it returns.
+
+  Args:
+    prepare: has a flag `source`; its ValueError, OSError and ImportError are the user's
+      to mend.
+    example: an option, for who writes one in another way.
+  """
+
+  def main(argv: list[str]) -> None:
+    if argv[1:]:
+      cli.fail(f"unexpected arguments {argv[1:]}; options look like {example}")
+    args = flags.FLAGS
+    if not args["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)
+    print(f"Reading {args.source}", flush=True)
+    try:
+      done = prepare(args)
+    except (ValueError, OSError, ImportError) as error:
+      cli.fail(error)
+    print(done)
+
+  cli.run(main)
