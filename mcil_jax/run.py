@@ -1,36 +1,29 @@
 """The task loop: for each task train, remember what must be kept, evaluate, save."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
-import ml_collections
 import numpy as np
-import tqdm
 
 from mcil_jax import config as config_lib
 from mcil_jax import (
   evaluate,
+  look,
   memory,
   metrics,
   moe,
   observe,
   report,
   results,
-  sharding,
-  train,
   workdir,
 )
 from mcil_jax import state as state_lib
-from mcil_jax.data import pipeline
 from mcil_jax.interrupt import StopSignal
-from mcil_jax.methods.base import Samples
-from mcil_jax.models import multimodal
-from mcil_jax.models.multimodal import Batch
+from mcil_jax.learn import learn
 from mcil_jax.record import Record
 from mcil_jax.setup import Setup
-from mcil_jax.state import SECONDS, Best, RunState
+from mcil_jax.state import SECONDS, RunState
 
 
 def run(setup: Setup, path: str, stop: StopSignal) -> dict:
@@ -110,10 +103,10 @@ def begin(setup: Setup, state: RunState, record: Record) -> RunState:
   ids = setup.scenario.samples_of(setup.labels[split], [number])
   if setup.reading is not None and number > 0 and (state.zero_shot[ids] < 0).any():
     zero_shot = state.zero_shot.copy()
-    zero_shot[ids] = _evaluate(setup, state, record, split, ids)[evaluate.OPEN]
+    zero_shot[ids] = look.outcome(setup, state, record, split, ids)[evaluate.OPEN]
     state = state.replace(zero_shot=zero_shot)
   if setup.method.tasks is not None:
-    knowledge = _on_devices(setup, state.knowledge)
+    knowledge = look.on_devices(setup, state.knowledge)
     params = setup.begin_task(state.train.params, knowledge, number)
     state = state.replace(train=state.train.replace(params=params))
   if setup.method.imprint is not None and number > 0:
@@ -127,7 +120,7 @@ def _imprint(setup: Setup, state: RunState, record: Record) -> RunState:
   """With the classifier that the method makes of the new samples' embeddings."""
   number, labels = int(state.task), setup.labels["train"]
   ids = setup.scenario.samples_of(labels, [number])
-  outcome = _evaluate(setup, state, record, "train", ids)
+  outcome = look.outcome(setup, state, record, "train", ids)
 
   def imprinted(params):
     made = setup.method.imprint(
@@ -155,182 +148,10 @@ def _theta(setup: Setup, state: RunState, record: Record) -> float:
     return value
   labels = setup.labels["train"]
   ids = setup.scenario.samples_of(labels, [int(state.task)])
-  outcome = _evaluate(setup, state, record, "train", ids)
+  outcome = look.outcome(setup, state, record, "train", ids)
   if evaluate.TOLD_CORRELATION not in outcome:  # a fusion without θ
     return -1.0
   return float(np.quantile(outcome[evaluate.TOLD_CORRELATION], value))
-
-
-def learn(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Trains on the current task, from wherever `state` is in it."""
-  c, number = setup.config, int(state.task)
-  started = time.perf_counter()
-  seconds = dict.fromkeys(SECONDS, 0.0)
-  samples = setup.method.samples(
-    setup.labels["train"], setup.scenario, number, state.memory
-  )
-  steps_per_epoch = _steps_per_epoch(c, samples)
-  steps = steps_per_epoch * c.train.epochs
-  task = setup.task(number, steps, state.theta[number])
-  train_step = setup.train_step(number)
-  knowledge = _on_devices(setup, state.knowledge)
-  done, step = int(state.train.task_step), int(state.train.step)
-  train_state, best, scalars = state.train, state.best, train.Scalars()
-
-  def current() -> RunState:
-    seconds["train_seconds"] = time.perf_counter() - started
-    return state.replace(train=train_state, best=best).add_seconds(seconds)
-
-  bar = tqdm.tqdm(
-    desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
-    total=steps,
-    initial=done,
-    unit="step",
-    disable=not (c.log.progress and record.is_main),
-  )
-  with bar:
-    for batch in train.timed(_batches(setup, samples, number, done), seconds):
-      train_state, values = train_step(train_state, batch, task, knowledge)
-      done, step = done + 1, step + 1
-      scalars.push(step, values, batch["id"])
-      bar.update()
-      epoch = (done - 1) // steps_per_epoch
-      if best is not None and done % steps_per_epoch == 0:
-        # Before anything is saved: a snapshot knows of all epochs that it has trained.
-        with _left_out(seconds):
-          best = select(setup, current(), record, epoch)
-      stop = record.stop_requested(step)
-      at_end = done == steps
-      snapshot = c.checkpoint.every_steps and step % c.checkpoint.every_steps == 0
-      # A line covers the steps since the one before, and none may span a snapshot.
-      log = step % c.log.every_steps == 0 or at_end or snapshot or stop
-      # Scalars are read one step late, but before anything is saved: a snapshot must
-      # never hold what came of a loss that is no number.
-      scalars.read(keep=0 if log else 1)
-      if log:
-        means = scalars.means()
-        bar.set_postfix(loss=f"{means['loss']:.3f}")
-        record.writer.write(step, means, event="train", task=number, epoch=epoch)
-      if stop:
-        record.stop(current())
-      if snapshot and not at_end:
-        with _left_out(seconds):
-          record.save(current())
-  if best is not None and best.epoch >= 0:
-    train_state = train_state.replace(params=best.params)
-  return current()
-
-
-@contextlib.contextmanager
-def _left_out(seconds: dict[str, float]) -> Iterator[None]:
-  """Leaves what happens inside out of the time of the steps."""
-  started = time.perf_counter()
-  yield
-  seconds["loop_seconds"] -= time.perf_counter() - started
-
-
-def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
-  """The better of the task's best model so far and the one after `epoch`."""
-  seen = range(int(state.task) + 1)
-  ids = setup.scenario.samples_of(setup.labels["validation"], seen)
-  if state.means is not None:  # by logits: means are there when the task is learned
-    state = state.replace(means=np.zeros_like(state.means))
-  outcome = _evaluate(setup, state, record, "validation", ids, may_stop=False)
-  correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
-  accuracy = float(correct.mean())
-  record.writer.write(
-    int(state.train.step),
-    {"validation/seen_accuracy": accuracy},
-    event="epoch",
-    task=int(state.task),
-    epoch=epoch,
-  )
-  if accuracy <= state.best.accuracy:
-    return state.best
-  return state_lib.best(state.train.params, accuracy, epoch)
-
-
-def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
-  return pipeline.steps_per_epoch(
-    len(samples.new),
-    len(samples.exemplars),
-    c.train.batch_size,
-    c.memory.batch_share,
-    c.memory.reserve_rows,
-  )
-
-
-def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator[Batch]:
-  """Batches of all epochs of a task, from its step `done` on."""
-  c = setup.config
-  steps_per_epoch = _steps_per_epoch(c, samples)
-  if not steps_per_epoch:  # a method may leave a task alone
-    return
-  first_epoch, start = divmod(done, steps_per_epoch)
-  for epoch in range(first_epoch, c.train.epochs):
-    plan = pipeline.shuffled(
-      samples.new,
-      samples.exemplars,
-      batch_size=c.train.batch_size,
-      exemplar_share=c.memory.batch_share,
-      rng=np.random.default_rng([c.seed, number, epoch]),
-      reserve=c.memory.reserve_rows,
-    )
-    yield from pipeline.batches(
-      setup.dataset.splits["train"],
-      setup.labels["train"],
-      plan,
-      setup.mesh,
-      start=start if epoch == first_epoch else 0,
-    )
-
-
-def _evaluate(
-  setup: Setup,
-  state: RunState,
-  record: Record,
-  split: str,
-  ids: np.ndarray,
-  *,
-  saved: RunState | None = None,
-  may_stop: bool = True,
-) -> dict[str, np.ndarray]:
-  """What the evaluation step returns for samples of a split.
-
-  Between batches the run may stop, with the state `saved`, by default the one that is
-  evaluated: from there all that follows is done again.
-  """
-  saved = state if saved is None else saved
-  number = int(state.task)
-  theta = state.theta[number]
-  if np.isnan(theta):  # before the task has begun
-    theta = state.theta[number - 1] if number else -1.0
-  return evaluate.evaluate(
-    setup.eval_step,
-    state.train.params,
-    setup.dataset.splits[split],
-    setup.labels[split],
-    ids,
-    setup.task(number, theta=theta),
-    batch_size=setup.config.eval.batch_size,
-    mesh=setup.mesh,
-    prototypes=_read(setup, state),
-    knowledge=_on_devices(setup, state.knowledge),
-    means=state.means,
-    after_batch=lambda: record.stop_here(saved) if may_stop else None,
-  )
-
-
-def _read(setup: Setup, state: RunState) -> multimodal.Prototypes | None:
-  return None if setup.read_step is None else setup.read_step(state.train.params)
-
-
-def _on_devices(setup: Setup, knowledge):
-  # In the precision of the devices: processes compare what each of them puts there.
-  knowledge = jax.tree.map(
-    lambda x: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)), knowledge
-  )
-  return jax.device_put(knowledge, sharding.replicated(setup.mesh))
 
 
 def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
@@ -343,8 +164,8 @@ def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
     return state
   number = int(state.task)
   ids = setup.scenario.samples_of(setup.labels["train"], [number])
-  outcome = _evaluate(setup, state, record, "train", ids)
-  routing = jax.device_get(_read(setup, state)).routing
+  outcome = look.outcome(setup, state, record, "train", ids)
+  routing = jax.device_get(look.prototypes(setup, state)).routing
   if routing is not None:
     own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
     usage = moe.by_sample(routing, len(own))["usage"]
@@ -368,20 +189,20 @@ def assess(
   started = time.perf_counter()
   seen = range(number + 1)
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
-  outcome = _evaluate(setup, state, record, "validation", ids, saved=learned)
+  outcome = look.outcome(setup, state, record, "validation", ids, saved=learned)
   correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
   seconds = time.perf_counter() - started
 
   split = setup.config.eval.split
   ids = setup.scenario.samples_of(setup.labels[split], seen)
-  outcome = _evaluate(setup, state, record, split, ids, saved=learned)
+  outcome = look.outcome(setup, state, record, split, ids, saved=learned)
   predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
   for kind, rows in predictions.items():
     rows[number, ids] = outcome[kind]
   observed = observe.update(
     state.observed,
     outcome,
-    jax.device_get(_read(setup, state)),
+    jax.device_get(look.prototypes(setup, state)),
     ids=ids,
     labels=setup.labels[split][ids],
     scenario=setup.scenario,
@@ -400,7 +221,7 @@ def remember(setup: Setup, state: RunState, record: Record) -> RunState:
   if setup.method.uses_memory:
     ids = setup.scenario.samples_of(setup.labels["train"], [int(state.task)])
     herding = setup.config.memory.selection == "herding"
-    outcome = _evaluate(setup, state, record, "train", ids) if herding else {}
+    outcome = look.outcome(setup, state, record, "train", ids) if herding else {}
     state = state.replace(memory=_select(setup, state, ids, outcome))
   if setup.classifies_by_means:
     state = state.replace(means=_means(setup, state, record, learned))
@@ -416,7 +237,7 @@ def _means(
     ids = memory.stored(state.memory)
   else:
     ids = setup.scenario.samples_of(labels, [int(state.task)])
-  outcome = _evaluate(setup, state, record, "train", ids, saved=learned)
+  outcome = look.outcome(setup, state, record, "train", ids, saved=learned)
   x = outcome["embedding"].astype(np.float64)
   x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
   for c in np.unique(labels[ids]):

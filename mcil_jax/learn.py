@@ -1,0 +1,142 @@
+"""The training of one task: its steps, its log, its best epoch."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import ml_collections
+import numpy as np
+import tqdm
+
+from mcil_jax import evaluate, look, train
+from mcil_jax import state as state_lib
+from mcil_jax.data import pipeline
+from mcil_jax.methods.base import Samples
+from mcil_jax.models.multimodal import Batch
+from mcil_jax.record import Record
+from mcil_jax.setup import Setup
+from mcil_jax.state import SECONDS, Best, RunState
+
+
+def learn(setup: Setup, state: RunState, record: Record) -> RunState:
+  """Trains on the current task, from wherever `state` is in it."""
+  c, number = setup.config, int(state.task)
+  started = time.perf_counter()
+  seconds = dict.fromkeys(SECONDS, 0.0)
+  samples = setup.method.samples(
+    setup.labels["train"], setup.scenario, number, state.memory
+  )
+  steps_per_epoch = _steps_per_epoch(c, samples)
+  steps = steps_per_epoch * c.train.epochs
+  task = setup.task(number, steps, state.theta[number])
+  train_step = setup.train_step(number)
+  knowledge = look.on_devices(setup, state.knowledge)
+  done, step = int(state.train.task_step), int(state.train.step)
+  train_state, best, scalars = state.train, state.best, train.Scalars()
+
+  def current() -> RunState:
+    seconds["train_seconds"] = time.perf_counter() - started
+    return state.replace(train=train_state, best=best).add_seconds(seconds)
+
+  bar = tqdm.tqdm(
+    desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
+    total=steps,
+    initial=done,
+    unit="step",
+    disable=not (c.log.progress and record.is_main),
+  )
+  with bar:
+    for batch in train.timed(_batches(setup, samples, number, done), seconds):
+      train_state, values = train_step(train_state, batch, task, knowledge)
+      done, step = done + 1, step + 1
+      scalars.push(step, values, batch["id"])
+      bar.update()
+      epoch = (done - 1) // steps_per_epoch
+      if best is not None and done % steps_per_epoch == 0:
+        # Before anything is saved: a snapshot knows of all epochs that it has trained.
+        with _left_out(seconds):
+          best = select(setup, current(), record, epoch)
+      stop = record.stop_requested(step)
+      at_end = done == steps
+      snapshot = c.checkpoint.every_steps and step % c.checkpoint.every_steps == 0
+      # A line covers the steps since the one before, and none may span a snapshot.
+      log = step % c.log.every_steps == 0 or at_end or snapshot or stop
+      # Scalars are read one step late, but before anything is saved: a snapshot must
+      # never hold what came of a loss that is no number.
+      scalars.read(keep=0 if log else 1)
+      if log:
+        means = scalars.means()
+        bar.set_postfix(loss=f"{means['loss']:.3f}")
+        record.writer.write(step, means, event="train", task=number, epoch=epoch)
+      if stop:
+        record.stop(current())
+      if snapshot and not at_end:
+        with _left_out(seconds):
+          record.save(current())
+  if best is not None and best.epoch >= 0:
+    train_state = train_state.replace(params=best.params)
+  return current()
+
+
+@contextlib.contextmanager
+def _left_out(seconds: dict[str, float]) -> Iterator[None]:
+  """Leaves what happens inside out of the time of the steps."""
+  started = time.perf_counter()
+  yield
+  seconds["loop_seconds"] -= time.perf_counter() - started
+
+
+def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
+  """The better of the task's best model so far and the one after `epoch`."""
+  seen = range(int(state.task) + 1)
+  ids = setup.scenario.samples_of(setup.labels["validation"], seen)
+  if state.means is not None:  # by logits: means are there when the task is learned
+    state = state.replace(means=np.zeros_like(state.means))
+  outcome = look.outcome(setup, state, record, "validation", ids, may_stop=False)
+  correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
+  accuracy = float(correct.mean())
+  record.writer.write(
+    int(state.train.step),
+    {"validation/seen_accuracy": accuracy},
+    event="epoch",
+    task=int(state.task),
+    epoch=epoch,
+  )
+  if accuracy <= state.best.accuracy:
+    return state.best
+  return state_lib.best(state.train.params, accuracy, epoch)
+
+
+def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
+  return pipeline.steps_per_epoch(
+    len(samples.new),
+    len(samples.exemplars),
+    c.train.batch_size,
+    c.memory.batch_share,
+    c.memory.reserve_rows,
+  )
+
+
+def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator[Batch]:
+  """Batches of all epochs of a task, from its step `done` on."""
+  c = setup.config
+  steps_per_epoch = _steps_per_epoch(c, samples)
+  if not steps_per_epoch:  # a method may leave a task alone
+    return
+  first_epoch, start = divmod(done, steps_per_epoch)
+  for epoch in range(first_epoch, c.train.epochs):
+    plan = pipeline.shuffled(
+      samples.new,
+      samples.exemplars,
+      batch_size=c.train.batch_size,
+      exemplar_share=c.memory.batch_share,
+      rng=np.random.default_rng([c.seed, number, epoch]),
+      reserve=c.memory.reserve_rows,
+    )
+    yield from pipeline.batches(
+      setup.dataset.splits["train"],
+      setup.labels["train"],
+      plan,
+      setup.mesh,
+      start=start if epoch == first_epoch else 0,
+    )
