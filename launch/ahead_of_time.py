@@ -185,7 +185,9 @@ def compile_step(
   data = setup.dataset
   batch = pipeline.batch_shapes(data.shapes, data.dtypes, c.train.batch_size)
   started = time.perf_counter()
-  lowered = step.lower(state, batch, setup.task(0, 1), knowledge, setup.reading)
+  lowered = step.lower(
+    state, batch, setup.task(0, 1), knowledge, setup.lessons, setup.reading
+  )
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -149,6 +149,9 @@ def default() -> ml_collections.ConfigDict:
 
   c.distillation = ml_collections.ConfigDict()
   c.distillation.temperature = 2.0  # τ_kd, which divides logits
+  # Of frozen features: if it fits, what the teacher says of the task's samples is
+  # computed once and kept on the devices; 0: it is asked in each step.
+  c.distillation.cache_gib = 1.0
 
   c.avcil = ml_collections.ConfigDict()
   c.avcil.contrast_temperature = 0.05  # τ of the two losses on pairs of modalities
@@ -289,6 +292,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
   "seed",
   "data.cache_gib",
+  "distillation.cache_gib",
   "train.epochs",
   "train.weight_decay",
   "augment.image_shift",

@@ -22,15 +22,15 @@ from mcil_jax.models.multimodal import (
   Prototypes,
   Routings,
 )
+from mcil_jax.presence import drop_modalities, present
 from mcil_jax.scenario import Scenario
-from mcil_jax.train import drop_modalities, present
 
 MAIN = "main"
 TASK_INCREMENTAL = "task_incremental"
 
 OPEN = "open"
 TOLD_CORRELATION = "told/correlation"
-EVAL_STEP = "eval_step"
+EVAL_STEP, VALIDATION_STEP = "eval_step", "validation_step"
 
 EvalStep = Callable[[dict, Batch, Task, Any, Any, Any], Batch]
 
@@ -58,6 +58,7 @@ def make_eval_step(
   *,
   per_task: bool = False,
   modality_dropout: float = 0.0,
+  only_main: bool = False,
 ) -> EvalStep:
   """The jitted step that classifies a batch.
 
@@ -71,6 +72,7 @@ def make_eval_step(
     per_task: whether each task has routers of its own.
     modality_dropout: share of samples that lack each modality in the main result; which
       ones depends on nothing but their numbers in the split.
+    only_main: return the predictions of `MAIN` alone, and compute what they need.
 
   Returns:
     (params, batch, task, prototypes, knowledge, means) → for each kind, int32 [B]
@@ -152,10 +154,13 @@ def make_eval_step(
     results |= {f"frozen/{m}": x for m, x in frozen.items()}
     return results | {"embedding": outputs.embedding}
 
+  def validation_step(*arguments):
+    return {MAIN: eval_step(*arguments)[MAIN]}
+
   replicate = sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh)
   return jax.jit(
-    eval_step,
+    validation_step if only_main else eval_step,
     # None: as they lie.
     in_shardings=(None, batches, replicate, replicate, replicate, replicate),
     out_shardings=replicate,

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from mcil_jax import evaluate, look, train
+from mcil_jax import look, teacher, train
 from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
 from mcil_jax.methods.base import Samples
@@ -31,6 +31,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   task = setup.task(number, steps, state.theta[number])
   train_step = setup.train_step(number)
   knowledge = look.on_devices(setup, state.knowledge)
+  lessons = _lessons(setup, state, record, samples)
   done, step = int(state.train.task_step), int(state.train.step)
   train_state, best, scalars = state.train, state.best, train.Scalars()
 
@@ -47,7 +48,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   )
   with bar:
     for batch in train.timed(_batches(setup, samples, number, done), seconds):
-      train_state, values = train_step(train_state, batch, task, knowledge)
+      train_state, values = train_step(train_state, batch, task, knowledge, lessons)
       done, step = done + 1, step + 1
       scalars.push(step, values, batch["id"])
       bar.update()
@@ -78,6 +79,25 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   return current()
 
 
+def _lessons(
+  setup: Setup, state: RunState, record: Record, samples: Samples
+) -> teacher.Lessons | None:
+  """What is kept of the teacher of a task, if anything is."""
+  if setup.lessons is None:
+    return None
+  return teacher.teach(
+    setup.lessons,
+    setup.teach_steps,
+    state.train.teacher if state.task > 0 else None,
+    setup.dataset.splits["train"],
+    setup.labels["train"],
+    samples,
+    batch_size=setup.config.eval.batch_size,
+    mesh=setup.mesh,
+    after_batch=lambda: record.stop_here(state),
+  )
+
+
 @contextlib.contextmanager
 def _left_out(seconds: dict[str, float]) -> Iterator[None]:
   """Leaves what happens inside out of the time of the steps."""
@@ -92,8 +112,8 @@ def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
   if state.means is not None:  # by logits: means are there when the task is learned
     state = state.replace(means=np.zeros_like(state.means))
-  outcome = look.outcome(setup, state, record, "validation", ids, may_stop=False)
-  correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
+  found = look.predictions(setup, state, "validation", ids)
+  correct = found == setup.labels["validation"][ids]
   accuracy = float(correct.mean())
   record.writer.write(
     int(state.train.step),

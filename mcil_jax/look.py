@@ -18,7 +18,6 @@ def outcome(
   ids: np.ndarray,
   *,
   saved: RunState | None = None,
-  may_stop: bool = True,
 ) -> dict[str, np.ndarray]:
   """What the evaluation step returns for samples of a split.
 
@@ -26,12 +25,25 @@ def outcome(
   evaluated: from there all that follows is done again.
   """
   saved = state if saved is None else saved
+  step, after = setup.eval_step, lambda: record.stop_here(saved)
+  return _evaluate(setup, state, split, ids, step, after)
+
+
+def predictions(
+  setup: Setup, state: RunState, split: str, ids: np.ndarray
+) -> np.ndarray:
+  """Of the classes of samples of a split, the main ones; [n], as in `evaluate`."""
+  step = setup.validation_step
+  return _evaluate(setup, state, split, ids, step, lambda: None)[evaluate.MAIN]
+
+
+def _evaluate(setup, state, split, ids, step, after_batch) -> dict[str, np.ndarray]:
   number = int(state.task)
   theta = state.theta[number]
   if np.isnan(theta):  # before the task has begun
     theta = state.theta[number - 1] if number else -1.0
   return evaluate.evaluate(
-    setup.eval_step,
+    step,
     state.train.params,
     setup.dataset.splits[split],
     setup.labels[split],
@@ -42,7 +54,7 @@ def outcome(
     prototypes=prototypes(setup, state),
     knowledge=on_devices(setup, state.knowledge),
     means=state.means,
-    after_batch=lambda: record.stop_here(saved) if may_stop else None,
+    after_batch=after_batch,
   )
 
 

@@ -11,7 +11,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mcil_jax import config as config_lib
-from mcil_jax import evaluate, memory, methods, moe, scenario, sharding, train
+from mcil_jax import (
+  evaluate,
+  memory,
+  methods,
+  moe,
+  scenario,
+  sharding,
+  teacher,
+  train,
+)
 from mcil_jax import reading as reading_lib
 from mcil_jax.data import pipeline, schema, source
 from mcil_jax.methods.base import Method, Task
@@ -56,7 +65,7 @@ class Setup:
       self.dataset.dtypes,
       self.mesh,
       self.reading,
-      uses_teacher=self.method.uses_teacher,
+      uses_teacher=bool(self.method.teacher),
     )
 
   @functools.cached_property
@@ -108,6 +117,14 @@ class Setup:
   @functools.cached_property
   def eval_step(self) -> evaluate.EvalStep:
     """Jitted, see `evaluate.make_eval_step`."""
+    return self._eval_step(only_main=False)
+
+  @functools.cached_property
+  def validation_step(self) -> evaluate.EvalStep:
+    """The same for nothing but the main predictions, as each epoch may need them."""
+    return self._eval_step(only_main=True)
+
+  def _eval_step(self, *, only_main: bool) -> evaluate.EvalStep:
     return evaluate.make_eval_step(
       self.model,
       self.method,
@@ -116,6 +133,7 @@ class Setup:
       self.mesh,
       per_task=config_lib.per_task_routers(self.config),
       modality_dropout=self.config.eval.modality_dropout,
+      only_main=only_main,
     )
 
   @functools.cached_property
@@ -125,14 +143,36 @@ class Setup:
       return None
     return reading_lib.make_read_step(self.model, self.reading, self.mesh)
 
+  @functools.cached_property
+  def lessons(self) -> teacher.Lessons | None:
+    """Shapes of what is kept of the teacher, see `teacher.shapes`."""
+    return teacher.shapes(
+      self.config,
+      self.method,
+      self.dataset,
+      self.modalities,
+      self.scenario.num_classes,
+    )
+
+  @functools.cached_property
+  def teach_steps(self) -> dict[bool, teacher.TeachStep]:
+    """Jitted, see `teacher.make_teach_steps`."""
+    return teacher.make_teach_steps(self.model, self.mesh)
+
   @property
   def compiled(self) -> tuple[str, ...]:
     """Names of the functions that compile, each of them once for all tasks."""
     names = [train.TRAIN_STEP, evaluate.EVAL_STEP]
+    if self.config.train.select == "validation":
+      names.append(evaluate.VALIDATION_STEP)
     if self.reading is not None:
       names.append(reading_lib.READ_STEP)
     if self.freezes_towers(self.scenario.num_tasks - 1):
       names.append(train.TRAIN_STEP_FROZEN)
+    if self.lessons is not None:
+      names.append(teacher.TEACH_STEP)
+      if self.lessons.attention is not None:
+        names.append(teacher.TEACH_STEP_ATTENTION)
     return tuple(names)
 
   def task(self, number: int, steps: int = 0, theta: float = -1.0) -> Task:

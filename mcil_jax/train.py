@@ -13,14 +13,15 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from mcil_jax import compilations, moe, optimizer, sharding
+from mcil_jax import compilations, moe, optimizer, presence, sharding
 from mcil_jax import config as config_lib
 from mcil_jax.data import augment, pipeline
 from mcil_jax.losses import classification
-from mcil_jax.methods.base import Method, Task
-from mcil_jax.models import multimodal
+from mcil_jax.methods.base import ATTENTION, Method, Task
+from mcil_jax.models import audio_guided, multimodal
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier
 from mcil_jax.reading import Reading
+from mcil_jax.teacher import Lessons
 
 
 @struct.dataclass
@@ -42,34 +43,6 @@ class TrainState:
   task_step: jax.Array
   key: jax.Array
   teacher: optax.Params | None = None
-
-
-def present(valid: jax.Array, modalities: tuple[str, ...]) -> Batch:
-  """Presence masks, bool [B]: every sample has exactly `modalities`."""
-  return {
-    m: jnp.full(valid.shape, m in modalities) & valid for m in config_lib.MODALITIES
-  }
-
-
-def drop_modalities(
-  draw: jax.Array, valid: jax.Array, modalities: tuple[str, ...], rate: float
-) -> Batch:
-  """Presence masks, bool [B], of which a share `rate` lacks each of two modalities.
-
-  No sample lacks both. Where there is only one modality, none lacks it.
-
-  Args:
-    draw: [B], uniform in [0, 1), which decides.
-    valid: [B], False for padding.
-    modalities: those that the others have.
-    rate: 0 to 0.5.
-  """
-  mask = present(valid, modalities)
-  if rate and len(modalities) == 2:
-    first, second = modalities
-    mask[first] &= draw >= rate
-    mask[second] &= draw < 1.0 - rate
-  return mask
 
 
 def create_state(
@@ -100,7 +73,7 @@ def create_state(
     )
     init_key, run_key = jax.random.split(key)
     inputs = model.apply({}, raw, method="preprocess")
-    everything = present(jnp.ones(1, bool), tuple(shapes))
+    everything = presence.present(jnp.ones(1, bool), tuple(shapes))
     first = jnp.zeros(1, jnp.int32)
     route = moe.Route(router=first, valid=jnp.ones(1, bool), item=first)
     prompts = reading.first_class() if reading else None
@@ -147,7 +120,9 @@ def copied(tree):
   return jax.tree.map(jnp.copy, tree)
 
 
-TrainStep = Callable[[TrainState, Batch, Task, Any], tuple[TrainState, Batch]]
+TrainStep = Callable[
+  [TrainState, Batch, Task, Any, Lessons | None], tuple[TrainState, Batch]
+]
 
 # Names of the two programs: everything trains, or the towers are frozen.
 TRAIN_STEP, TRAIN_STEP_FROZEN = "train_step", "train_step_frozen"
@@ -194,13 +169,16 @@ def make_train_step(
     freeze_towers: whether the towers are frozen.
 
   Returns:
-    (state, batch, task, knowledge) → (state, {"loss", "accuracy", "gradient_norm", …}).
+    (state, batch, task, knowledge, lessons) → (state, {"loss", "accuracy",
+    "gradient_norm", …}).
   """
   step = jit_train_step(
     model, method, c, mesh, layout=layout, freeze_towers=freeze_towers
   )
   reading = jax.device_put(reading, sharding.replicated(mesh))
-  return lambda *arguments: step(*arguments, reading)
+  return lambda state, batch, task, knowledge, lessons=None: step(
+    state, batch, task, knowledge, lessons, reading
+  )
 
 
 def jit_train_step(
@@ -226,9 +204,10 @@ def jit_train_step(
       what is frozen.
 
   Returns:
-    (state, batch, task, knowledge, reading) → (state, {"loss", "accuracy",
+    (state, batch, task, knowledge, lessons, reading) → (state, {"loss", "accuracy",
     "gradient_norm", …}). The knowledge is the method's, None without `method.tasks`;
-    the reading is that of a model with a text tower, or None.
+    lessons are what is kept of the teacher, None if it is asked in each step; the
+    reading is that of a model with a text tower, or None.
   """
   tx = optimizer.make(c.train)
   per_task = config_lib.per_task_routers(c)
@@ -239,7 +218,9 @@ def jit_train_step(
   def mask_kept(tree, task, knowledge):
     return method.mask(tree, task, knowledge) if method.mask else tree
 
-  def train_step(state: TrainState, batch: Batch, task: Task, knowledge, reading):
+  def train_step(
+    state: TrainState, batch: Batch, task: Task, knowledge, lessons, reading
+  ):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     raw_key, input_key, dropout_key = jax.random.split(key, 3)
     raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
@@ -247,7 +228,7 @@ def jit_train_step(
     inputs = augment.inputs(input_key, inputs, c.augment)
     # The split has used 0 to 2.
     present_key, prompt_key = jax.random.split(jax.random.fold_in(key, 3))
-    mask = drop_modalities(
+    mask = presence.drop_modalities(
       jax.random.uniform(present_key, batch["valid"].shape),
       batch["valid"],
       tuple(model.towers),
@@ -260,18 +241,27 @@ def jit_train_step(
       prompts = reading.for_training(prompt_key, task, method.prompts)
     trained, frozen = split(state.params, is_frozen)
     arguments = inputs, mask, task.theta, route, prompts
-    teacher = None
-    if method.importance is not None:
+    teacher, taught = None, {}
+    if lessons is not None:
+      teacher, taught = lessons.of(batch["id"])
+    elif method.importance is not None:
       teacher = _with_importance(
         model, state.teacher, arguments, lambda o: method.importance(o, batch, task)
       )
-    elif method.uses_teacher:
-      teacher = model.apply({"params": state.teacher}, *arguments, False)
+    elif method.teacher:
+      asked = [audio_guided.ATTENTION] if ATTENTION in method.teacher else []
+      teacher, seen = model.apply(
+        {"params": state.teacher}, *arguments, False, mutable=asked
+      )
+      taught = seen.get(audio_guided.ATTENTION, {})
+      if taught:
+        everyone = jnp.arange(len(batch["id"]))
+        taught = {"fusion": taught["fusion"] | {"place": everyone}}
 
     def loss_fn(trained):
-      params = {"params": join(trained, frozen)}
+      variables = {"params": join(trained, frozen), audio_guided.TAUGHT: taught}
       rngs = {"dropout": dropout_key}
-      outputs = model.apply(params, *arguments, True, rngs=rngs)
+      outputs = model.apply(variables, *arguments, True, rngs=rngs)
       outputs = outputs.replace(teacher=teacher)
       loss, scalars = method.loss(outputs, batch, task)
       if outputs.routing:
@@ -319,7 +309,7 @@ def jit_train_step(
   layout = replicate if layout is None else layout
   return jax.jit(
     train_step,
-    in_shardings=(layout, split_batch, replicate, replicate, replicate),
+    in_shardings=(layout, split_batch, *4 * (replicate,)),
     out_shardings=(layout, replicate),
     donate_argnums=0,
   )

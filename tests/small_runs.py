@@ -62,12 +62,12 @@ def params_of(prepared, workdir):
   return checkpoint.to_host(checkpoint.load_task_params(workdir, last, like))
 
 
-def assert_close(params, others):
+def assert_close(params, others, most=1e-4):
   flat, flat_others = state_leaves(params), state_leaves(others)
   assert flat.keys() == flat_others.keys()
   for name, value in flat.items():
     error = np.linalg.norm(value - flat_others[name]) / np.linalg.norm(value)
-    assert error < 1e-4, name
+    assert error < most, name
 
 
 def state_leaves(tree):

@@ -86,14 +86,6 @@ def host(tree):
   return jax.tree.map(np.array, tree)
 
 
-def test_presence_masks_are_those_of_valid_rows():
-  masks = train.present(jnp.array([True, False]), ("audio",))
-  assert {key: x.tolist() for key, x in masks.items()} == {
-    "image": [False, False],
-    "audio": [True, False],
-  }
-
-
 def test_parameters_are_of_the_kinds_that_weight_decay_tells_apart(initial):
   leaves = jax.tree_util.tree_leaves_with_path(initial.params)
   names = {path[-1].key for path, _ in leaves}
@@ -308,18 +300,3 @@ def test_parameters_are_split_by_path_and_joined_again():
   assert trained == {"a": {"x": None, "y": 2}, "b": {"x": None}}
   assert frozen == {"a": {"x": 1, "y": None}, "b": {"x": 3}}
   assert train.join(trained, frozen) == tree
-
-
-def test_modalities_are_dropped_at_their_rate_and_never_both():
-  valid = np.arange(4000) < 3600
-  draw = jax.random.uniform(jax.random.key(0), 4000)
-  mask = train.drop_modalities(draw, valid, ("image", "audio"), 0.2)
-  image, audio = np.array(mask["image"]), np.array(mask["audio"])
-  assert not (image | audio)[~valid].any()
-  assert (image | audio)[valid].all()
-  # 720 are expected of 3600, with a standard deviation of 24.
-  assert abs((~image & valid).sum() - 720) < 100
-  assert abs((~audio & valid).sum() - 720) < 100
-  alone = train.drop_modalities(draw, valid, ("audio",), 0.2)
-  np.testing.assert_array_equal(alone["audio"], valid)
-  assert not alone["image"].any()

@@ -5,6 +5,7 @@ the plan is the global batch of step s. So the position in the data is a step nu
 resuming starts at that row, and every process reads its columns of the same plan.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +18,8 @@ from mcil_jax import sharding
 from mcil_jax.data.source import Split
 
 PADDING = -1
+# Read ahead of the step, at least one batch and at most four: features are large.
+_AHEAD_BYTES = 2**27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +176,12 @@ def batches(
     split, labels, rows.ravel(), plan.is_exemplar[start:, columns].ravel()
   )
   dataset = grain.MapDataset.range(rows.size).map(loader).batch(rows.shape[1])
-  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-  for batch in dataset.to_iter_dataset(options):
-    yield sharding.place(batch, mesh, batch_size)
+  batch_bytes = sum(np.asarray(x).nbytes for x in loader(0).values()) * rows.shape[1]
+  ahead = min(max(1, _AHEAD_BYTES // batch_bytes), 4)
+  options = grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
+  with contextlib.closing(iter(dataset.to_iter_dataset(options))) as read:
+    for batch in read:
+      yield sharding.place(batch, mesh, batch_size)
 
 
 def batch_shapes(

@@ -89,21 +89,3 @@ def binary(
   old = jnp.arange(student.shape[-1]) < before
   of_row = jnp.sum(jnp.where(old, of_class, 0.0), axis=-1) / jnp.maximum(before, 1)
   return masked_mean(of_row, where)
-
-
-def attention(student: jax.Array, teacher: jax.Array, where: jax.Array) -> jax.Array:
-  """Σ of KL(teacher ‖ student) over all positions and channels, mean over rows.
-
-  Args:
-    student: [B, ...], log-probabilities.
-    teacher: [B, ...], log-probabilities.
-    where: bool [B].
-
-  References:
-    Pian et al. 2023 (AV-CIL, visual attention distillation), arXiv 2308.11073, §3.4.
-  """
-  teacher = jax.lax.stop_gradient(teacher)
-  rows = where.reshape(-1, *(1,) * (student.ndim - 1))
-  student, teacher = (jnp.where(rows, x, 0.0) for x in (student, teacher))
-  of_place = jnp.exp(teacher) * (teacher - student)
-  return masked_mean(of_place.sum(axis=range(1, of_place.ndim)), where)

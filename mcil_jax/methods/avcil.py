@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from mcil_jax.losses import contrastive, distillation
+from mcil_jax.losses import classification, contrastive
 from mcil_jax.methods import base, ssil
 
 # Name of a loss → its weight and value.
@@ -38,7 +38,10 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     return value, scalars
 
   return base.Method(
-    samples=of_ssil.samples, loss=loss, uses_memory=True, uses_teacher=True
+    samples=of_ssil.samples,
+    loss=loss,
+    uses_memory=True,
+    teacher=(base.LOGITS, base.ATTENTION),
   )
 
 
@@ -60,15 +63,15 @@ def _similarity(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
 
 def _attention(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
   """Attention distillation on exemplars, of a model that attends."""
-  if outputs.fused.attention is None:
+  divergence = outputs.fused.divergence
+  if divergence is None:
     return {}
   share = config.avcil.spatial_share
   where = batch["valid"] & batch["is_exemplar"]
-  student, teacher = outputs.fused.attention, outputs.teacher.fused.attention
   return {
     f"{name}_attention": (
       weight,
-      distillation.attention(student[name], teacher[name], where),
+      classification.masked_mean(divergence[name], where[-len(divergence[name]) :]),
     )
     for name, weight in (("spatial", share), ("temporal", 1.0 - share))
   }

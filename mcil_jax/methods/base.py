@@ -46,6 +46,9 @@ class Samples:
   exemplars: np.ndarray
 
 
+# What a loss may read of a teacher.
+LOGITS, ATTENTION, REST = "logits", "attention", "rest"
+
 Loss = Callable[[Outputs, Batch, Task], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -83,8 +86,10 @@ class Method:
     loss: (outputs, batch, task) → (scalar, {name: scalar to log}). `batch` has
       `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not count.
     uses_memory: whether exemplars are selected after each task.
-    uses_teacher: whether the loss reads `outputs.teacher`, see `multimodal.Outputs`; in
-      the first task that is the initial model, which must have no weight.
+    teacher: what the loss reads of `outputs.teacher`, see `multimodal.Outputs`:
+      `LOGITS`, `ATTENTION` (by how far the student's is from it,
+      `fusion.Fused.divergence`), `REST`. In the first task that is anything, and must
+      have no weight.
     classifier: "logits" or "nearest_mean", unless the config says otherwise.
     train_towers: "always" or "first_task", unless the config says otherwise.
     prompts: a training step reads those of the "seen" classes, or of the "task"'s.
@@ -101,7 +106,7 @@ class Method:
   samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]
   loss: Loss
   uses_memory: bool = False
-  uses_teacher: bool = False
+  teacher: tuple[str, ...] = ()
   classifier: str = "logits"
   train_towers: str = "always"
   prompts: str = "seen"

@@ -27,6 +27,6 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     samples=replay.new_samples_and_memory,
     loss=loss,
     uses_memory=True,
-    uses_teacher=True,
+    teacher=(base.LOGITS,),
     classifier="nearest_mean",
   )

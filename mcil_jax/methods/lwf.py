@@ -28,4 +28,4 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     }
     return sum(scalars.values()), scalars
 
-  return base.Method(samples=base.new_samples, loss=loss, uses_teacher=True)
+  return base.Method(samples=base.new_samples, loss=loss, teacher=(base.LOGITS,))

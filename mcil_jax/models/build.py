@@ -10,6 +10,7 @@ from mcil_jax import moe
 from mcil_jax.models import audio as audio_lib
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models import image as image_lib
+from mcil_jax.models.audio_guided import AudioGuided
 from mcil_jax.models.features import FrozenFeatures, Linear, LocalSimilarity
 from mcil_jax.models.multimodal import MultimodalClassifier
 from mcil_jax.models.text import TextTower
@@ -85,7 +86,7 @@ def _build_tower(
 
 # Fusions of frozen features, which need not be vectors.
 OF_FEATURES = {
-  "audio_guided": fusion_lib.AudioGuided,
+  "audio_guided": AudioGuided,
   "pooled": fusion_lib.Pooled,
 }
 

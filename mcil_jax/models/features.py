@@ -20,9 +20,9 @@ class FrozenFeatures(nn.Module):
     route: moe.Route | None = None,
     experts: Sequence[moe.MoE] = (),
   ) -> tuple[jax.Array, None]:
-    """Features [B, ..., D] → the same, and no routing."""
+    """Features [B, ..., D] → the same, vectors in float32, and no routing."""
     del train, route, experts
-    return x, None
+    return x.astype(jnp.float32) if x.ndim == 2 else x, None
 
 
 class Linear(nn.Module):
@@ -31,15 +31,18 @@ class Linear(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """`x` [..., D] → [..., features]."""
-    width = x.shape[-1]
+  def weights(self, width: int) -> tuple[jax.Array, jax.Array]:
+    """The kernel [width, features] and the bias [features]."""
 
     def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       return jax.random.uniform(key, shape, jnp.float32, -(width**-0.5), width**-0.5)
 
     kernel = self.param("kernel", uniform, (width, self.features))
-    bias = self.param("bias", uniform, (self.features,))
+    return kernel, self.param("bias", uniform, (self.features,))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """`x` [..., D] → [..., features]."""
+    kernel, bias = self.weights(x.shape[-1])
     return x @ kernel + bias
 
 

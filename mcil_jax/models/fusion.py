@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from mcil_jax.losses.similarity import normalise, pearson
-from mcil_jax.models.features import Linear
 
 Features = dict[str, jax.Array]
 
@@ -22,7 +21,8 @@ class Fused:
     masked: bool [B], where the second modality was left out because r < θ.
     parts: modality → [B, D_m], what the embedding is made of, in the place of features
       that are no vectors; None if they are.
-    attention: name → logarithms of attention, see `AudioGuided`; None without.
+    divergence: name → float32 [B'], how far the attention of the last rows is from that
+      of a teacher; None without, see `audio_guided`.
     pooled: [B, D], visual features that attention has pooled; None without.
   """
 
@@ -30,7 +30,7 @@ class Fused:
   correlation: jax.Array | None = None
   masked: jax.Array | None = None
   parts: Features | None = None
-  attention: Features | None = None
+  divergence: Features | None = None
   pooled: jax.Array | None = None
 
 
@@ -68,60 +68,6 @@ class One(nn.Module):
     return Fused(jnp.where(present[m][:, None], features[m], 0.0))
 
 
-class AudioGuided(nn.Module):
-  """Audio-guided spatial and temporal attention over visual features, by channel.
-
-  Of visual features V and audio features A, with a' = tanh(W_qa A), v' = tanh(W_qv V):
-
-    S = softmax over P of v' ⊙ a'              spatial, [B, T, P, D]
-    M = softmax over T of (Σ_P S ⊙ v') ⊙ a'    temporal, [B, T, D]
-    f_a = relu(W_a A), f_v = relu(W_v Σ_T M ⊙ Σ_P S ⊙ V)
-
-  and the embedding f_a + f_v; all W have biases. Where sounds are absent, attention is
-  uniform and f_a is left out, where images are absent f_v: the audio-only and
-  visual-only networks of the same benchmark. Gradients by f_a, f_v and what attention
-  pools can be had by Linen's "perturbations": "f_audio", "f_image" and "pooled".
-
-  Source: Pian et al. 2023 (AV-CIL), arXiv 2308.11073, §3.2.
-  """
-
-  @nn.compact
-  def __call__(self, features: Features, present: Features, theta: jax.Array) -> Fused:
-    """`image` [B, T, P, D] and `audio` [B, D] → embedding [B, D]."""
-    del theta
-    parts, attention, pooled = {}, None, None
-    audio, image = features.get("audio"), features.get("image")
-    if audio is not None:
-      there = present["audio"][:, None]
-      of_audio = self.perturb("f_audio", nn.relu(_linear(audio, "audio")))
-      parts["audio"] = jnp.where(there, of_audio, 0.0)
-    if image is not None:
-      if audio is None:
-        pooled = image.mean(axis=(1, 2))
-      else:
-        query = jnp.tanh(_linear(audio, "attention_audio"))
-        query = jnp.where(present["audio"][:, None], query, 0.0)
-        pooled, attention = self._attend(image, query)
-      pooled = self.perturb("pooled", pooled)
-      there = present["image"][:, None]
-      of_image = self.perturb("f_image", nn.relu(_linear(pooled, "image")))
-      parts["image"] = jnp.where(there, of_image, 0.0)
-    return Fused(sum(parts.values()), parts=parts, attention=attention, pooled=pooled)
-
-  def _attend(self, image: jax.Array, query: jax.Array) -> tuple[jax.Array, Features]:
-    keys = jnp.tanh(_linear(image, "attention_image"))
-    spatial = nn.log_softmax(keys * query[:, None, None], axis=2)
-    weights = jnp.exp(spatial)
-    temporal = nn.log_softmax((weights * keys).sum(axis=2) * query[:, None], axis=1)
-    frames = (weights * image).sum(axis=2)
-    pooled = (jnp.exp(temporal) * frames).sum(axis=1)
-    return pooled, {"spatial": spatial, "temporal": temporal}
-
-
-def _linear(x: jax.Array, name: str) -> jax.Array:
-  return Linear(x.shape[-1], name=name)(x)
-
-
 class Pooled(nn.Module):
   """The mean over all tokens, normalised, of each modality: no parameters."""
 
@@ -129,7 +75,7 @@ class Pooled(nn.Module):
     """Features [B, ..., D_m] by modality → embedding [B, Σ D_m]."""
     del theta
     pooled = {
-      m: normalise(x.mean(axis=tuple(range(1, x.ndim - 1))))
+      m: normalise(x.astype(jnp.float32).mean(axis=tuple(range(1, x.ndim - 1))))
       for m, x in features.items()
     }
     return Fused(jnp.concatenate(zero_absent(pooled, present), axis=-1), parts=pooled)

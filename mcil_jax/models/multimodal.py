@@ -64,7 +64,7 @@ class Outputs:
   Attributes:
     logits: [B, C], over all classes, unseen ones included; −1e9 for classes without a
       prototype.
-    embedding: [B, D], what the classifier sees.
+    embedding: [B, D], what the classifier sees; None where only logits were kept.
     features: modality → [B, D_m], of the towers, L2-normalised with a text tower; or
       the parts that the fusion makes of them.
     present: modality → bool [B].
@@ -78,7 +78,7 @@ class Outputs:
   """
 
   logits: jax.Array
-  embedding: jax.Array
+  embedding: jax.Array | None
   features: Batch = struct.field(default_factory=dict)
   present: Batch = struct.field(default_factory=dict)
   fused: fusion_lib.Fused | None = None
@@ -162,12 +162,12 @@ class MultimodalClassifier(nn.Module):
 
     Returns:
       `image` float32 [B, T, H, W, 3] in [−1, 1], `audio` float32 [B, F, mels]; features
-      as they are, in float32.
+      as they are.
     """
     inputs = {}
     for m in self.towers:
       if jnp.issubdtype(batch[m].dtype, jnp.floating):
-        inputs[m] = batch[m].astype(jnp.float32)
+        inputs[m] = batch[m]
       elif m == "image":
         inputs[m] = image_lib.normalise(batch[m])
       else:

@@ -9,7 +9,7 @@ import pytest
 
 from mcil_jax import config, optimizer
 from mcil_jax.losses import classification, contrastive, distillation, similarity
-from mcil_jax.models.fusion import AudioGuided
+from mcil_jax.models import audio_guided
 
 # PyTorch's names → those of `AudioGuided`.
 NAMES = {
@@ -29,12 +29,16 @@ def converted(state: dict[str, np.ndarray]) -> dict:
   }
 
 
-def forward(params, inputs):
+def forward(params, inputs, taught=None):
+  """Fused, logits, and what a teacher tells of its attention."""
   network = {k: v for k, v in params.items() if k != "classifier"}
   present = {m: jnp.ones(len(x), bool) for m, x in inputs.items()}
-  fused = AudioGuided().apply({"params": network}, inputs, present, -1.0)
+  variables = {"params": network} | ({"taught": taught} if taught else {})
+  fused, told = audio_guided.AudioGuided().apply(
+    variables, inputs, present, -1.0, mutable=[] if taught else ["attention"]
+  )
   head = params["classifier"]
-  return fused, fused.embedding @ head["kernel"] + head["bias"]
+  return fused, fused.embedding @ head["kernel"] + head["bias"], told.get("attention")
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +65,12 @@ def case(golden_dir, recipe):
 def losses(params, case):
   """Every term, as the reference names them, and what they are made of."""
   inputs, settings = case["inputs"], case["settings"]
-  fused, logits = forward(params, case["inputs_by_modality"])
-  old_fused, old_logits = forward(case["teacher"], case["inputs_by_modality"])
+  features = case["inputs_by_modality"]
+  _, old_logits, taught = forward(case["teacher"], features)
+  count = inputs["new_samples"]
+  taught = taught | {"place": np.arange(count, len(inputs["labels"]))}
+  fused, logits, _ = forward(params, features, taught)
+  *_, attention = forward(params, features)
   labels = np.array(inputs["labels"])
   everyone = np.ones(len(labels), bool)
   is_exemplar = np.arange(len(labels)) >= inputs["new_samples"]
@@ -82,18 +90,13 @@ def losses(params, case):
       where=where,
     )
 
-  def vad(name):
-    return distillation.attention(
-      fused.attention[name], old_fused.attention[name], is_exemplar
-    )
-
   unseen = jnp.zeros((len(labels), logits.shape[1] - old_logits.shape[1]))
   found = {
     "logits": logits,
     "audio_feature": audio,
     "visual_feature": image,
-    "spatial_attention": jnp.exp(fused.attention["spatial"])[..., ::16],
-    "temporal_attention": jnp.exp(fused.attention["temporal"]),
+    "spatial_attention": jax.nn.softmax(attention["spatial"], 2)[..., ::16],
+    "temporal_attention": jax.nn.softmax(attention["temporal"], 1),
     "teacher_logits": old_logits,
     "loss_instance": contrastive.info_nce(audio, image, **of_classes),
     "loss_class_released_code": contrastive.class_contrastive(
@@ -102,8 +105,8 @@ def losses(params, case):
     "loss_class_paper_eq7": contrastive.class_contrastive(
       audio, image, labels, **of_classes
     ),
-    "loss_vad_spatial": vad("spatial"),
-    "loss_vad_temporal": vad("temporal"),
+    "loss_vad_spatial": fused.divergence["spatial"].mean(),
+    "loss_vad_temporal": fused.divergence["temporal"].mean(),
     "loss_ce_new": cross_entropy(~is_exemplar),
     "loss_ce_old": cross_entropy(is_exemplar),
     "loss_ce": cross_entropy(everyone),
@@ -175,3 +178,94 @@ def test_adam_s_first_step_is_that_of_the_reference(case):
       np.testing.assert_allclose(
         after, expected[f"adam_head.{key}"], rtol=1e-4, atol=1e-5, err_msg=key
       )
+
+
+B, T, P, D = 5, 3, 4, 6
+
+
+def spatial(image, query, kernel, bias, taught, place):
+  """`attend` as the paper writes it, all at once: log S is [B, T, P, D]."""
+  image = image.astype(jnp.float32)
+  keys = jnp.tanh(image @ kernel + bias)
+  log_s = jax.nn.log_softmax(keys * query[:, None, None], axis=2)
+  s, found = jnp.exp(log_s), {}
+  found["frames"] = (s * image).sum(axis=2)
+  found["keys"] = (s * keys).sum(axis=2)
+  if taught is not None:
+    log_t = jax.nn.log_softmax(taught[place].astype(jnp.float32), axis=2)
+    of_place = jnp.exp(log_t) * (log_t - log_s[-len(log_t) :])
+    found["divergence"] = of_place.sum(axis=2)
+  return found
+
+
+PLACE = np.array([2, 0, 3, 1, 1])  # of each row's teacher, so far as there is one
+
+
+def arguments(rows, dtype):
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(B, T, P, D)).astype(np.float32)
+  query = np.tanh(rng.normal(size=(B, D))).astype(np.float32)
+  kernel, bias = rng.normal(size=(D, D)), rng.normal(size=D)
+  taught = None
+  if rows:
+    taught = np.tanh(rng.normal(size=(4, T, P, D))).astype(np.float16)
+  return (
+    jnp.asarray(image, dtype),
+    query,
+    kernel.astype(np.float32),
+    bias.astype(np.float32),
+    taught,
+  )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [0, 2, B], ids="{} taught".format)
+def test_attention_by_frames_is_that_of_the_paper(rows, dtype):
+  given = arguments(rows, dtype)
+  weights = {
+    name: np.random.default_rng(i).normal(size=(rows if i == 2 else B, T, D))
+    for i, name in enumerate(("frames", "keys", "divergence"))
+  }
+
+  def weighted(attend):
+    def total(*of):
+      found = attend(*of, given[4], PLACE[:rows] if rows else None)
+      found = found if isinstance(found, dict) else vars(found)
+      return sum((weights[k] * x).sum() for k, x in found.items() if x is not None)
+
+    return jax.value_and_grad(total, argnums=(0, 1, 2, 3))(*given[:4])
+
+  value, gradient = weighted(audio_guided.attend)
+  expected, of_expected = weighted(spatial)
+  np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+  for ours, theirs in zip(gradient, of_expected, strict=True):
+    assert ours.dtype == theirs.dtype
+    ours, theirs = (np.asarray(x, np.float64) for x in (ours, theirs))
+    rtol = 2**-7 if dtype == "bfloat16" else 1e-5
+    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=1e-5)
+
+
+def test_divergence_sums_over_places_and_a_teacher_is_no_variable():
+  """One frame, one channel, S uniform over two places, the teacher's 3/4 and 1/4."""
+  image, query = jnp.ones((1, 1, 2, 1)), jnp.ones((1, 1))
+  kernel, bias = jnp.ones((1, 1)), jnp.zeros(1)
+  taught = jnp.log(jnp.array([3.0, 1.0])).reshape(1, 1, 2, 1)
+
+  def divergence(taught):
+    of = image, query, kernel, bias, taught, np.zeros(1, int)
+    return audio_guided.attend(*of).divergence.sum()
+
+  found, gradient = jax.value_and_grad(divergence)(taught)
+  expected = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert not gradient.any()
+
+
+def test_what_a_teacher_tells_are_the_logits_of_its_attention():
+  image, query, kernel, bias, _ = arguments(0, "float32")
+  found, told = audio_guided.attend_and_tell(image, query, kernel, bias)
+  keys = np.tanh(np.asarray(image) @ kernel + bias)
+  np.testing.assert_allclose(told, keys * query[:, None, None], atol=1e-6)
+  again = audio_guided.attend(image, query, kernel, bias, told, np.arange(B))
+  np.testing.assert_array_equal(found.frames, again.frames)
+  np.testing.assert_allclose(again.divergence, 0, atol=1e-6)

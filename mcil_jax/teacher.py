@@ -1,0 +1,190 @@
+"""What the model before a task says of its samples, computed once for all epochs.
+
+The teacher of a distillation does not change within a task. Where its inputs do not
+change either, as features that are frozen do not, what a loss reads of it is computed
+once: of every sample the logits, of exemplars the attention too, which is large, and is
+kept in float16. (It lies between −1 and 1, so that is to 2⁻¹².)
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+
+from mcil_jax import presence, sharding
+from mcil_jax.data import pipeline, schema, source
+from mcil_jax.methods.base import ATTENTION, LOGITS, Method, Samples
+from mcil_jax.models import audio_guided
+from mcil_jax.models.multimodal import Batch, MultimodalClassifier, Outputs
+
+TEACH_STEP, TEACH_STEP_ATTENTION = "teach_step", "teach_step_attention"
+_NOWHERE = np.iinfo(np.int32).max  # out of bounds, where writing has no effect
+
+
+@struct.dataclass
+class Lessons:
+  """What a teacher says of the training split; of what nobody asked, anything.
+
+  Attributes:
+    logits: float32 [N, C].
+    place: int32 [N], where an exemplar's attention lies.
+    attention: `spatial` float16 [M, T, P, D] and `temporal` float32 [M, T, D], see
+      `models.audio_guided`; None if no loss reads it.
+    num_rows: so many last rows of each batch are exemplars, or padding.
+  """
+
+  logits: jax.Array
+  place: jax.Array
+  attention: dict[str, jax.Array] | None
+  num_rows: int = struct.field(pytree_node=False, default=0)
+
+  def of(self, ids: jax.Array) -> tuple[Outputs, dict]:
+    """The teacher's outputs for samples [B], and its attention for the student.
+
+    Padding, id −1, has anything.
+    """
+    outputs = Outputs(self.logits[ids], embedding=None)
+    if self.attention is None:
+      return outputs, {}
+    place = self.place[ids[len(ids) - self.num_rows :]]
+    place = jnp.minimum(place, len(self.attention["spatial"]) - 1)
+    return outputs, {"fusion": self.attention | {"place": place}}
+
+
+def shapes(
+  c: ml_collections.ConfigDict,
+  method: Method,
+  dataset: source.Dataset,
+  modalities: tuple[str, ...],
+  num_classes: int,
+) -> Lessons | None:
+  """Of the lessons of each task; None if the teacher has to be asked in each step.
+
+  That is so if a loss reads more than can be kept, if a sample is another one each time
+  it is shown, or if it would take more than `config.distillation.cache_gib`.
+  """
+  if not method.teacher or not set(method.teacher) <= {LOGITS, ATTENTION}:
+    return None
+  raw = [m for m in modalities if not schema.is_features(dataset.dtypes[m])]
+  if raw or c.train.modality_dropout:
+    return None
+  attention, rows, kept = None, 0, jax.ShapeDtypeStruct
+  if ATTENTION in method.teacher and len(modalities) == 2:
+    rows = pipeline.exemplar_rows(c.train.batch_size, c.memory.batch_share)
+    if not (rows and c.memory.reserve_rows):  # exemplars may be anywhere in a batch
+      return None
+    frames, places, width = dataset.shapes["image"]
+    attention = {
+      "spatial": kept((c.memory.size, frames, places, width), jnp.float16),
+      "temporal": kept((c.memory.size, frames, width), jnp.float32),
+    }
+  size = len(dataset.splits["train"])
+  lessons = Lessons(
+    logits=kept((size, num_classes), jnp.float32),
+    place=kept((size,), jnp.int32),
+    attention=attention,
+    num_rows=rows,
+  )
+  return lessons if num_bytes(lessons) <= c.distillation.cache_gib * 2**30 else None
+
+
+def num_bytes(lessons: Lessons) -> int:
+  """That lessons take on each device."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lessons))
+
+
+TeachStep = Callable[[Lessons, dict, Batch], Lessons]
+
+
+def make_teach_steps(model: MultimodalClassifier, mesh: Mesh) -> dict[bool, TeachStep]:
+  """Jitted steps: (lessons, the teacher's parameters, a batch) → more lessons.
+
+  Args:
+    model: of the run.
+    mesh: of the run.
+
+  Returns:
+    Two of them, by whether attention is asked for.
+  """
+
+  def teach(attends: bool, lessons: Lessons, params: dict, batch: Batch) -> Lessons:
+    inputs = model.apply({}, batch, method="preprocess")
+    mask = presence.present(batch["valid"], tuple(model.towers))
+    asked = [audio_guided.ATTENTION] if attends else []
+    outputs, seen = model.apply({"params": params}, inputs, mask, mutable=asked)
+    ids = jnp.where(batch["valid"], batch["id"], _NOWHERE)
+    lessons = lessons.replace(logits=lessons.logits.at[ids].set(outputs.logits))
+    if not attends:
+      return lessons
+    place = lessons.place.at[ids].get(mode="fill", fill_value=_NOWHERE)
+    attention = jax.tree.map(
+      lambda kept, x: kept.at[place].set(x.astype(kept.dtype)),
+      lessons.attention,
+      seen[audio_guided.ATTENTION]["fusion"],
+    )
+    return lessons.replace(attention=attention)
+
+  replicate, split_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+  steps = {}
+  for attends, name in ((False, TEACH_STEP), (True, TEACH_STEP_ATTENTION)):
+    step = functools.partial(teach, attends)
+    step.__name__ = name
+    steps[attends] = jax.jit(
+      step,
+      in_shardings=(replicate, None, split_batch),
+      out_shardings=replicate,
+      donate_argnums=0,
+    )
+  return steps
+
+
+def teach(
+  like: Lessons,
+  steps: dict[bool, TeachStep],
+  params: dict,
+  split: source.Split,
+  labels: np.ndarray,
+  samples: Samples,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+  after_batch: Callable[[], None] = lambda: None,
+) -> Lessons:
+  """The lessons of a task.
+
+  Args:
+    like: from `shapes`.
+    steps: from `make_teach_steps`.
+    params: of the teacher; None in the first task, which has none.
+    split: the training split.
+    labels: [N] of the split, positions in the class order.
+    samples: of the task.
+    batch_size: of the evaluation, which takes as much memory.
+    mesh: of the run.
+    after_batch: may raise to end it early.
+  """
+  place = np.full(like.place.shape, _NOWHERE, np.int32)
+  place[samples.exemplars] = np.arange(len(samples.exemplars))
+  zeros = jax.jit(
+    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like),
+    out_shardings=sharding.replicated(mesh),
+  )
+  lessons = zeros()
+  lessons = lessons.replace(place=jax.device_put(place, lessons.place.sharding))
+  if params is None:
+    return lessons
+  for ids, attends in (
+    (samples.new, False),
+    (samples.exemplars, like.attention is not None),
+  ):
+    plan = pipeline.in_order(ids, batch_size)
+    for batch in pipeline.batches(split, labels, plan, mesh):
+      # One at a time: steps that wait for each other would keep their batches.
+      lessons = jax.block_until_ready(steps[attends](lessons, params, batch))
+      after_batch()
+  return lessons
