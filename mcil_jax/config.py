@@ -118,6 +118,8 @@ def default() -> ml_collections.ConfigDict:
   # classes of the "validation" split, the earliest of equals.
   c.train.select = "last"
   c.train.batch_size = 64  # over all devices
+  c.train.drop_last = False  # whether an epoch leaves out samples that fill no batch
+  c.train.restart = False  # whether each task starts from new parameters
   c.train.optimizer = "adamw"  # or "adam", whose weight decay is in the gradient
   c.train.learning_rate = 1e-3  # peak, reached by a linear warm-up in each task
   c.train.schedule = "cosine"  # from there to 0; or "constant"

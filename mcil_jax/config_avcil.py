@@ -24,6 +24,7 @@ _BENCHMARK = {
   "train.label_smoothing": 0.0,
   "train.select": "validation",
   "train.batch_size": _NEW,
+  "train.drop_last": True,
 }
 # Each step has new samples and exemplars of its own.
 _TWO_STREAMS = {
@@ -38,7 +39,7 @@ _AFC = {
   **_ONE_STREAM,
   "method": "afc",
   "model.classifier": "local_similarity",
-  "memory.selection": "random",
+  "memory.selection": "herding",
 }
 
 
@@ -84,7 +85,7 @@ def get_config(
     "afc_nme": {**_AFC, "eval.classifier": "nearest_mean"},
     "afc_lsc": _AFC,
     "finetune": {"method": "finetune"},
-    "joint": {"method": "joint"},
+    "joint": {"method": "joint", "train.restart": True},
     "ncm": {"method": "ncm", "model.fusion": "pooled"},
     "smoke": {"train.epochs": 1},
   }

@@ -30,7 +30,8 @@ TASK_INCREMENTAL = "task_incremental"
 
 OPEN = "open"
 TOLD_CORRELATION = "told/correlation"
-EVAL_STEP, VALIDATION_STEP = "eval_step", "validation_step"
+EMBEDDING = "embedding"
+EVAL_STEP = "eval_step"
 
 EvalStep = Callable[[dict, Batch, Task, Any, Any, Any], Batch]
 
@@ -49,6 +50,11 @@ def kinds(
   return {MAIN: main, **{m: (m,) for m in modalities}}
 
 
+def step_name(only: str = "") -> str:
+  """Of the step that `make_eval_step` makes."""
+  return f"{EVAL_STEP}_{only}" if only else EVAL_STEP
+
+
 def make_eval_step(
   model: MultimodalClassifier,
   method: Method,
@@ -58,7 +64,7 @@ def make_eval_step(
   *,
   per_task: bool = False,
   modality_dropout: float = 0.0,
-  only_main: bool = False,
+  only: str = "",
 ) -> EvalStep:
   """The jitted step that classifies a batch.
 
@@ -72,7 +78,7 @@ def make_eval_step(
     per_task: whether each task has routers of its own.
     modality_dropout: share of samples that lack each modality in the main result; which
       ones depends on nothing but their numbers in the split.
-    only_main: return the predictions of `MAIN` alone, and compute what they need.
+    only: return nothing but this, and compute what it needs; all by default.
 
   Returns:
     (params, batch, task, prototypes, knowledge, means) → for each kind, int32 [B]
@@ -152,15 +158,16 @@ def make_eval_step(
     features = encode(infer(everything))[0] if per_task else shared[0]
     outputs = classify(features, everything)
     results |= {f"frozen/{m}": x for m, x in frozen.items()}
-    return results | {"embedding": outputs.embedding}
+    return results | {EMBEDDING: outputs.embedding}
 
-  def validation_step(*arguments):
-    return {MAIN: eval_step(*arguments)[MAIN]}
+  def slim_step(*arguments):
+    return {only: eval_step(*arguments)[only]}
 
+  slim_step.__name__ = step_name(only)
   replicate = sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh)
   return jax.jit(
-    validation_step if only_main else eval_step,
+    slim_step if only else eval_step,
     # None: as they lie.
     in_shardings=(None, batches, replicate, replicate, replicate, replicate),
     out_shardings=replicate,

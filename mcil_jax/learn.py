@@ -8,12 +8,13 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from mcil_jax import look, teacher, train
+from mcil_jax import evaluate, look, teacher, train
 from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
 from mcil_jax.methods.base import Samples
 from mcil_jax.models.multimodal import Batch
 from mcil_jax.record import Record
+from mcil_jax.remember import remember
 from mcil_jax.setup import Setup
 from mcil_jax.state import SECONDS, Best, RunState
 
@@ -22,7 +23,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   """Trains on the current task, from wherever `state` is in it."""
   c, number = setup.config, int(state.task)
   started = time.perf_counter()
-  seconds = dict.fromkeys(SECONDS, 0.0)
+  seconds = dict.fromkeys((*SECONDS, train.LEFT_OUT), 0.0)
   samples = setup.method.samples(
     setup.labels["train"], setup.scenario, number, state.memory
   )
@@ -103,16 +104,17 @@ def _left_out(seconds: dict[str, float]) -> Iterator[None]:
   """Leaves what happens inside out of the time of the steps."""
   started = time.perf_counter()
   yield
-  seconds["loop_seconds"] -= time.perf_counter() - started
+  seconds[train.LEFT_OUT] += time.perf_counter() - started
 
 
 def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
   """The better of the task's best model so far and the one after `epoch`."""
   seen = range(int(state.task) + 1)
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
-  if state.means is not None:  # by logits: means are there when the task is learned
-    state = state.replace(means=np.zeros_like(state.means))
-  found = look.predictions(setup, state, "validation", ids)
+  if setup.classifies_by_means:  # of the samples as this epoch sees them
+    state = remember(setup, state)
+  only = evaluate.MAIN
+  found = look.outcome(setup, state, "validation", ids, only=only)[only]
   correct = found == setup.labels["validation"][ids]
   accuracy = float(correct.mean())
   record.writer.write(
@@ -134,6 +136,7 @@ def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
     c.train.batch_size,
     c.memory.batch_share,
     c.memory.reserve_rows,
+    c.train.drop_last,
   )
 
 
@@ -152,6 +155,7 @@ def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator
       exemplar_share=c.memory.batch_share,
       rng=np.random.default_rng([c.seed, number, epoch]),
       reserve=c.memory.reserve_rows,
+      drop_last=c.train.drop_last,
     )
     yield from pipeline.batches(
       setup.dataset.splits["train"],

@@ -1,11 +1,12 @@
 """What the model of a state says of samples, and of the classes' prompts."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
 from mcil_jax import evaluate, sharding
 from mcil_jax.models import multimodal
-from mcil_jax.record import Record
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
@@ -13,37 +14,29 @@ from mcil_jax.state import RunState
 def outcome(
   setup: Setup,
   state: RunState,
-  record: Record,
   split: str,
   ids: np.ndarray,
+  stop: Callable[[], None] = lambda: None,
   *,
-  saved: RunState | None = None,
+  only: str = "",
 ) -> dict[str, np.ndarray]:
   """What the evaluation step returns for samples of a split.
 
-  Between batches the run may stop, with the state `saved`, by default the one that is
-  evaluated: from there all that follows is done again.
+  Args:
+    setup: of the run.
+    state: the model's, and what else the step needs.
+    split: its name.
+    ids: [n], which samples.
+    stop: may raise between batches, when everything is saved from which all that
+      follows is done again.
+    only: what is asked for, see `Setup.eval_step`.
   """
-  saved = state if saved is None else saved
-  step, after = setup.eval_step, lambda: record.stop_here(saved)
-  return _evaluate(setup, state, split, ids, step, after)
-
-
-def predictions(
-  setup: Setup, state: RunState, split: str, ids: np.ndarray
-) -> np.ndarray:
-  """Of the classes of samples of a split, the main ones; [n], as in `evaluate`."""
-  step = setup.validation_step
-  return _evaluate(setup, state, split, ids, step, lambda: None)[evaluate.MAIN]
-
-
-def _evaluate(setup, state, split, ids, step, after_batch) -> dict[str, np.ndarray]:
   number = int(state.task)
   theta = state.theta[number]
   if np.isnan(theta):  # before the task has begun
     theta = state.theta[number - 1] if number else -1.0
   return evaluate.evaluate(
-    step,
+    setup.eval_step(only),
     state.train.params,
     setup.dataset.splits[split],
     setup.labels[split],
@@ -54,7 +47,7 @@ def _evaluate(setup, state, split, ids, step, after_batch) -> dict[str, np.ndarr
     prototypes=prototypes(setup, state),
     knowledge=on_devices(setup, state.knowledge),
     means=state.means,
-    after_batch=after_batch,
+    after_batch=stop,
   )
 
 

@@ -1,5 +1,6 @@
 """The task loop: for each task train, remember what must be kept, evaluate, save."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,6 @@ from mcil_jax import config as config_lib
 from mcil_jax import (
   evaluate,
   look,
-  memory,
   metrics,
   moe,
   observe,
@@ -22,6 +22,7 @@ from mcil_jax import state as state_lib
 from mcil_jax.interrupt import StopSignal
 from mcil_jax.learn import learn
 from mcil_jax.record import Record
+from mcil_jax.remember import remember
 from mcil_jax.setup import Setup
 from mcil_jax.state import SECONDS, RunState
 
@@ -53,7 +54,9 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
         state = _timed(begin, setup, state, record)
       state = learn(setup, state, record)
       learned = _timed(conclude, setup, state, record)
-      state = remember(setup, learned, record)
+      # A stop saves the task as it was learned, with the memory it was trained with.
+      stop = functools.partial(record.stop_here, learned)
+      state = remember(setup, learned, stop)
       state, validation_accuracy = assess(setup, state, record, learned)
       announce(setup, state, record, validation_accuracy)
       record.save_task(state)
@@ -94,16 +97,20 @@ def _add_training(state: RunState, seconds: float) -> RunState:
 
 
 def begin(setup: Setup, state: RunState, record: Record) -> RunState:
-  """What comes before a task's first step: forward transfer, new routers, θ.
+  """What comes before a task's first step: new parameters, forward transfer, θ.
 
   A run that is stopped in here begins the task once more, but measures forward transfer
   only once, before the task has left any trace.
   """
   number, split = int(state.task), setup.config.eval.split
+  if setup.config.train.restart and number > 0:
+    fresh = setup.create_state(number)
+    state = state.replace(train=state.train.replace(params=fresh.params))
   ids = setup.scenario.samples_of(setup.labels[split], [number])
   if setup.reading is not None and number > 0 and (state.zero_shot[ids] < 0).any():
     zero_shot = state.zero_shot.copy()
-    zero_shot[ids] = look.outcome(setup, state, record, split, ids)[evaluate.OPEN]
+    stop = functools.partial(record.stop_here, state)
+    zero_shot[ids] = look.outcome(setup, state, split, ids, stop)[evaluate.OPEN]
     state = state.replace(zero_shot=zero_shot)
   if setup.method.tasks is not None:
     knowledge = look.on_devices(setup, state.knowledge)
@@ -120,12 +127,14 @@ def _imprint(setup: Setup, state: RunState, record: Record) -> RunState:
   """With the classifier that the method makes of the new samples' embeddings."""
   number, labels = int(state.task), setup.labels["train"]
   ids = setup.scenario.samples_of(labels, [number])
-  outcome = look.outcome(setup, state, record, "train", ids)
+  stop = functools.partial(record.stop_here, state)
+  only = evaluate.EMBEDDING
+  embedding = look.outcome(setup, state, "train", ids, stop, only=only)[only]
 
   def imprinted(params):
     made = setup.method.imprint(
       jax.device_get(params["classifier"]),
-      outcome["embedding"],
+      embedding,
       labels[ids],
       setup.task(number),
       seed=setup.config.seed,
@@ -148,7 +157,8 @@ def _theta(setup: Setup, state: RunState, record: Record) -> float:
     return value
   labels = setup.labels["train"]
   ids = setup.scenario.samples_of(labels, [int(state.task)])
-  outcome = look.outcome(setup, state, record, "train", ids)
+  stop = functools.partial(record.stop_here, state)
+  outcome = look.outcome(setup, state, "train", ids, stop)
   if evaluate.TOLD_CORRELATION not in outcome:  # a fusion without θ
     return -1.0
   return float(np.quantile(outcome[evaluate.TOLD_CORRELATION], value))
@@ -164,7 +174,8 @@ def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
     return state
   number = int(state.task)
   ids = setup.scenario.samples_of(setup.labels["train"], [number])
-  outcome = look.outcome(setup, state, record, "train", ids)
+  stop = functools.partial(record.stop_here, state)
+  outcome = look.outcome(setup, state, "train", ids, stop)
   routing = jax.device_get(look.prototypes(setup, state)).routing
   if routing is not None:
     own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
@@ -189,13 +200,14 @@ def assess(
   started = time.perf_counter()
   seen = range(number + 1)
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
-  outcome = look.outcome(setup, state, record, "validation", ids, saved=learned)
+  stop = functools.partial(record.stop_here, learned)
+  outcome = look.outcome(setup, state, "validation", ids, stop)
   correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
   seconds = time.perf_counter() - started
 
   split = setup.config.eval.split
   ids = setup.scenario.samples_of(setup.labels[split], seen)
-  outcome = look.outcome(setup, state, record, split, ids, saved=learned)
+  outcome = look.outcome(setup, state, split, ids, stop)
   predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
   for kind, rows in predictions.items():
     rows[number, ids] = outcome[kind]
@@ -210,58 +222,6 @@ def assess(
   )
   state = state.replace(predictions=predictions, observed=observed)
   return _add_training(state, seconds), correct.mean()
-
-
-def remember(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Selects exemplars of the task's classes, and computes means, for who needs them.
-
-  A stop saves the task as it was learned, with the memory that it was trained with.
-  """
-  learned = state
-  if setup.method.uses_memory:
-    ids = setup.scenario.samples_of(setup.labels["train"], [int(state.task)])
-    herding = setup.config.memory.selection == "herding"
-    outcome = look.outcome(setup, state, record, "train", ids) if herding else {}
-    state = state.replace(memory=_select(setup, state, ids, outcome))
-  if setup.classifies_by_means:
-    state = state.replace(means=_means(setup, state, record, learned))
-  return state
-
-
-def _means(
-  setup: Setup, state: RunState, record: Record, learned: RunState
-) -> np.ndarray:
-  """[C, D]: of all seen classes' exemplars; without a memory, of the task's samples."""
-  means, labels = state.means.copy(), setup.labels["train"]
-  if setup.method.uses_memory:
-    ids = memory.stored(state.memory)
-  else:
-    ids = setup.scenario.samples_of(labels, [int(state.task)])
-  outcome = look.outcome(setup, state, record, "train", ids, saved=learned)
-  x = outcome["embedding"].astype(np.float64)
-  x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  for c in np.unique(labels[ids]):
-    means[c] = x[labels[ids] == c].mean(axis=0)
-  return means
-
-
-def _select(
-  setup: Setup, state: RunState, ids: np.ndarray, outcome: dict[str, np.ndarray]
-) -> np.ndarray:
-  """The memory with exemplars of the current task, whose samples are `ids`."""
-  c, number = setup.config, int(state.task)
-  before, seen = (int(n) for n in setup.scenario.boundaries[number : number + 2])
-  rng = np.random.default_rng([0x3E3, c.seed, number])
-
-  def select(of_class: np.ndarray, count: int) -> np.ndarray:
-    if c.memory.selection == "random":
-      return rng.permutation(of_class)[:count]
-    rows = outcome["embedding"][np.searchsorted(ids, of_class)]
-    # As the released code of AV-CIL's benchmark, which picks some samples twice.
-    replacement = c.model.variant == "released"
-    return of_class[memory.herding(rows, count, replacement=replacement)]
-
-  return memory.update(state.memory, setup.labels["train"], range(before, seen), select)
 
 
 def announce(

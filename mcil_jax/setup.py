@@ -55,7 +55,7 @@ class Setup:
   modalities: tuple[str, ...]
   present: dict[str, tuple[str, ...]]
 
-  def create_state(self) -> train.TrainState:
+  def create_state(self, task: int = 0) -> train.TrainState:
     """See `train.create_state`."""
     shapes = {m: self.dataset.shapes[m] for m in self.modalities}
     return train.create_state(
@@ -66,6 +66,7 @@ class Setup:
       self.mesh,
       self.reading,
       uses_teacher=bool(self.method.teacher),
+      task=task,
     )
 
   @functools.cached_property
@@ -114,27 +115,35 @@ class Setup:
     """Jitted `Method.tasks.begin`."""
     return jax.jit(self.method.tasks.begin, out_shardings=self.layout.params)
 
-  @functools.cached_property
-  def eval_step(self) -> evaluate.EvalStep:
-    """Jitted, see `evaluate.make_eval_step`."""
-    return self._eval_step(only_main=False)
+  def eval_step(self, only: str = "") -> evaluate.EvalStep:
+    """Jitted, see `evaluate.make_eval_step`.
+
+    Args:
+      only: what is needed of it. Where every epoch needs it, that is a step of its own;
+        elsewhere compiling it would take longer than it saves.
+    """
+    return self._eval_steps[only if self.validates else ""]
+
+  @property
+  def validates(self) -> bool:
+    """Whether each epoch ends with a look at the validation split."""
+    return self.config.train.select == "validation"
 
   @functools.cached_property
-  def validation_step(self) -> evaluate.EvalStep:
-    """The same for nothing but the main predictions, as each epoch may need them."""
-    return self._eval_step(only_main=True)
-
-  def _eval_step(self, *, only_main: bool) -> evaluate.EvalStep:
-    return evaluate.make_eval_step(
-      self.model,
-      self.method,
-      self.scenario,
-      self.present,
-      self.mesh,
-      per_task=config_lib.per_task_routers(self.config),
-      modality_dropout=self.config.eval.modality_dropout,
-      only_main=only_main,
-    )
+  def _eval_steps(self) -> dict[str, evaluate.EvalStep]:
+    return {
+      only: evaluate.make_eval_step(
+        self.model,
+        self.method,
+        self.scenario,
+        self.present,
+        self.mesh,
+        per_task=config_lib.per_task_routers(self.config),
+        modality_dropout=self.config.eval.modality_dropout,
+        only=only,
+      )
+      for only in ("", evaluate.MAIN, evaluate.EMBEDDING)
+    }
 
   @functools.cached_property
   def read_step(self) -> Callable[[Any], multimodal.Prototypes] | None:
@@ -163,8 +172,9 @@ class Setup:
   def compiled(self) -> tuple[str, ...]:
     """Names of the functions that compile, each of them once for all tasks."""
     names = [train.TRAIN_STEP, evaluate.EVAL_STEP]
-    if self.config.train.select == "validation":
-      names.append(evaluate.VALIDATION_STEP)
+    if self.validates:
+      names.append(evaluate.step_name(evaluate.MAIN))
+      names.append(evaluate.step_name(evaluate.EMBEDDING))
     if self.reading is not None:
       names.append(reading_lib.READ_STEP)
     if self.freezes_towers(self.scenario.num_tasks - 1):

@@ -100,7 +100,7 @@ def initial(setup: Setup) -> RunState:
     observed=observe.empty(outcome, prototypes, setup.scenario, samples),
     knowledge=knowledge,
     means=means,
-    best=best(train_state.params) if c.train.select == "validation" else None,
+    best=best(train_state.params) if setup.validates else None,
     theta=np.full(tasks, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},
@@ -117,6 +117,6 @@ def _shapes(setup: Setup, params, knowledge) -> tuple[dict, Any]:
   if setup.read_step is not None:
     prototypes = jax.eval_shape(setup.read_step, params)
   outcome = jax.eval_shape(
-    setup.eval_step, params, batch, setup.task(0), prototypes, knowledge, None
+    setup.eval_step(), params, batch, setup.task(0), prototypes, knowledge, None
   )
   return outcome, prototypes

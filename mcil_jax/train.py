@@ -54,6 +54,7 @@ def create_state(
   reading: Reading | None = None,
   *,
   uses_teacher: bool = False,
+  task: int = 0,
 ) -> TrainState:
   """Initial parameters and optimizer state, laid out by `sharding.state_sharding`.
 
@@ -65,6 +66,7 @@ def create_state(
     mesh: of the run.
     reading: of a model with a text tower.
     uses_teacher: whether the state has a teacher.
+    task: each task has initial parameters of its own.
   """
 
   def create(key, reading):
@@ -87,7 +89,8 @@ def create_state(
       teacher=copied(params) if uses_teacher else None,
     )
 
-  arguments = jax.random.key(c.seed), reading
+  key = jax.random.key(c.seed)
+  arguments = jax.random.fold_in(key, task) if task else key, reading
   layout = sharding.state_sharding(mesh, jax.eval_shape(create, *arguments))
   return jax.jit(create, out_shardings=layout)(*arguments)
 
@@ -336,16 +339,20 @@ def _with_importance(
   return outputs.replace(importance=norms)
 
 
+LEFT_OUT = "left_out"
+
+
 def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch]:
   """Passes batches on to a loop of train steps and adds up where its time goes.
 
   Args:
     batches: device batches.
     seconds: `loop_seconds`, `wait_seconds` (of those, waiting for data) and
-      `loop_steps` are added to; a step that compiled is left out.
+      `loop_steps` are added to; a step that compiled is left out, and what the loop
+      adds to `LEFT_OUT`.
   """
   while True:
-    start = time.perf_counter()
+    start, left_out = time.perf_counter(), seconds[LEFT_OUT]
     compiled = _compiled()
     batch = next(batches, None)
     if batch is None:
@@ -353,7 +360,8 @@ def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch
     waited = time.perf_counter() - start
     yield batch
     if _compiled() == compiled:
-      seconds["loop_seconds"] += time.perf_counter() - start
+      left_out = seconds[LEFT_OUT] - left_out
+      seconds["loop_seconds"] += time.perf_counter() - start - left_out
       seconds["wait_seconds"] += waited
       seconds["loop_steps"] += 1
 

@@ -24,21 +24,28 @@ FEATURES = {
   "train.weight_decay": 1e-4,
   "train.label_smoothing": 0.0,
   "train.select": "validation",
-  "train.epochs": 3,
+  "train.epochs": 5,
   "train.batch_size": 24,
   "memory.size": 12,
   "memory.batch_share": 1 / 3,
   "memory.reserve_rows": True,
+  "memory.selection": "random",
+  "train.drop_last": True,
   "mesh.data": 1,
 }
 METHODS = {
   "avcil": {},
   "ssil": {},
   "lwf": {},
-  "icarl": {"memory.batch_share": 0.0},
-  "afc": {"memory.batch_share": 0.0, "model.classifier": "local_similarity"},
+  "icarl": {"memory.batch_share": 0.0, "memory.selection": "herding"},
+  "afc": {
+    "memory.batch_share": 0.0,
+    "memory.selection": "herding",
+    "model.classifier": "local_similarity",
+    "eval.classifier": "nearest_mean",
+  },
   "finetune": {},
-  "joint": {},
+  "joint": {"train.restart": True},
   "ncm": {"model.fusion": "pooled"},
 }
 
@@ -101,7 +108,8 @@ def test_a_method_learns_compiles_once_and_goes_on(method, features_dir, tmp_pat
   chosen = settings(method)
   results, _ = run_here(features_dir, tmp_path / "one", **chosen)
   trains = method != "ncm"
-  once = {"train_step": trains, "eval_step": 1, "validation_step": trains}
+  once = {"train_step": trains, "eval_step": 1, "eval_step_main": trains}
+  once["eval_step_embedding"] = method in ("icarl", "afc", "ncm")
   if method in ("avcil", "ssil", "lwf", "icarl"):
     once["teach_step"] = 1
   if method == "avcil":
@@ -171,3 +179,16 @@ def test_features_need_no_tower_and_raw_data_do(features_dir, tmp_path):
     run_here(
       features_dir, tmp_path, **FEATURES | {"model.image.tower": "vit", "method": "lwf"}
     )
+
+
+def test_a_task_can_start_from_new_parameters(features_dir, tmp_path):
+  untrained = settings("joint") | {"train.epochs": 0}
+  found = {
+    restart: run_here(
+      features_dir, tmp_path / str(restart), **untrained | {"train.restart": restart}
+    )[1]
+    for restart in (False, True)
+  }
+  kernels = [found[restart]["fusion"]["image"]["kernel"] for restart in found]
+  assert not np.isclose(*kernels).any()
+  assert np.std(kernels[0]) == pytest.approx(np.std(kernels[1]), rel=0.3)

@@ -69,11 +69,15 @@ def steps_per_epoch(
   batch_size: int,
   exemplar_share: float,
   reserve: bool = False,
+  drop_last: bool = False,
 ) -> int:
   """Steps of `shuffled`'s plan."""
+  samples, rows = num_new + num_exemplars, batch_size
   if exemplar_share and (num_exemplars or reserve):
-    return -(-num_new // (batch_size - exemplar_rows(batch_size, exemplar_share)))
-  return -(-(num_new + num_exemplars) // batch_size)
+    samples, rows = num_new, batch_size - exemplar_rows(batch_size, exemplar_share)
+  if drop_last:
+    return max(samples // rows, min(samples, 1))
+  return -(-samples // rows)
 
 
 def shuffled(
@@ -84,13 +88,14 @@ def shuffled(
   exemplar_share: float,
   rng: np.random.Generator,
   reserve: bool = False,
+  drop_last: bool = False,
 ) -> Plan:
   """One training epoch.
 
-  Each new sample comes once. With a share, the last rows of every batch are
-  exemplars, drawn in passes over the memory, each pass a fresh permutation; while there
-  are none the share is without effect, or those rows are padding. Without a share,
-  each exemplar comes once, mixed among the new samples.
+  Each new sample comes once, unless `drop_last`. With a share, the last rows of every
+  batch are exemplars, drawn in passes over the memory, each pass a fresh permutation;
+  while there are none the share is without effect, or those rows are padding. Without a
+  share, each exemplar comes once, mixed among the new samples.
 
   Args:
     new: indices of new samples.
@@ -99,10 +104,16 @@ def shuffled(
     exemplar_share: share of B that exemplars fill, see `exemplar_rows`.
     rng: of the shuffle.
     reserve: whether the share keeps its rows while there are no exemplars.
+    drop_last: whether samples that fill no batch are left out, others in each epoch;
+      but one batch there is. Exemplars then come in whole batches as well, which are
+      repeated in their order: the loaders of AV-CIL's benchmark.
   """
+  steps = steps_per_epoch(
+    len(new), len(exemplars), batch_size, exemplar_share, reserve, drop_last
+  )
   if exemplar_share and reserve and not len(exemplars):
     count = exemplar_rows(batch_size, exemplar_share)
-    rows = in_order(rng.permutation(new), batch_size - count).rows
+    rows = in_order(rng.permutation(new), batch_size - count).rows[:steps]
     rows = np.pad(rows, ((0, 0), (0, count)), constant_values=PADDING)
     return Plan(rows, np.zeros(rows.shape, bool))
   if not (len(exemplars) and exemplar_share):
@@ -110,16 +121,28 @@ def shuffled(
     order = rng.permutation(len(ids))
     plan = in_order(ids[order], batch_size)
     flags = in_order(np.where(order >= len(new), 1, 0), batch_size)
-    return Plan(plan.rows, flags.rows == 1)
+    return Plan(plan.rows[:steps], flags.rows[:steps] == 1)
   count = exemplar_rows(batch_size, exemplar_share)
-  plan = in_order(rng.permutation(new), batch_size - count)
-  needed = len(plan) * count
-  passes = [rng.permutation(exemplars) for _ in range(-(-needed // len(exemplars)))]
-  drawn = np.concatenate(passes)[:needed].reshape(len(plan), count)
-  return Plan(
-    rows=np.concatenate([plan.rows, drawn], axis=1),
-    is_exemplar=np.concatenate([plan.is_exemplar, np.ones(drawn.shape, bool)], axis=1),
-  )
+  shown = in_order(rng.permutation(new), batch_size - count).rows[:steps]
+  if drop_last:
+    drawn = _repeated(exemplars, steps, count, rng)
+  else:
+    needed = steps * count
+    passes = [rng.permutation(exemplars) for _ in range(-(-needed // len(exemplars)))]
+    drawn = np.concatenate(passes)[:needed].reshape(steps, count)
+  flags = [np.zeros(shown.shape, bool), drawn != PADDING]
+  return Plan(np.concatenate([shown, drawn], axis=1), np.concatenate(flags, axis=1))
+
+
+def _repeated(
+  exemplars: np.ndarray, steps: int, count: int, rng: np.random.Generator
+) -> np.ndarray:
+  """[steps, count]: the whole batches of a permutation, again and again."""
+  size = min(count, len(exemplars))
+  whole = len(exemplars) // size * size
+  batches = rng.permutation(exemplars)[:whole].reshape(-1, size)
+  batches = np.pad(batches, ((0, 0), (0, count - size)), constant_values=PADDING)
+  return batches[np.arange(steps) % len(batches)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,10 +88,11 @@ def imprint(
   """Proxies of new classes: centres of their samples, as long as old proxies are.
 
   Source: Douillard et al. 2020 (PODNet), arXiv 2004.13513, §3.3. A class with fewer
-  samples than proxies has each of its centres several times.
+  samples than proxies has each of its centres several times. The learned factor starts
+  anew, as in the benchmark of AV-CIL.
 
   Args:
-    classifier: `proxies` [C, p, D], and what else there is.
+    classifier: `proxies` [C, p, D] and `factor`.
     embeddings: [n, D], of the task's training samples.
     labels: int [n].
     task: the current one.
@@ -107,4 +108,5 @@ def imprint(
     means = cluster.KMeans(min(count, len(distinct)), n_init=1, random_state=seed)
     centres = means.fit(unit[labels == c]).cluster_centers_
     proxies[c] = length * np.resize(centres, (count, centres.shape[1]))
-  return classifier | {"proxies": proxies}
+  factor = np.ones_like(classifier["factor"])
+  return classifier | {"proxies": proxies, "factor": factor}

@@ -118,6 +118,57 @@ def test_rows_can_be_kept_for_exemplars_that_are_still_to_come():
     assert plan.is_exemplar[:, 8:].all() == bool(exemplars)
 
 
+@given(
+  num_new=st.integers(1, 40),
+  num_exemplars=st.integers(0, 20),
+  batch_size=st.integers(3, 12),
+  share=st.sampled_from([0.0, 0.3, 0.5]),
+  reserve=st.booleans(),
+)
+def test_incomplete_batches_can_be_left_out(
+  num_new, num_exemplars, batch_size, share, reserve
+):
+  new, exemplars = np.arange(num_new), np.arange(1000, 1000 + num_exemplars)
+  settings = {"reserve": reserve, "drop_last": True}
+  rng = np.random.default_rng(0)
+  plan = pipeline.shuffled(
+    new, exemplars, batch_size=batch_size, exemplar_share=share, rng=rng, **settings
+  )
+  assert len(plan) == pipeline.steps_per_epoch(
+    num_new, num_exemplars, batch_size, share, **settings
+  )
+  apart = share and (num_exemplars or reserve)
+  rows = batch_size - pipeline.exemplar_rows(batch_size, share) if apart else batch_size
+  available = num_new if apart else num_new + num_exemplars
+  assert len(plan) == max(available // rows, 1)
+  shown = plan.rows[:, :rows]
+  if available >= rows:
+    assert (shown >= 0).all()
+  shown = shown[shown >= 0]
+  assert len(set(shown)) == len(shown) == min(len(plan) * rows, available)
+  assert (plan.is_exemplar == (plan.rows >= 1000)).all()
+
+
+def test_whole_batches_of_exemplars_are_repeated_in_their_order():
+  def exemplars_of(num_exemplars):
+    plan = pipeline.shuffled(
+      np.arange(40),
+      np.arange(1000, 1000 + num_exemplars),
+      batch_size=12,
+      exemplar_share=1 / 3,
+      rng=np.random.default_rng(0),
+      drop_last=True,
+    )
+    assert len(plan) == 5
+    return plan.rows[:, 8:].tolist()
+
+  first, second, *others = exemplars_of(11)  # 4 + 4; three are left out
+  assert len(set(first + second)) == 8
+  assert others == [first, second, first]
+  few = exemplars_of(3)
+  assert sorted(few[0]) == [-1, 1000, 1001, 1002] and few == [few[0]] * 5
+
+
 def test_a_plan_depends_on_its_seed_alone():
   a, b = epoch(seed=[0, 1, 2]), epoch(seed=[0, 1, 2])
   np.testing.assert_array_equal(a.rows, b.rows)

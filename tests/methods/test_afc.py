@@ -44,5 +44,5 @@ def test_new_proxies_are_centres_as_long_as_old_ones():
   np.testing.assert_array_equal(made[[0, 1, 4]], proxies[[0, 1, 4]])
   np.testing.assert_allclose(sorted(made[2].tolist()), [[0, 4], [4, 0]], atol=1e-6)
   np.testing.assert_allclose(made[3], [[-4, 0], [-4, 0]], atol=1e-6)
-  assert found["factor"] == 2
+  assert found["factor"] == 1  # starts anew
   assert not proxies[2].any()  # not changed in place
