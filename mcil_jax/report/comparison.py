@@ -13,7 +13,7 @@ import numpy as np
 
 from mcil_jax import config as config_lib
 from mcil_jax import metrics
-from mcil_jax.report import charts, page, reading, tables
+from mcil_jax.report import benchmark, charts, page, reading, tables
 from mcil_jax.report.reading import Results
 
 # What a comparison reads of every run.
@@ -113,6 +113,16 @@ def rows(groups: Sequence[Group]) -> list[list[str]]:
   return [[*_LABELS, *columns], *body]
 
 
+def benchmark_rows(groups: Sequence[Group]) -> list[list[str]]:
+  """See `benchmark.rows`; of a method on a dataset the first experiment counts."""
+  by_method: dict[str, dict[str, Sequence[Results]]] = collections.defaultdict(dict)
+  for g in groups:
+    data = g.runs[0]["data"]
+    if data in benchmark.DATASETS:
+      by_method[g.method].setdefault(data, g.runs)
+  return benchmark.rows(by_method)
+
+
 def _against_joint(groups: Sequence[Group]) -> dict[str, Callable[[Results], float]]:
   """The column that needs joint runs beside the others, if there are any.
 
@@ -144,7 +154,8 @@ def modalities(runs: Sequence[Results]) -> list[str]:
 def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.Path]:
   """Writes index.html, table.md and table.tex; makes the folder if need be.
 
-  The page compares the runs; of one run alone it shows all there is to see.
+  The page compares the runs; of one run alone it shows all there is to see. With runs
+  on the datasets of AV-CIL's benchmark also benchmark.md and benchmark.tex.
 
   Returns:
     The paths of the files.
@@ -155,6 +166,9 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
     "table.md": tables.markdown(table, num_labels=2),
     "table.tex": tables.latex(table, num_labels=2),
   }
+  if table := benchmark_rows(groups):
+    files["benchmark.md"] = tables.markdown(table, num_labels=1)
+    files["benchmark.tex"] = tables.latex(table, num_labels=1)
   out_dir = pathlib.Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
@@ -166,6 +180,10 @@ def comparison_page(groups: Sequence[Group]) -> str:
   """The HTML page: for each task a table, and a chart with a line per method."""
   by_task = itertools.groupby(groups, key=lambda g: g.task)
   sections = [_section(task, list(members)) for task, members in by_task]
+  if table := benchmark_rows(groups):
+    heading, *body = table
+    of_benchmark = page.table(body, num_labels=1, heading=heading)
+    sections.insert(0, page.section("The benchmark of AV-CIL", of_benchmark))
   num_runs = sum(len(g.runs) for g in groups)
   lead = (
     f"{num_runs} runs, {len(groups)} experiments. Percent; mean ± standard deviation "

@@ -172,14 +172,20 @@ def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
     Functions of the results of a finished run. They return NaN for what the run has no
     value for, and raise ValueError if it does not say why.
   """
-  metrics = {
-    heading: functools.partial(_metric, name=name)
-    for heading, name in _COMPARED.items()
-  }
+  metrics = metric_columns(_COMPARED)
   known = {"task known": _final_task_known}
   alone = {f"{m} only": functools.partial(_final, modality=m) for m in modalities}
   minutes = {"minutes": lambda results: reading.get(results, "train_seconds") / 60}
   return metrics | known | alone | minutes
+
+
+def metric_columns(
+  names: Mapping[str, str],
+) -> dict[str, Callable[[Results], float]]:
+  """Columns as in `columns`, of metrics alone: heading → name of the metric."""
+  return {
+    heading: functools.partial(_metric, name=name) for heading, name in names.items()
+  }
 
 
 def cells(
