@@ -161,7 +161,7 @@ def measure_jax() -> dict:
     state, scalars = train_step(state, batch, task, None, lessons)
     jax.block_until_ready(scalars)
 
-  steps = -(-_NEW.value // _ROWS.value) * _EPOCHS.value
+  steps = max(_NEW.value // _ROWS.value, 1) * _EPOCHS.value
   return {
     "seconds": _timed(step),
     "asking_seconds": asking,

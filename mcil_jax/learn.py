@@ -32,9 +32,9 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   task = setup.task(number, steps, state.theta[number])
   train_step = setup.train_step(number)
   knowledge = look.on_devices(setup, state.knowledge)
-  lessons = _lessons(setup, state, record, samples)
   done, step = int(state.train.task_step), int(state.train.step)
   train_state, best, scalars = state.train, state.best, train.Scalars()
+  lessons = _lessons(setup, state, record, samples) if done < steps else None
 
   def current() -> RunState:
     seconds["train_seconds"] = time.perf_counter() - started

@@ -97,21 +97,21 @@ def _add_training(state: RunState, seconds: float) -> RunState:
 
 
 def begin(setup: Setup, state: RunState, record: Record) -> RunState:
-  """What comes before a task's first step: new parameters, forward transfer, θ.
+  """What comes before a task's first step: forward transfer, new parameters, θ.
 
   A run that is stopped in here begins the task once more, but measures forward transfer
   only once, before the task has left any trace.
   """
   number, split = int(state.task), setup.config.eval.split
-  if setup.config.train.restart and number > 0:
-    fresh = setup.create_state(number)
-    state = state.replace(train=state.train.replace(params=fresh.params))
   ids = setup.scenario.samples_of(setup.labels[split], [number])
   if setup.reading is not None and number > 0 and (state.zero_shot[ids] < 0).any():
     zero_shot = state.zero_shot.copy()
     stop = functools.partial(record.stop_here, state)
     zero_shot[ids] = look.outcome(setup, state, split, ids, stop)[evaluate.OPEN]
     state = state.replace(zero_shot=zero_shot)
+  if setup.config.train.restart and number > 0:
+    fresh = setup.create_state(number)
+    state = state.replace(train=state.train.replace(params=fresh.params))
   if setup.method.tasks is not None:
     knowledge = look.on_devices(setup, state.knowledge)
     params = setup.begin_task(state.train.params, knowledge, number)

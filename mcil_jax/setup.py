@@ -161,6 +161,7 @@ class Setup:
       self.dataset,
       self.modalities,
       self.scenario.num_classes,
+      self.mesh,
     )
 
   @functools.cached_property
@@ -237,7 +238,7 @@ def prepare(
   _modalities(c, "eval.modalities", modalities, f"the model of {c.train.modalities!r}")
   _check_towers(c, dataset, modalities)
   reading = reading_lib.make(c, tasks, dataset.name)
-  return Setup(
+  made = Setup(
     config=c,
     dataset=dataset,
     scenario=tasks,
@@ -257,6 +258,25 @@ def prepare(
     modalities=modalities,
     present=evaluate.kinds(c, modalities),
   )
+  _check_restart(made)
+  return made
+
+
+def _check_restart(made: Setup) -> None:
+  """Raises a ValueError if new parameters would lose what the method builds upon."""
+  method = made.method
+  builds_on = {
+    "towers that are frozen after the first task": made.freezes_towers(1),
+    "what it knows of earlier tasks": method.tasks is not None,
+    "its classifier": method.imprint is not None,
+    "class means of earlier tasks": made.classifies_by_means and not method.uses_memory,
+  }
+  kept = [what for what, there in builds_on.items() if there]
+  if made.config.train.restart and kept:
+    raise ValueError(
+      f"config.train.restart=True: config.method={made.config.method!r} builds on "
+      f"{kept[0]}; set it to False"
+    )
 
 
 def _check_towers(c, dataset: source.Dataset, modalities: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ class Best:
   """The best model of the current task so far.
 
   Attributes:
-    params: on the devices; those that the task began with before its first epoch.
+    params: on the devices; those before the task, until its first epoch ends.
     accuracy: float64, on the validation split; −1 before the first epoch.
     epoch: int64, 0-based; −1 before the first.
   """

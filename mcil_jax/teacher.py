@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from absl import logging
 from flax import struct
 from jax.sharding import Mesh
 
@@ -35,7 +36,8 @@ class Lessons:
     place: int32 [N], where an exemplar's attention lies.
     attention: `spatial` float16 [M, T, P, D] and `temporal` float32 [M, T, D], see
       `models.audio_guided`; None if no loss reads it.
-    num_rows: so many last rows of each batch are exemplars, or padding.
+    num_rows: so many last rows of each batch are taught attention, all exemplars among
+      them.
   """
 
   logits: jax.Array
@@ -62,6 +64,7 @@ def shapes(
   dataset: source.Dataset,
   modalities: tuple[str, ...],
   num_classes: int,
+  mesh: Mesh,
 ) -> Lessons | None:
   """Of the lessons of each task; None if the teacher has to be asked in each step.
 
@@ -73,11 +76,8 @@ def shapes(
   raw = [m for m in modalities if not schema.is_features(dataset.dtypes[m])]
   if raw or c.train.modality_dropout:
     return None
-  attention, rows, kept = None, 0, jax.ShapeDtypeStruct
+  attention, kept = None, jax.ShapeDtypeStruct
   if ATTENTION in method.teacher and len(modalities) == 2:
-    rows = pipeline.exemplar_rows(c.train.batch_size, c.memory.batch_share)
-    if not (rows and c.memory.reserve_rows):  # exemplars may be anywhere in a batch
-      return None
     frames, places, width = dataset.shapes["image"]
     attention = {
       "spatial": kept((c.memory.size, frames, places, width), jnp.float16),
@@ -88,9 +88,18 @@ def shapes(
     logits=kept((size, num_classes), jnp.float32),
     place=kept((size,), jnp.int32),
     attention=attention,
-    num_rows=rows,
+    num_rows=pipeline.last_rows(c.train.batch_size, c.memory.batch_share, mesh),
   )
-  return lessons if num_bytes(lessons) <= c.distillation.cache_gib * 2**30 else None
+  gib = num_bytes(lessons) / 2**30
+  if gib <= c.distillation.cache_gib:
+    return lessons
+  logging.warning(
+    "What the teacher says takes %.2f GiB, more than config.distillation.cache_gib=%s: "
+    "it is asked in each step.",
+    gib,
+    c.distillation.cache_gib,
+  )
+  return None
 
 
 def num_bytes(lessons: Lessons) -> int:
@@ -164,18 +173,15 @@ def teach(
     split: the training split.
     labels: [N] of the split, positions in the class order.
     samples: of the task.
-    batch_size: of the evaluation, which takes as much memory.
+    batch_size: of the evaluation.
     mesh: of the run.
     after_batch: may raise to end it early.
   """
   place = np.full(like.place.shape, _NOWHERE, np.int32)
   place[samples.exemplars] = np.arange(len(samples.exemplars))
-  zeros = jax.jit(
-    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like),
-    out_shardings=sharding.replicated(mesh),
-  )
-  lessons = zeros()
-  lessons = lessons.replace(place=jax.device_put(place, lessons.place.sharding))
+  replicate = sharding.replicated(mesh)
+  lessons = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=replicate), like)
+  lessons = lessons.replace(place=jax.device_put(place, replicate))
   if params is None:
     return lessons
   for ids, attends in (

@@ -27,11 +27,14 @@ def test_every_method_has_a_variant_of_every_dataset(name, method):
   config.validate(c)
   methods.make(c)
   assert c.method == method.partition("_")[0]
+  assert c.train.drop_last and c.train.select == "validation"
+  assert c.train.restart == (method == "joint")
   of_exemplars = round(c.train.batch_size * c.memory.batch_share)
   two_streams = method in ("avcil", "ssil")
   assert c.train.batch_size == (384 if two_streams else 256)
   if methods.make(c).uses_memory:
     assert of_exemplars == (128 if two_streams else 0)
+    assert c.memory.selection == ("random" if two_streams else "herding")
 
 
 @pytest.mark.parametrize(

@@ -143,10 +143,17 @@ def test_a_teacher_that_is_asked_once_says_the_same(method, features_dir, tmp_pa
 
 
 @pytest.mark.parametrize(
-  "method", ["avcil", pytest.param("afc", marks=pytest.mark.slow)]
+  ("method", "cache_gib"),
+  [
+    ("avcil", 1.0),
+    pytest.param("avcil", 0.0, marks=pytest.mark.slow),
+    pytest.param("afc", 1.0, marks=pytest.mark.slow),
+  ],
 )
-def test_eight_devices_give_the_result_of_one(method, features_dir, tmp_path):
-  chosen = settings(method)
+def test_eight_devices_give_the_result_of_one(
+  method, cache_gib, features_dir, tmp_path
+):
+  chosen = settings(method) | {"distillation.cache_gib": cache_gib}
   one, params = run_here(features_dir, tmp_path / "one", **chosen)
   spread = chosen | {"mesh.data": 8}
   eight, params_of_eight = run_here(features_dir, tmp_path / "eight", **spread)
@@ -179,6 +186,18 @@ def test_features_need_no_tower_and_raw_data_do(features_dir, tmp_path):
     run_here(
       features_dir, tmp_path, **FEATURES | {"model.image.tower": "vit", "method": "lwf"}
     )
+
+
+@pytest.mark.parametrize(
+  ("method", "changes"),
+  [("afc", {}), ("joint", {"eval.classifier": "nearest_mean"})],
+)
+def test_a_method_that_builds_on_its_parameters_keeps_them(
+  method, changes, features_dir, tmp_path
+):
+  chosen = settings(method) | {"train.restart": True} | changes
+  with pytest.raises(ValueError, match=r"train\.restart=True: .* builds on"):
+    run_here(features_dir, tmp_path, **chosen)
 
 
 def test_a_task_can_start_from_new_parameters(features_dir, tmp_path):

@@ -63,6 +63,17 @@ def exemplar_rows(batch_size: int, exemplar_share: float) -> int:
   return rows
 
 
+def last_rows(batch_size: int, exemplar_share: float, mesh: Mesh) -> int:
+  """So many rows at the end of a batch have all its exemplars, if there are any.
+
+  All rows where exemplars may be anywhere, or where to take some of them would move
+  them between devices.
+  """
+  if mesh.size > 1 or not exemplar_share:
+    return batch_size
+  return exemplar_rows(batch_size, exemplar_share)
+
+
 def steps_per_epoch(
   num_new: int,
   num_exemplars: int,

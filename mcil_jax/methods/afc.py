@@ -54,7 +54,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     samples=replay.new_samples_and_memory,
     loss=loss,
     uses_memory=True,
-    teacher=(base.LOGITS, base.REST),
+    teacher=(base.REST,),
     mask=keep_proxies,
     importance=cross_entropy,
     imprint=imprint,

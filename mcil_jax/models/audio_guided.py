@@ -6,6 +6,8 @@ what is cheap. Blocks are some places of one frame of all samples, since it is t
 that may be split over devices.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,9 +36,9 @@ class AudioGuided(nn.Module):
   pools can be had by Linen's "perturbations": "f_audio", "f_image" and "pooled".
 
   A teacher's attention is in the collection `ATTENTION`, by its logits: `spatial`
-  [B, T, P, D] and `temporal` [B, T, D]. With those of M samples in `TAUGHT`, and
-  `place` [B'], which of them the last B' rows of the batch are, `Fused.divergence` says
-  how far the student's attention is from it.
+  [B, T, P, D] and `temporal` [B, T, D]. With the same of the last B' rows of the batch
+  in `TAUGHT`, or of M samples and with `place` [B'], which of them these rows are,
+  `Fused.divergence` says how far the student's attention is from it.
 
   Source: Pian et al. 2023 (AV-CIL), arXiv 2308.11073, §3.2 and §3.4.
   """
@@ -87,7 +89,10 @@ class AudioGuided(nn.Module):
     pooled = (jnp.exp(log_weights) * found.frames).sum(axis=1)
     if not taught:
       return pooled, None
-    of_teacher = nn.log_softmax(taught["temporal"][taught["place"]], axis=1)
+    of_teacher = taught["temporal"]
+    if "place" in taught:
+      of_teacher = of_teacher[taught["place"]]
+    of_teacher = nn.log_softmax(of_teacher, axis=1)
     of_student = log_weights[len(log_weights) - len(of_teacher) :]
     of_frame = jnp.exp(of_teacher) * (of_teacher - of_student)
     return pooled, {
@@ -133,7 +138,7 @@ def attend(
     kernel: W, [D, D].
     bias: b, [D].
     taught: [M, T, P, D], a teacher's logits v' ⊙ a', in any precision; a constant.
-    place: int [B'], which of these belong to the last B' ≤ B rows.
+    place: int [B'], which of these belong to the last B' ≤ B rows; None: all, in order.
   """
   return _forward(image, query, kernel, bias, taught, place)[0]
 
@@ -169,18 +174,18 @@ _BLOCK_BYTES = 5 * 2**20
 
 
 def _places(batch_size: int, places: int, width: int) -> int:
+  """The divisor of `places` nearest, in ratio, to what makes such a block."""
   if jax.default_backend() != "cpu":
     return places
-  fitting = _BLOCK_BYTES // (4 * batch_size * width)
-  return max(
-    n for n in range(1, places + 1) if places % n == 0 and n <= max(fitting, 1)
-  )
+  wanted = _BLOCK_BYTES / (4 * batch_size * width)
+  divisors = [n for n in range(1, places + 1) if places % n == 0]
+  return min(divisors, key=lambda n: abs(math.log(n / wanted)))
 
 
 def _taught_block(taught, place, count: int, t: jax.Array, i: jax.Array):
   """[B', P / count, D] of the teacher, None without."""
-  if taught is None:
-    return None
+  if taught is None or place is None:
+    return None if taught is None else _block(taught, count, t, i)
   of_sample = jax.vmap(
     lambda m: _block(jax.lax.dynamic_index_in_dim(taught, m), count, t, i)[0]
   )
@@ -219,7 +224,7 @@ def _forward(image, query, kernel, bias, taught, place):
   found = Attended(sums.frames / sums.total, sums.keys / sums.total)
   if taught is not None:
     # Σ S_t (log S_t − log S) with log S = logits − log Σ exp(logits).
-    rows = sums.total[batch_size - len(place) :]
+    rows = sums.total[batch_size - sums.of_teacher.shape[0] :]
     divergence = sums.differences / sums.of_teacher + jnp.log(rows / sums.of_teacher)
     found = found.replace(divergence=divergence)
   return found, (image, query, kernel, bias, taught, place, keys, (found, sums))
@@ -228,7 +233,7 @@ def _forward(image, query, kernel, bias, taught, place):
 def _backward(saved, cotangent):
   image, query, kernel, bias, taught, place, all_keys, (found, sums) = saved
   count = len(all_keys) // image.shape[1]
-  others = len(query) - (0 if taught is None else len(place))
+  others = 0 if taught is None else len(query) - len(sums.of_teacher)
   # By the softmax of a frame: Σ_P S times what comes below.
   d_total = cotangent.frames * found.frames + cotangent.keys * found.keys
 
@@ -244,7 +249,11 @@ def _backward(saved, cotangent):
     d_logits = s * (d.frames * block + d.keys * keys - d_sum)
     if goal is not None:
       d_rows = d.divergence * (s[others:] - jnp.exp(goal) / of_frame.of_teacher)
-      d_logits = jnp.concatenate([d_logits[:others], d_logits[others:] + d_rows])
+      # Of a batch that is split over devices all rows are taught, and none is moved.
+      with_goal = d_logits[others:] + d_rows
+      d_logits = (
+        jnp.concatenate([d_logits[:others], with_goal]) if others else with_goal
+      )
     d_linear = (d_logits * q + s * d.keys) * (1.0 - keys * keys)
     # As matrices: of arrays with more axes XLA copies one, transposed.
     d_rows = d_linear.reshape(-1, d_linear.shape[-1])

@@ -180,7 +180,7 @@ def test_adam_s_first_step_is_that_of_the_reference(case):
       )
 
 
-B, T, P, D = 5, 3, 4, 6
+B, T, P, D = 5, 3, 6, 4
 
 
 def spatial(image, query, kernel, bias, taught, place):
@@ -220,7 +220,10 @@ def arguments(rows, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [0, 2, B], ids="{} taught".format)
-def test_attention_by_frames_is_that_of_the_paper(rows, dtype):
+@pytest.mark.parametrize("places", [1, 3, P], ids="blocks of {}".format)
+def test_attention_by_blocks_is_that_of_the_paper(places, rows, dtype, monkeypatch):
+  monkeypatch.setattr(audio_guided, "_BLOCK_BYTES", 4 * B * D * places)
+  assert audio_guided._places(B, P, D) == places
   given = arguments(rows, dtype)
   weights = {
     name: np.random.default_rng(i).normal(size=(rows if i == 2 else B, T, D))
@@ -261,11 +264,20 @@ def test_divergence_sums_over_places_and_a_teacher_is_no_variable():
   assert not gradient.any()
 
 
-def test_what_a_teacher_tells_are_the_logits_of_its_attention():
+def test_places_without_a_divisor_near_what_a_cache_holds_stay_together():
+  # 5 MiB are 53 places of 32 samples and 768 channels.
+  assert audio_guided._places(32, 196, 768) == 49
+  assert audio_guided._places(32, 197, 768) == 197
+  assert audio_guided._places(10**6, 196, 768) == 1
+
+
+@pytest.mark.parametrize("places", [2, P], ids="blocks of {}".format)
+def test_what_a_teacher_tells_are_the_logits_of_its_attention(places, monkeypatch):
+  monkeypatch.setattr(audio_guided, "_BLOCK_BYTES", 4 * B * D * places)
   image, query, kernel, bias, _ = arguments(0, "float32")
   found, told = audio_guided.attend_and_tell(image, query, kernel, bias)
   keys = np.tanh(np.asarray(image) @ kernel + bias)
   np.testing.assert_allclose(told, keys * query[:, None, None], atol=1e-6)
-  again = audio_guided.attend(image, query, kernel, bias, told, np.arange(B))
+  again = audio_guided.attend(image, query, kernel, bias, told)
   np.testing.assert_array_equal(found.frames, again.frames)
   np.testing.assert_allclose(again.divergence, 0, atol=1e-6)
