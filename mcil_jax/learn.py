@@ -143,12 +143,11 @@ def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
 def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator[Batch]:
   """Batches of all epochs of a task, from its step `done` on."""
   c = setup.config
-  steps_per_epoch = _steps_per_epoch(c, samples)
-  if not steps_per_epoch:  # a method may leave a task alone
-    return
-  first_epoch, start = divmod(done, steps_per_epoch)
-  for epoch in range(first_epoch, c.train.epochs):
-    plan = pipeline.shuffled(
+  if not _steps_per_epoch(c, samples):  # a method may leave a task alone
+    return iter(())
+
+  def plan(epoch: int) -> pipeline.Plan:
+    return pipeline.shuffled(
       samples.new,
       samples.exemplars,
       batch_size=c.train.batch_size,
@@ -157,10 +156,11 @@ def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator
       reserve=c.memory.reserve_rows,
       drop_last=c.train.drop_last,
     )
-    yield from pipeline.batches(
-      setup.dataset.splits["train"],
-      setup.labels["train"],
-      plan,
-      setup.mesh,
-      start=start if epoch == first_epoch else 0,
-    )
+
+  return pipeline.batches(
+    setup.dataset.splits["train"],
+    setup.labels["train"],
+    pipeline.Epochs(plan, c.train.epochs),
+    setup.mesh,
+    start=done,
+  )

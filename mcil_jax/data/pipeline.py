@@ -7,7 +7,8 @@ resuming starts at that row, and every process reads its columns of the same pla
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
 import grain
 import jax
@@ -37,6 +38,28 @@ class Plan:
   def __len__(self) -> int:
     """Number of steps."""
     return len(self.rows)
+
+  def step(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """`rows` and `is_exemplar` of one step, [B] each."""
+    return self.rows[number], self.is_exemplar[number]
+
+
+class Epochs:
+  """The plans of several epochs in a row, each made when it is needed."""
+
+  def __init__(self, make: Callable[[int], Plan], num_epochs: int):
+    """`make` returns the plan of an epoch; all have as many steps."""
+    self._plan = functools.lru_cache(maxsize=2)(make)
+    self._num_epochs = num_epochs
+
+  def __len__(self) -> int:
+    """Number of steps of all epochs."""
+    return self._num_epochs * len(self._plan(0)) if self._num_epochs else 0
+
+  def step(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """As that of a plan, whose steps are counted over all epochs."""
+    epoch, step = divmod(number, len(self._plan(0)))
+    return self._plan(epoch).step(step)
 
 
 def in_order(ids: np.ndarray, batch_size: int) -> Plan:
@@ -158,22 +181,24 @@ def _repeated(
 
 @dataclasses.dataclass(frozen=True)
 class _Loader:
-  """One row of a batch: index into the flattened plan → sample."""
+  """One row of a batch: number of the row, of all of the plan's → sample."""
 
   split: Split
   labels: np.ndarray
-  rows: np.ndarray
-  is_exemplar: np.ndarray
+  plan: Plan | Epochs
+  columns: np.ndarray
 
   def __call__(self, row: int) -> dict[str, np.ndarray]:
-    index = int(self.rows[row])
+    step, place = divmod(row, len(self.columns))
+    rows, is_exemplar = (x[self.columns[place]] for x in self.plan.step(step))
+    index = int(rows)
     valid = index != PADDING
     sample = self.split[max(index, 0)]
     return {
       **{key: value for key, value in sample.items() if key != "label"},
       "label": self.labels[max(index, 0)],
       "valid": np.bool_(valid),
-      "is_exemplar": np.bool_(self.is_exemplar[row]),
+      "is_exemplar": is_exemplar,
       "id": np.int32(index),
     }
 
@@ -181,7 +206,7 @@ class _Loader:
 def batches(
   split: Split,
   labels: np.ndarray,
-  plan: Plan,
+  plan: Plan | Epochs,
   mesh: Mesh,
   *,
   start: int = 0,
@@ -203,14 +228,13 @@ def batches(
   """
   if start >= len(plan):
     return
-  batch_size = plan.rows.shape[1]
+  batch_size = len(plan.step(0)[0])
   columns = sharding.local_rows(mesh, batch_size)
-  rows = plan.rows[start:, columns]
-  loader = _Loader(
-    split, labels, rows.ravel(), plan.is_exemplar[start:, columns].ravel()
-  )
-  dataset = grain.MapDataset.range(rows.size).map(loader).batch(rows.shape[1])
-  batch_bytes = sum(np.asarray(x).nbytes for x in loader(0).values()) * rows.shape[1]
+  width = len(columns)
+  loader = _Loader(split, labels, plan, columns)
+  rows = grain.MapDataset.range(start * width, len(plan) * width)
+  dataset = rows.map(loader).batch(width)
+  batch_bytes = sum(np.asarray(x).nbytes for x in loader(0).values()) * width
   ahead = min(max(1, _AHEAD_BYTES // batch_bytes), 4)
   options = grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
   with contextlib.closing(iter(dataset.to_iter_dataset(options))) as read:

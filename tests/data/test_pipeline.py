@@ -169,6 +169,23 @@ def test_whole_batches_of_exemplars_are_repeated_in_their_order():
   assert sorted(few[0]) == [-1, 1000, 1001, 1002] and few == [few[0]] * 5
 
 
+def test_epochs_follow_each_other():
+  made = []
+
+  def plan(number):
+    made.append(number)
+    return epoch(seed=number)
+
+  epochs = pipeline.Epochs(plan, 3)
+  assert len(epochs) == 9 and made == [0]  # no more than is needed
+  for step in range(9):
+    rows, is_exemplar = epochs.step(step)
+    expected = epoch(seed=step // 3)
+    np.testing.assert_array_equal(rows, expected.rows[step % 3])
+    np.testing.assert_array_equal(is_exemplar, expected.is_exemplar[step % 3])
+  assert len(pipeline.Epochs(plan, 0)) == 0
+
+
 def test_a_plan_depends_on_its_seed_alone():
   a, b = epoch(seed=[0, 1, 2]), epoch(seed=[0, 1, 2])
   np.testing.assert_array_equal(a.rows, b.rows)
