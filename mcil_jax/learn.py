@@ -55,6 +55,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
       bar.update()
       epoch = (done - 1) // steps_per_epoch
       if best is not None and done % steps_per_epoch == 0:
+        scalars.read(keep=0)  # or the last steps' time would count as the look's
         # Before anything is saved: a snapshot knows of all epochs that it has trained.
         with _left_out(seconds):
           best = select(setup, current(), record, epoch)
