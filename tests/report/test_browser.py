@@ -209,7 +209,9 @@ def test_many_classes_are_scaled_to_the_page(browser, finished):
 
 def test_a_comparison_is_drawn(browser, finished):
   runs = [finished(), finished(seed=1, seen_accuracy=[0.75, 0.625, 0.7])]
-  runs.append(finished(data="ave", seen_accuracy=[0.9, 0.8, 0.7]))
+  of_benchmark = finished(data="ave", seen_accuracy=[0.9, 0.8, 0.7])
+  of_benchmark["metrics"]["forgetting_avcil"] = 0.125
+  runs.append(of_benchmark)
   answers = browser.ask(
     comparison.comparison_page(comparison.group(runs)),
     headings=texts("h2"),
@@ -219,7 +221,8 @@ def test_a_comparison_is_drawn(browser, finished):
   )
   assert answers["console"] == []
   data = ["sounding_shapes", "ave"]
-  assert answers["headings"] == [f"{d}, test, 2 + 1 + 3 classes" for d in data]
+  of_tasks = [f"{d}, test, 2 + 1 + 3 classes" for d in data]
+  assert answers["headings"] == ["The benchmark of AV-CIL", *of_tasks]
   assert answers["points"] == 3
   assert answers["bands"] == 1  # one run has no deviation
   # 50 and 70 percent: mean 60, deviation √(100 + 100) = 14.1.
