@@ -274,15 +274,13 @@ def _report(
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string("source", None, "Directory with the files.", required=True)
+  command.define_flags(source="Directory with the files.")
   flags.DEFINE_enum("dataset", None, list(NUM_CLASSES), "Which one.", required=True)
   flags.DEFINE_string("name", None, "Name of the dataset to make; default: --dataset.")
-  flags.DEFINE_string("data_dir", "data", "Where the prepared datasets are.")
   flags.DEFINE_enum(
     "dtype", "float32", list(schema.FEATURE_DTYPES), "In which features are stored."
   )
   flags.DEFINE_integer("frames", 8, "T; the others of T·P tokens are those of a frame.")
-  flags.DEFINE_bool("overwrite", False, "Make it anew, whatever is there.")
 
 
 def _prepare(args: flags.FlagValues) -> str:

@@ -7,12 +7,19 @@ from absl import flags, logging
 from mcil_jax import cli
 
 
+def define_flags(source: str) -> None:
+  """Those that every preparation has; `source` is the help of the first."""
+  flags.DEFINE_string("source", None, source, required=True)
+  flags.DEFINE_string("data_dir", "data", "Where the prepared datasets are.")
+  flags.DEFINE_bool("overwrite", False, "Make it anew, whatever is there.")
+
+
 def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
   """Runs a preparation with the flags of the command line, and prints what it returns.
 
   Args:
-    prepare: has a flag `source`; its ValueError, OSError and ImportError are the user's
-      to mend.
+    prepare: gets the flags, those of `define_flags` and its own; its ValueError,
+      OSError and ImportError are the user's to mend.
     example: an option, for who writes one in another way.
   """
 

@@ -377,15 +377,13 @@ def _next_command(name: str, data_dir: str, num_classes: int) -> str:
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string("source", None, "The .npz file.", required=True)
+  command.define_flags(source="The .npz file.")
   flags.DEFINE_string("name", None, "Name of the dataset to make.", required=True)
-  flags.DEFINE_string("data_dir", "data", "Where the prepared datasets are.")
   flags.DEFINE_float("validation_share", 0.15, "Of train that becomes validation.")
   flags.DEFINE_string(
     "frames", None, "Key of the pixels; default: video_frames if there, else images."
   )
   flags.DEFINE_integer("seed", 0, "Chooses the validation samples.")
-  flags.DEFINE_bool("overwrite", False, "Make it anew, whatever is there.")
 
 
 def _prepare(args: flags.FlagValues) -> str:

@@ -150,13 +150,14 @@ def make_eval_step(
         results |= _observations(outputs, routing, mask)
         told, routing = encode(own_task) if per_task else shared
         results |= _experts(routing, len(own_task), prefix="told/")
-        results[TASK_INCREMENTAL] = within(scores(classify(told, mask)), own_task)
+        as_told = classify(told, mask) if per_task else outputs
+        results[TASK_INCREMENTAL] = within(scores(as_told), own_task)
     everything = present(batch["valid"], tuple(model.towers))
-    correlation = classify(told, everything).fused.correlation
-    if correlation is not None:
-      results[TOLD_CORRELATION] = correlation
-    features = encode(infer(everything))[0] if per_task else shared[0]
-    outputs = classify(features, everything)
+    outputs = classify(told, everything)
+    if outputs.fused.correlation is not None:
+      results[TOLD_CORRELATION] = outputs.fused.correlation
+    if per_task:
+      outputs = classify(encode(infer(everything))[0], everything)
     results |= {f"frozen/{m}": x for m, x in frozen.items()}
     return results | {EMBEDDING: outputs.embedding}
 

@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-import ml_collections
 import numpy as np
 import tqdm
 
@@ -12,7 +11,6 @@ from mcil_jax import evaluate, look, teacher, train
 from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
 from mcil_jax.methods.base import Samples
-from mcil_jax.models.multimodal import Batch
 from mcil_jax.record import Record
 from mcil_jax.remember import remember
 from mcil_jax.setup import Setup
@@ -27,14 +25,21 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   samples = setup.method.samples(
     setup.labels["train"], setup.scenario, number, state.memory
   )
-  steps_per_epoch = _steps_per_epoch(c, samples)
-  steps = steps_per_epoch * c.train.epochs
+  epochs = _epochs(setup, samples, number)
+  steps = len(epochs)
   task = setup.task(number, steps, state.theta[number])
   train_step = setup.train_step(number)
   knowledge = look.on_devices(setup, state.knowledge)
   done, step = int(state.train.task_step), int(state.train.step)
   train_state, best, scalars = state.train, state.best, train.Scalars()
   lessons = _lessons(setup, state, record, samples) if done < steps else None
+  batches = pipeline.batches(
+    setup.dataset.splits["train"],
+    setup.labels["train"],
+    epochs,
+    setup.mesh,
+    start=done,
+  )
 
   def current() -> RunState:
     seconds["train_seconds"] = time.perf_counter() - started
@@ -48,13 +53,13 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
     disable=not (c.log.progress and record.is_main),
   )
   with bar:
-    for batch in train.timed(_batches(setup, samples, number, done), seconds):
+    for batch in train.timed(batches, seconds):
       train_state, values = train_step(train_state, batch, task, knowledge, lessons)
       done, step = done + 1, step + 1
       scalars.push(step, values, batch["id"])
       bar.update()
-      epoch = (done - 1) // steps_per_epoch
-      if best is not None and done % steps_per_epoch == 0:
+      epoch = (done - 1) // epochs.steps_per_epoch
+      if best is not None and done % epochs.steps_per_epoch == 0:
         scalars.read(keep=0)  # or the last steps' time would count as the look's
         # Before anything is saved: a snapshot knows of all epochs that it has trained.
         with _left_out(seconds):
@@ -130,22 +135,9 @@ def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
   return state_lib.best(state.train.params, accuracy, epoch)
 
 
-def _steps_per_epoch(c: ml_collections.ConfigDict, samples: Samples) -> int:
-  return pipeline.steps_per_epoch(
-    len(samples.new),
-    len(samples.exemplars),
-    c.train.batch_size,
-    c.memory.batch_share,
-    c.memory.reserve_rows,
-    c.train.drop_last,
-  )
-
-
-def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator[Batch]:
-  """Batches of all epochs of a task, from its step `done` on."""
+def _epochs(setup: Setup, samples: Samples, number: int) -> pipeline.Epochs:
+  """What the epochs of a task show."""
   c = setup.config
-  if not _steps_per_epoch(c, samples):  # a method may leave a task alone
-    return iter(())
 
   def plan(epoch: int) -> pipeline.Plan:
     return pipeline.shuffled(
@@ -158,10 +150,4 @@ def _batches(setup: Setup, samples: Samples, number: int, done: int) -> Iterator
       drop_last=c.train.drop_last,
     )
 
-  return pipeline.batches(
-    setup.dataset.splits["train"],
-    setup.labels["train"],
-    pipeline.Epochs(plan, c.train.epochs),
-    setup.mesh,
-    start=done,
-  )
+  return pipeline.Epochs(plan, c.train.epochs)

@@ -52,13 +52,18 @@ class Epochs:
     self._plan = functools.lru_cache(maxsize=2)(make)
     self._num_epochs = num_epochs
 
+  @property
+  def steps_per_epoch(self) -> int:
+    """Number of steps of each epoch."""
+    return len(self._plan(0))
+
   def __len__(self) -> int:
     """Number of steps of all epochs."""
-    return self._num_epochs * len(self._plan(0)) if self._num_epochs else 0
+    return self._num_epochs * self.steps_per_epoch
 
   def step(self, number: int) -> tuple[np.ndarray, np.ndarray]:
     """As that of a plan, whose steps are counted over all epochs."""
-    epoch, step = divmod(number, len(self._plan(0)))
+    epoch, step = divmod(number, self.steps_per_epoch)
     return self._plan(epoch).step(step)
 
 
@@ -145,6 +150,8 @@ def shuffled(
   steps = steps_per_epoch(
     len(new), len(exemplars), batch_size, exemplar_share, reserve, drop_last
   )
+  if not steps:  # a method may leave a task alone
+    return in_order(new[:0], batch_size)
   if exemplar_share and reserve and not len(exemplars):
     count = exemplar_rows(batch_size, exemplar_share)
     rows = in_order(rng.permutation(new), batch_size - count).rows[:steps]

@@ -184,8 +184,10 @@ def _places(batch_size: int, places: int, width: int) -> int:
 
 def _taught_block(taught, place, count: int, t: jax.Array, i: jax.Array):
   """[B', P / count, D] of the teacher, None without."""
-  if taught is None or place is None:
-    return None if taught is None else _block(taught, count, t, i)
+  if taught is None:
+    return None
+  if place is None:
+    return _block(taught, count, t, i)
   of_sample = jax.vmap(
     lambda m: _block(jax.lax.dynamic_index_in_dim(taught, m), count, t, i)[0]
   )
@@ -248,11 +250,11 @@ def _backward(saved, cotangent):
     s = jnp.exp(keys * q) / of_frame.total
     d_logits = s * (d.frames * block + d.keys * keys - d_sum)
     if goal is not None:
-      d_rows = d.divergence * (s[others:] - jnp.exp(goal) / of_frame.of_teacher)
+      apart = s[others:] - jnp.exp(goal) / of_frame.of_teacher
+      taught_rows = d_logits[others:] + d.divergence * apart
       # Of a batch that is split over devices all rows are taught, and none is moved.
-      with_goal = d_logits[others:] + d_rows
       d_logits = (
-        jnp.concatenate([d_logits[:others], with_goal]) if others else with_goal
+        jnp.concatenate([d_logits[:others], taught_rows]) if others else taught_rows
       )
     d_linear = (d_logits * q + s * d.keys) * (1.0 - keys * keys)
     # As matrices: of arrays with more axes XLA copies one, transposed.
