@@ -73,8 +73,9 @@ BACKENDS = SHARDED | {"loop": _loop, "gather": _gather, "blocks": grouped.blocks
 SOFT = ("einsum", "loop")
 
 # A copy of an expert's parameters costs memory traffic, as much time as so many rows of
-# it: (numbers of an expert up to which it holds, rows). The larger is what `blocks`
-# took on a CPU with kernels of 2 MB; the smaller, for what fits a cache, is a guess.
+# it: (numbers of an expert up to which it holds, rows), on a CPU. With these "auto" is
+# the fastest that `moe.bench` measured of experts of 2·10³ to 5·10⁵ numbers, but where
+# all of it takes 0.1 ms.
 COPY_ROWS = ((2**17, 8), (math.inf, 64))
 
 

@@ -81,6 +81,12 @@ class _Kernels:
   """Kernels [E, D, H] for rows that are sorted by their expert."""
 
   def __init__(self, kernels: jax.Array, sizes: jax.Array):
+    if len(kernels) == 1:
+      # A second expert, without rows: libtpu 0.0.42 breaks off at a single one whose
+      # rows come from other chips.
+      kernels, sizes = (
+        jnp.pad(a, ((0, 1), *((0, 0),) * (a.ndim - 1))) for a in (kernels, sizes)
+      )
     self._kernels, self._sizes = kernels, sizes
 
   def __rmatmul__(self, x: jax.Array) -> jax.Array:
