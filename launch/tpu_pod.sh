@@ -96,7 +96,7 @@ if [ -n "$share" ]; then
     sudo mkdir -p $root && sudo mount -t nfs $(printf %q "$share") $root
     sudo chmod a+rwx $root"
 fi
-path=$root/$workdir
+path=$(printf %q "$root/$workdir")
 [[ $path == /* ]] || path='$HOME'/$path
 status=0
 on_all_hosts "cd mcil_jax && . .venv/bin/activate &&

@@ -91,8 +91,9 @@ def make_eval_step(
     inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
     modality; `frozen/M`, the same without adapters; `usage/M` [B, layers, E],
     assignments of a sample to each expert (mean over its tokens), `dropped/M` [B,
-    layers], those that were dropped, NaN for samples without the modality, and both as
-    `told/...` if the task were told; `present/M` bool [B];
+    layers], those that were dropped, `entropy/M` [B, layers] of the router, NaN for
+    samples without the modality, and all three as `told/...` if the task were told;
+    `present/M` bool [B];
     `correlation`, `masked` [B] of the fusion.
     With all modalities, and the task told: `told/correlation` [B].
   """
@@ -182,7 +183,7 @@ def _draw(ids: jax.Array) -> jax.Array:
 
 
 def _experts(routing: Routings, num_samples: int, prefix: str = "") -> Batch:
-  """`usage/M`, `dropped/M`, see `make_eval_step`."""
+  """`usage/M`, `dropped/M`, `entropy/M`, see `make_eval_step`."""
   return {
     f"{prefix}{name}/{m}": value
     for m, of_tower in routing.items()

@@ -50,14 +50,14 @@ def herding(
     replacement: whether a row can be picked again, as in AV-CIL's benchmark.
 
   Returns:
-    int64 [min(count, N)] row numbers (`count` of them with replacement), best first.
+    int64 [min(count, N)] row numbers, best first.
   """
   rows = features.astype(np.float64)
   rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
   mean = rows.mean(axis=0)
   picked: list[int] = []
   total = np.zeros_like(mean)
-  for k in range(1, (count if replacement else min(count, len(rows))) + 1):
+  for k in range(1, min(count, len(rows)) + 1):
     distance = np.linalg.norm(mean - (total + rows) / k, axis=1)
     if not replacement:
       distance[picked] = np.inf

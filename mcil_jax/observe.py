@@ -22,7 +22,7 @@ Observed = dict[str, np.ndarray]
 
 # Kept of every sample of the evaluated split, from `evaluate.make_eval_step`.
 _PER_SAMPLE = ("task", "correlation", "masked")
-_OF_EXPERTS = ("usage/", "dropped/")
+_OF_EXPERTS = ("usage/", "dropped/", "entropy/")
 BINS = 40
 
 
@@ -58,7 +58,8 @@ def empty(
       layers, _, num_experts = prototypes.routing.probs.shape
       shape = prototypes.num_prompts, layers
       observed["usage/text"] = np.full((*shape, num_experts), np.nan, np.float32)
-      observed["dropped/text"] = np.full(shape, np.nan, np.float32)
+      for name in ("dropped/text", "entropy/text"):
+        observed[name] = np.full(shape, np.nan, np.float32)
   return observed | {
     key.replace("usage/", "usage_then/"): rows.copy()
     for key, rows in observed.items()
@@ -171,8 +172,15 @@ def routing_drift(observed: Observed, labels: np.ndarray, scenario: Scenario) ->
 
 def dropped(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
   """modality → [T][layers]: assignments per item that found their expert full."""
-  mean = functools.partial(np.mean, axis=0, dtype=np.float64)
-  return _by_task("dropped/", mean, observed, labels, scenario)
+  return _by_task("dropped/", _mean, observed, labels, scenario)
+
+
+def routing_entropy(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
+  """modality → [T][layers]: mean entropy of an item's probabilities, in nats."""
+  return _by_task("entropy/", _mean, observed, labels, scenario)
+
+
+_mean = functools.partial(np.mean, axis=0, dtype=np.float64)
 
 
 def _by_task(

@@ -23,6 +23,14 @@ from mcil_jax import config as config_lib
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
+# Keys of what experts did: a value per modality and task.
+OF_EXPERTS = (
+  "expert_usage",
+  "routing_drift",
+  "routing_entropy",
+  "dropped_assignments",
+)
+
 _PACKAGES = (
   "jax",
   "jaxlib",
@@ -107,6 +115,7 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "expert_usage": observe.expert_usage(state.observed, labels, setup.scenario),
     "routing_drift": observe.routing_drift(state.observed, labels, setup.scenario),
     "dropped_assignments": observe.dropped(state.observed, labels, setup.scenario),
+    "routing_entropy": observe.routing_entropy(state.observed, labels, setup.scenario),
     "fusion": observe.fusion(state.observed, labels, setup.scenario, state.theta),
     "compilations": {name: int(n) for name, n in state.compilations.items()},
     "train_seconds": seconds["train_seconds"],

@@ -131,21 +131,20 @@ def _imprint(setup: Setup, state: RunState, record: Record) -> RunState:
   only = evaluate.EMBEDDING
   embedding = look.outcome(setup, state, "train", ids, stop, only=only)[only]
 
-  def imprinted(params):
-    made = setup.method.imprint(
-      jax.device_get(params["classifier"]),
-      embedding,
-      labels[ids],
-      setup.task(number),
-      seed=setup.config.seed,
-    )
-    like = jax.tree.map(lambda x: x.sharding, params["classifier"])
-    return params | {"classifier": jax.device_put(made, like)}
-
-  learning = state.train
+  params, teacher = state.train.params, state.train.teacher
+  made = setup.method.imprint(
+    jax.device_get(params["classifier"]),
+    embedding,
+    labels[ids],
+    setup.task(number),
+    seed=setup.config.seed,
+  )
+  like = jax.tree.map(lambda x: x.sharding, params["classifier"])
+  of_student, of_teacher = (jax.device_put(classifier, like) for classifier in made)
   return state.replace(
-    train=learning.replace(
-      params=imprinted(learning.params), teacher=imprinted(learning.teacher)
+    train=state.train.replace(
+      params=params | {"classifier": of_student},
+      teacher=teacher | {"classifier": of_teacher},
     )
   )
 
@@ -240,10 +239,16 @@ def announce(
     for kind, accuracy in seen_accuracy.items()
   }
   row = matrix[number, : number + 1]
-  record.writer.write(
-    int(state.train.step), scalars, event="task", task=number, accuracy_of_task=row
-  )
   summary = results.summarise(setup, state)  # in all processes: it gathers parameters
+  of_experts = {key: summary[key] for key in results.OF_EXPERTS if summary[key]}
+  record.writer.write(
+    int(state.train.step),
+    scalars,
+    event="task",
+    task=number,
+    accuracy_of_task=row,
+    **of_experts,
+  )
   if record.is_main:
     table = report.accuracy_table(matrix, increments, seen_accuracy[evaluate.MAIN])
     print(f"\n{table}\n", flush=True)

@@ -23,6 +23,7 @@ OUTCOME_SHAPES = {
   "masked": shape(8, dtype=bool),
   "usage/image": shape(8, 2, 3),
   "dropped/image": shape(8, 2),
+  "entropy/image": shape(8, 2),
   "feature/image": shape(8, 2),
 }
 PROTOTYPES = types.SimpleNamespace(
@@ -52,6 +53,7 @@ def observed():
     "masked": np.array([False, True]),
     "usage/image": one_hot([[0, 1], [2, 1]]),
     "dropped/image": np.array([[0, 1], [0, 0]], F32),
+    "entropy/image": np.array([[0.2, 0], [0.4, 0]], F32),
     "feature/image": np.array([[1, 0], [0, 1]], F32),
     "present/image": np.ones(2, bool),
     "fused": np.array([[1, 0], [0, 1]], F32),
@@ -107,6 +109,13 @@ def test_dropped_assignments_per_item(observed):
   assert found["text"] == [[0.25], [0.0]]
 
 
+def test_entropy_of_an_item(observed):
+  found = observe.routing_entropy(observed, LABELS, SCENARIO)
+  np.testing.assert_allclose(found["image"][0], [0.3, 0.0])
+  assert found["image"][1] is None
+  assert np.isfinite(found["text"]).all()
+
+
 def test_routing_drifts_by_the_share_that_moved(observed):
   assert observe.routing_drift(observed, LABELS, SCENARIO)["image"] == [[0, 0], None]
   later = {
@@ -116,6 +125,7 @@ def test_routing_drifts_by_the_share_that_moved(observed):
     # Sample 0 goes elsewhere in layer 0; sample 2 goes to a second expert in layer 1.
     "usage/image": one_hot([[1, 1], [0, 0], [2, 1], [0, 0]]),
     "dropped/image": np.zeros((4, 2), F32),
+    "entropy/image": np.zeros((4, 2), F32),
     "feature/image": np.ones((4, 2), F32),
     "present/image": np.ones(4, bool),
     "fused": np.ones((4, 2), F32),

@@ -88,7 +88,7 @@ def test_results_say_what_the_method_did(reference):
     shares = np.array(of_modality)
     assert shares.shape == (3, 1, 3)  # tasks, layers, experts
     np.testing.assert_allclose(shares.sum(axis=-1), 1.0)
-  for name in ("routing_drift", "dropped_assignments"):
+  for name in ("routing_drift", "dropped_assignments", "routing_entropy"):
     shapes = {m: np.shape(x) for m, x in results[name].items()}
     assert shapes == dict.fromkeys(usage, (3, 1))
   assert not np.any([*results["dropped_assignments"].values()])

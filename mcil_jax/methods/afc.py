@@ -84,12 +84,13 @@ def imprint(
   task: base.Task,
   *,
   seed: int,
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """Proxies of new classes: centres of their samples, as long as old proxies are.
 
   Source: Douillard et al. 2020 (PODNet), arXiv 2004.13513, §3.3. A class with fewer
-  samples than proxies has each of its centres several times. The learned factor starts
-  anew, as in the benchmark of AV-CIL.
+  samples than proxies has each of its centres several times. As in the benchmark of
+  AV-CIL the learned factor starts anew, and the teacher's proxies of new classes stay
+  as they were drawn.
 
   Args:
     classifier: `proxies` [C, p, D] and `factor`.
@@ -97,6 +98,9 @@ def imprint(
     labels: int [n].
     task: the current one.
     seed: of the run.
+
+  Returns:
+    The classifier of the student, and that of the teacher.
   """
   proxies = np.array(classifier["proxies"])
   length = np.linalg.norm(proxies[: task.before], axis=-1).mean()
@@ -105,8 +109,8 @@ def imprint(
   count = proxies.shape[1]
   for c in range(task.before, task.seen):
     distinct = np.unique(unit[labels == c], axis=0)
-    means = cluster.KMeans(min(count, len(distinct)), n_init=1, random_state=seed)
+    means = cluster.KMeans(min(count, len(distinct)), n_init=10, random_state=seed)
     centres = means.fit(unit[labels == c]).cluster_centers_
     proxies[c] = length * np.resize(centres, (count, centres.shape[1]))
-  factor = np.ones_like(classifier["factor"])
-  return classifier | {"proxies": proxies, "factor": factor}
+  of_teacher = classifier | {"factor": np.ones_like(classifier["factor"])}
+  return of_teacher | {"proxies": proxies}, of_teacher

@@ -99,8 +99,8 @@ class Method:
     importance: a loss of the teacher, whose gradient by what the fusion perturbs says
       how much depends on that, see `multimodal.Outputs`; None if nobody asks.
     imprint: (classifier's parameters, embeddings [n, D], labels [n], `Task`, seed) →
-      the parameters that a task after the first starts with, of the student and the
-      teacher. On the host, from the embeddings of the task's training samples.
+      the parameters that a task after the first starts with, the student's and the
+      teacher's. On the host, from the embeddings of the task's training samples.
   """
 
   samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]

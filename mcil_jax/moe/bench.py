@@ -11,12 +11,17 @@ turns, so that what else the machine does hits all alike; "fwd" is the forward p
 
 - dense: one MLP of the same hidden width on N·k rows, the same active FLOPs;
 - floor: the experts' MLPs alone, on N·k/E rows each that are already grouped.
+
+Both run on one device, whatever the mesh. Memory, FLOPs and what is sent are those of
+one device, of the layer forward and backward; drops are of its forward pass in
+training. The routing groups, inside which items compete, are as many for all meshes.
 """
 
 import dataclasses
 import functools
 import itertools
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -69,7 +74,10 @@ class Case:
     Raises:
       ValueError: the settings do not go together.
     """
-    data, expert = (int(n) for n in self.mesh.split("x"))
+    if min(self.experts, self.k, self.items) < 1:
+      raise ValueError("experts, k and items: expected numbers ≥ 1")
+    data, expert = _shape(self.mesh)
+    groups = math.lcm(*(math.prod(_shape(mesh)) for mesh in _MESHES.value))
     mesh = sharding.make_mesh(data, expert) if data * expert > 1 else None
     return MoE(
       MoEConfig(
@@ -77,15 +85,20 @@ class Case:
         router=self.router,
         top_k=self.k,
         capacity_factor=self.capacity_factor or None,
-        slots=max(1, self.items // self.experts // (data * expert)),
+        slots=max(1, self.items // self.experts // groups),
         unit="token",
-        groups=data * expert,
+        groups=groups,
         expert="mlp",
         hidden=_HIDDEN.value,
         backend=self.backend,
         mesh=mesh,
       )
     )
+
+
+def _shape(mesh: str) -> tuple[int, int]:
+  data, expert = mesh.split("x")
+  return int(data), int(expert)
 
 
 def cases() -> Iterator[Case]:
@@ -154,6 +167,8 @@ def run(case: Case) -> dict[str, Any]:
   h = jnp.asarray(rng.normal(size=(n, 1, d)), jnp.float32)
   route = Route(jnp.zeros(n, int), jnp.ones(n, bool), jnp.arange(n))
   params = layer.init(jax.random.key(0), h, None, route, False)["params"]
+  if case.skew and "router_bias" not in params:
+    raise ValueError(f"router={case.router!r} has no bias to skew")
   if "router_bias" in params:
     fall = -case.skew * np.log(np.arange(case.experts) + 1)
     params["router_bias"] = jnp.asarray(fall, jnp.float32)[None]
@@ -198,7 +213,7 @@ def run(case: Case) -> dict[str, Any]:
   )
   program = both["layer"][0]
   found = collectives.find(program.as_text(), layer.config.devices)
-  _, routing = forward["layer"][0](params, h)
+  routing = jax.jit(lambda *of: apply(*of, train=True)[1])(params, h)
   return {
     **dataclasses.asdict(case),
     "forward_ms": 1e3 * once["layer"],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mcil_jax.losses import similarity
-from mcil_jax.moe import experts, parallel, routers
+from mcil_jax.moe import experts, parallel, places, routers
 from mcil_jax.moe.config import ROUTERS, MoEConfig
 from mcil_jax.moe.routing import Routing
 
@@ -75,8 +75,8 @@ class MoE(nn.Module):
       train: whether to drop out, and to add noise if there is any.
 
     Returns:
-      [B, S, D], zeros for invalid samples; and the routing of the N items, B or B·S,
-      with what was executed of it.
+      [B, S, D], zeros for what is padding; and the routing of the N items, B or B·S,
+      with what was executed of it; see `measure` for its statistics.
 
     Raises:
       ValueError: settings do not go together, or the shapes of `route` do not fit.
@@ -84,17 +84,15 @@ class MoE(nn.Module):
     c = self.config
     num_samples, num_tokens, width = h.shape
     route.check(num_samples, num_tokens)
-    x = h
+    # Zero times NaN is NaN: what is in padding must not reach any gradient.
+    there = places.rows(route.valid, h.ndim)
+    x = h = jnp.where(there, h, 0)
     if c.unit == "token":
       route, x = route.of_tokens(num_tokens), h.reshape(-1, width)
       summary = x
     else:
       route = route.of_samples()
-    # Zero times NaN is NaN: what is in padding must not reach any gradient.
-    x, summary = (
-      jnp.where(route.valid.reshape(-1, *(1,) * (a.ndim - 1)), a, 0)
-      for a in (x, summary)
-    )
+    summary = jnp.where(route.valid[:, None], summary, 0)
     scores, bias, num_open = self._scores(summary, route, train)
     chances = None
     if ROUTERS[c.router].noise:
@@ -120,10 +118,8 @@ class MoE(nn.Module):
       outputs = jax.vmap(_expert(c), in_axes=((0, 0), None, None))(
         (shared, jnp.arange(c.num_shared)), (x, jnp.arange(len(x))), None
       )
-      y += jnp.where(
-        route.valid.reshape(-1, *(1,) * (x.ndim - 1)), outputs.sum(axis=0), 0.0
-      )
-    return y.reshape(h.shape), routing
+      y += outputs.sum(axis=0)
+    return jnp.where(there, y.reshape(h.shape), 0), routing
 
   def _scores(
     self, x: jax.Array, route: Route, train: bool
@@ -135,6 +131,9 @@ class MoE(nn.Module):
     """
     c = self.config
     x, bias, num_open = x.astype(jnp.float32), None, None
+    if c.initial_experts:
+      num_open = c.initial_experts + c.experts_per_router * route.router
+      num_open = jnp.clip(num_open, 0, c.num_experts)
     match ROUTERS[c.router].scores:
       case "linear":
         scores = self._linear(x, route)
@@ -150,14 +149,12 @@ class MoE(nn.Module):
           raise ValueError(
             f"router={c.router!r} goes by the numbers of items: route.item is missing"
           )
-        scores = routers.hashed(route.item, c.num_experts)
+        scores = routers.hashed(route.item, c.num_experts, num_open)
     if c.router == "sigmoid_bias":
       zeros = nn.initializers.zeros
       bias = self.param("balance_bias", zeros, (c.num_routers, c.num_experts))
       bias = bias[route.router]
-    if c.initial_experts:
-      num_open = c.initial_experts + c.experts_per_router * route.router
-      num_open = jnp.clip(num_open, 0, c.num_experts)
+    if num_open is not None:
       is_open = jnp.arange(c.num_experts) < num_open[:, None]
       scores = jnp.where(is_open, scores, -jnp.inf)
     return scores, bias, num_open

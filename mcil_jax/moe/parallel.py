@@ -86,12 +86,16 @@ def run(
     ValueError: see `backends.execute`.
   """
   count = len(inputs.valid)
-  if c.competes and not c.groups:  # each sample is a group
-    groups = num_samples + -num_samples % c.devices
-    per_group = count // max(num_samples, 1)
-  else:
-    groups = c.groups if c.competes else c.devices
+  if not c.competes:  # groups are of no consequence
+    groups, num_places = c.devices, count * c.num_experts
     per_group = -(-count // groups)
+  else:
+    groups = c.groups or num_samples  # each sample is one
+    per_group = -(-count // max(groups, 1))
+    # In a soft router's slots every item has its share.
+    places = per_group if c.router == "soft" else _capacity(c, per_group)
+    num_places = groups * c.num_experts * places
+    groups += -groups % c.devices
   groups, per_group = max(groups, c.devices), max(per_group, 1)  # of nothing, too
   padding = groups * per_group - count
   if padding:
@@ -111,9 +115,7 @@ def run(
     )(inputs, params, key)
   if padding:
     y, routing = jax.tree.map(lambda a: a[:count], (y, routing))
-  # In a soft router's slots every item has its share.
-  places = per_group if c.router == "soft" else _capacity(c, per_group)
-  return y, routing.replace(places=groups * c.num_experts * places)
+  return y, routing.replace(places=num_places)
 
 
 def _local(c, expert_fn, groups, train, axis, inputs: Inputs, params, key):

@@ -164,8 +164,8 @@ def uniform(scores: jax.Array, valid: jax.Array, *, k: int) -> Routing:
   """The k largest scores, which are noise, with equal weights: the control."""
   routing = top_k(jax.lax.stop_gradient(scores), valid, k=k)
   equal = jnp.where(routing.wanted, 1.0 / k, 0.0)
-  flat = jnp.where(valid[:, None], 1.0 / scores.shape[1], 0.0)
-  probs = jnp.broadcast_to(flat, routing.probs.shape)
+  possible = valid[:, None] & _chosen(scores)
+  probs = possible / jnp.maximum(possible.sum(axis=1, keepdims=True), 1)
   return routing.replace(weights=equal, probs=probs, log_z=None)
 
 
@@ -223,17 +223,27 @@ def shazeer_noise(
   return noisy, jnp.where(possible, chances, 0.0)
 
 
-def hashed(ids: jax.Array, num_experts: int) -> jax.Array:
+def hashed(
+  ids: jax.Array, num_experts: int, num_open: jax.Array | None = None
+) -> jax.Array:
   """Scores that depend on nothing but an item's number, [N, E].
 
   The first choice is a hash of it, the others follow in a circle: the same experts for
   the same item, for good. Source of the idea: Roller et al. 2021, arXiv 2106.04426.
+
+  Args:
+    ids: int [N].
+    num_experts: E.
+    num_open: int32 [N], of how many experts, the first ones; None: of all. Scores of
+      the others say nothing.
   """
   x = ids.astype(jnp.uint32)
   for factor in (0x7FEB352D, 0x846CA68B):  # mixes all bits of the number
     x = (x ^ (x >> 16)) * jnp.uint32(factor)
-  first = ((x ^ (x >> 16)) % num_experts).astype(jnp.int32)
-  distance = (jnp.arange(num_experts) - first[:, None]) % num_experts
+  circle = jnp.full(x.shape, num_experts) if num_open is None else num_open
+  circle = jnp.maximum(circle, 1)[:, None]
+  first = (x ^ (x >> 16))[:, None] % circle.astype(jnp.uint32)
+  distance = (jnp.arange(num_experts) - first.astype(jnp.int32)) % circle
   return -distance.astype(jnp.float32)
 
 

@@ -35,7 +35,7 @@ class MoEStats:
     capacity_use: executed assignments over places; of the padded buffers, so that
       without a capacity it is about k/E.
 
-  Without valid items, ratios, entropies and `z_loss` are undefined: NaN.
+  Without valid items losses and entropies are 0, and ratios of loads undefined: NaN.
   """
 
   load: jax.Array
@@ -66,10 +66,9 @@ def balance_loss(routing: Routing) -> jax.Array:
   f_e is the share of assignments and p_e the mean probability of expert e; gradients
   come from p_e. Source: Fedus et al. 2021, arXiv 2101.03961, eq. 4 to 6, for k = 1.
   """
-  count = jnp.maximum(jnp.sum(routing.valid), 1)
   share = _one_hot(routing).sum(axis=(0, 1)) / jnp.maximum(jnp.sum(routing.wanted), 1)
   num_experts = jnp.sum(routing.is_open)
-  return num_experts * jnp.sum(share * routing.probs.sum(axis=0) / count)
+  return num_experts * jnp.sum(share * routing.probs.sum(axis=0) / _count(routing))
 
 
 def importance_loss(routing: Routing) -> jax.Array:
@@ -93,9 +92,18 @@ def load_loss(routing: Routing) -> jax.Array:
 
 def _squared_variation(x: jax.Array, where: jax.Array) -> jax.Array:
   """(Standard deviation over mean)² of x ≥ 0 where it counts; 0 if all of it is 0."""
-  mean = x.mean(where=where)
-  variance = x.var(where=where)
+  count = jnp.maximum(where.sum(), 1)
+  mean = jnp.sum(x, where=where) / count
+  variance = jnp.sum((x - mean) ** 2, where=where) / count
   return jnp.where(mean > 0, variance / jnp.where(mean > 0, mean, 1.0) ** 2, 0)
+
+
+def _count(routing: Routing) -> jax.Array:
+  """Number of valid items, 1 if there is none: what is divided by it is 0 then.
+
+  NaN would stop a run whose batch happens to lack a modality.
+  """
+  return jnp.maximum(jnp.sum(routing.valid), 1)
 
 
 def z_loss(routing: Routing) -> jax.Array:
@@ -105,7 +113,7 @@ def z_loss(routing: Routing) -> jax.Array:
   """
   if routing.log_z is None:
     return jnp.array(jnp.nan)
-  return jnp.sum(routing.log_z**2) / jnp.sum(routing.valid)
+  return jnp.sum(routing.log_z**2) / _count(routing)
 
 
 def entropy(routing: Routing) -> jax.Array:
@@ -114,7 +122,7 @@ def entropy(routing: Routing) -> jax.Array:
   The local entropy of LIMoE if all items are of one modality: Mustafa et al. 2022,
   arXiv 2206.02770, §2.2.
   """
-  return -jnp.sum(_x_log_x(routing.probs)) / jnp.sum(routing.valid)
+  return -jnp.sum(_x_log_x(routing.probs)) / _count(routing)
 
 
 def marginal_entropy(routing: Routing) -> jax.Array:
@@ -123,7 +131,7 @@ def marginal_entropy(routing: Routing) -> jax.Array:
   Minus the global entropy loss of LIMoE if all items are of one modality: Mustafa et
   al. 2022, arXiv 2206.02770, §2.2.
   """
-  mean = routing.probs.sum(axis=0) / jnp.sum(routing.valid)
+  mean = routing.probs.sum(axis=0) / _count(routing)
   return -jnp.sum(_x_log_x(mean))
 
 
@@ -165,9 +173,9 @@ def by_sample(routing: Routing, num_samples: int) -> dict[str, jax.Array]:
     num_samples: B.
 
   Returns:
-    `usage` float32 [B, layers, E], assignments to each expert, and `dropped` [B,
-    layers], those without a place; means over a sample's valid tokens, 0 if there are
-    none.
+    `usage` float32 [B, layers, E], assignments to each expert, `dropped` [B, layers],
+    those without a place, and `entropy` [B, layers] of the probabilities, in nats;
+    means over a sample's valid tokens, 0 if there are none.
   """
   layers = routing.valid.shape[0]
   valid = routing.valid.reshape(layers, num_samples, -1)
@@ -181,6 +189,7 @@ def by_sample(routing: Routing, num_samples: int) -> dict[str, jax.Array]:
   return {
     "usage": of_samples(jax.vmap(_one_hot)(routing).sum(axis=2)),
     "dropped": of_samples(lost.sum(axis=-1).astype(jnp.float32)),
+    "entropy": of_samples(-_x_log_x(routing.probs).sum(axis=-1)),
   }
 
 
@@ -189,16 +198,22 @@ def penalty(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The weighted losses that `config.moe` asks for, and what is worth logging.
 
-  Means over towers of the means over a tower's layers; each tower's items are of one
-  modality, so that the entropies are LIMoE's.
+  Means over the towers that have valid items of the means over a tower's layers; each
+  tower's items are of one modality, so that the entropies are LIMoE's.
 
   Args:
     routings: modality → [layers, N, ...].
     c: `config.moe`.
   """
-  of_towers = [jax.vmap(measure)(routing) for routing in routings.values()]
+  of_towers = {m: jax.vmap(measure)(routing) for m, routing in routings.items()}
+  has_items = jnp.stack([routing.valid.any() for routing in routings.values()])
+
+  def mean_of(name: str) -> jax.Array:
+    values = jnp.stack([getattr(t, name).mean() for t in of_towers.values()])
+    return jnp.sum(values, where=has_items) / jnp.maximum(has_items.sum(), 1)
+
   mean = {
-    field.name: jnp.mean(jnp.stack([getattr(t, field.name).mean() for t in of_towers]))
+    field.name: mean_of(field.name)
     for field in dataclasses.fields(MoEStats)
     if field.name not in ("load", "importance")
   }
@@ -212,7 +227,7 @@ def penalty(
   }
   # What has no weight may be NaN, and zero times NaN is NaN.
   value = sum(w * mean[name] for name, w in weights.items() if w)
-  dropped = sum(t.dropped.sum() for t in of_towers)
+  dropped = sum(t.dropped.sum() for t in of_towers.values())
   rare = ("importance_loss", "load_loss", "z_loss")
   return value, {f"moe/{name}": mean[name] for name in rare if weights[name]} | {
     "moe/balance": mean["balance_loss"],
@@ -222,4 +237,9 @@ def penalty(
     "moe/dead_experts": mean["dead_experts"],
     "moe/capacity_use": mean["capacity_use"],
     "moe/dropped": dropped.astype(jnp.float32),
+    **{f"moe/entropy/{m}": t.entropy.mean() for m, t in of_towers.items()},
+    **{
+      f"moe/marginal_entropy/{m}": t.marginal_entropy.mean()
+      for m, t in of_towers.items()
+    },
   }

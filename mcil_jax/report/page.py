@@ -12,6 +12,8 @@ import string
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from mcil_jax import config as config_lib
 from mcil_jax.report import charts, reading, tables
 from mcil_jax.report.charts import Chart
@@ -206,13 +208,34 @@ def _experts(results: Results) -> list[str]:
     "Share of a task's assignments that each expert got, after the last task. The "
     "shares of a layer sum to 100 %."
   )
-  shown = [note(text), figures(charts.expert_usage(results))]
+  shown = [note(text), figures(charts.expert_usage(results)), _balance(results)]
   if dropped := results.get("dropped_assignments") and charts.per_layer(
     results, "dropped_assignments", "Assignments per item that found no place"
   ):
     text = "Assignments per item, in percent, whose expert was full."
     shown += [note(text), figures(dropped, small=True)]
   return shown
+
+
+def _balance(results: Results) -> str:
+  """A row per modality and layer: means over the tasks that were learned."""
+  rows = []
+  for modality, of_tasks in results["expert_usage"].items():
+    entropies = (results.get("routing_entropy") or {}).get(modality, [])
+    usages, entropies = _mean_of_tasks(of_tasks), _mean_of_tasks(entropies)
+    for layer, usage in enumerate(usages):
+      shown = f"max/mean load {usage.max() / usage.mean():.2f}"
+      shown += f", dead experts {(usage == 0).sum()}"
+      if len(entropies):
+        shown += f", entropy {entropies[layer]:.3f} nats"
+      rows.append((f"{modality}, layer {layer}", shown))
+  return table(rows, num_labels=2) if rows else ""
+
+
+def _mean_of_tasks(of_tasks: Sequence) -> np.ndarray:
+  """[layers, ...]; without a task, no layers."""
+  known = [x for x in of_tasks if x is not None]
+  return np.mean(known, axis=0) if known else np.empty(0)
 
 
 def _drift(results: Results) -> list[str]:

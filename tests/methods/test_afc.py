@@ -39,10 +39,11 @@ def test_new_proxies_are_centres_as_long_as_old_ones():
   embeddings = np.array([[9, 0], [2, 0], [0, 1], [0, 7], [-1, 0]], np.float32)
   labels = np.array([2, 2, 2, 2, 3])
   before = {"proxies": proxies, "factor": np.float32(2)}
-  found = afc.imprint(before, embeddings, labels, TASK, seed=0)
+  found, of_teacher = afc.imprint(before, embeddings, labels, TASK, seed=0)
   made = found["proxies"]
   np.testing.assert_array_equal(made[[0, 1, 4]], proxies[[0, 1, 4]])
   np.testing.assert_allclose(sorted(made[2].tolist()), [[0, 4], [4, 0]], atol=1e-6)
   np.testing.assert_allclose(made[3], [[-4, 0], [-4, 0]], atol=1e-6)
-  assert found["factor"] == 1  # starts anew
+  assert found["factor"] == of_teacher["factor"] == 1  # starts anew
   assert not proxies[2].any()  # not changed in place
+  np.testing.assert_array_equal(of_teacher["proxies"], proxies)

@@ -56,9 +56,24 @@ def test_a_mesh_exchanges_buffers_there_and_back_and_so_do_gradients(run):
   assert figures["sent_mib"] > buffers
 
 
-def test_nothing_that_can_be_is_an_error(run):
+@pytest.mark.parametrize(
+  "impossible",
+  [
+    {"routers": ["soft"], "backends": ["ragged"]},
+    {"routers": ["hash"], "skews": ["1"]},
+    {"experts": ["0"]},
+  ],
+  ids=str,
+)
+def test_nothing_that_can_be_is_an_error(run, impossible):
   with pytest.raises(SystemExit):
-    run(routers=["soft"], backends=["ragged"])
+    run(**impossible)
+
+
+def test_meshes_have_the_same_groups_and_drop_the_same(run):
+  figures, _ = run(meshes=["1x1", "2x4", "8x1"], experts=["8"], skews=["2"])
+  assert len({f["dropped"] for f in figures}) == 1
+  assert figures[0]["dropped"] > 0
 
 
 def test_functions_take_turns():

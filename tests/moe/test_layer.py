@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mcil_jax.moe import ROUTERS, MoE, MoEConfig, Route, measure
-from mcil_jax.moe.backends import BACKENDS
+from mcil_jax.moe.backends import BACKENDS, SOFT
 
 N, S, D, E = 8, 3, 6, 4
 
@@ -145,6 +145,40 @@ def test_all_backends_drop_the_same_units(h, factor):
     found[backend], _ = apply(layer, params, h, make_route(), train=True)
   for backend in BACKENDS:
     np.testing.assert_allclose(found[backend], found["loop"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_backend_executes_what_a_router_decides(router, h):
+  names = SOFT if router == "soft" else tuple(BACKENDS)
+  route = make_route(jnp.arange(N) % 2, jnp.arange(N) != 3).replace(item=jnp.arange(N))
+
+  def layer(backend):
+    settings = {"router": router, "unit": "token", "groups": 2, "top_k": 2, "slots": 2}
+    return make_layer(num_routers=2, capacity_factor=0.5, backend=backend, **settings)
+
+  def keys(seed):
+    return {"params": jax.random.key(seed), "dropout": jax.random.key(seed + 1)}
+
+  shapes = jax.eval_shape(
+    lambda: layer("loop").init(keys(0), h, None, route, True)["params"]
+  )
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
+
+  def loss(params, h, backend):
+    y, routing = layer(backend).apply(
+      {"params": params}, h, None, route, True, rngs=keys(2)
+    )
+    return jnp.sum(jnp.sin(y)), (y, routing.executed)
+
+  gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+  found = jax.jit(lambda p, h: {b: gradient(p, h, b) for b in names})(params, h)
+  expected = jax.tree.leaves(found["loop"])
+  assert np.abs(found["loop"][1][0]).max() > 0.1
+  for backend in names:
+    for ours, of_loop in zip(jax.tree.leaves(found[backend]), expected, strict=True):
+      scale = max(float(np.abs(of_loop).max()), 1e-3)
+      np.testing.assert_allclose(ours, of_loop, rtol=0, atol=1e-5 * scale)
 
 
 def test_units_are_dropped_in_training_only(h):
@@ -314,6 +348,22 @@ def test_routers_know_the_experts_that_there_were(h):
     assert not routing.probs[:, there:].any()
     found = gradients(layer, params, h, make_route(router))["experts"]
     assert not any(g[there:].any() for g in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_control_is_even_among_the_experts_that_there_are(train):
+  layer = make_layer(router="uniform", initial_experts=3)
+  ids = jnp.arange(3000)
+  route = Route(jnp.zeros_like(ids), ids >= 0, ids)
+  h = jnp.zeros((3000, 1, D))
+  variables = layer.init(jax.random.key(0), h, h[:, 0], route, False)
+  rngs = {"dropout": jax.random.key(0)}
+  _, routing = layer.apply(variables, h, h[:, 0], route, train, rngs=rngs)
+  counts = np.bincount(np.asarray(routing.expert_index[:, 0]), minlength=E)
+  # 1000 each; the standard deviation of a fair draw is 26.
+  assert np.abs(counts[:3] - 1000).max() < 110 and not counts[3:].any()
+  np.testing.assert_allclose(routing.probs[:, :3], 1 / 3, rtol=1e-6)
+  np.testing.assert_allclose(measure(routing).balance_loss, 1, rtol=1e-6)
 
 
 def test_items_are_hashed_the_same_in_every_batch(h):

@@ -155,13 +155,14 @@ def test_rows_that_travel_without_padding(
     assert_same(found[name], expected[name], name)
 
 
+@pytest.mark.parametrize("factor", [0.5, None])
 @pytest.mark.parametrize("router", ["top_k", "expert_choice", "soft"])
 @pytest.mark.parametrize("num_samples", [1, 6])
 def test_samples_that_are_no_multiple_of_the_devices(
-  num_samples, router, params, batch
+  num_samples, router, factor, params, batch
 ):
   few = {key: x[:num_samples] for key, x in batch.items()}
-  settings = {"router": router, "unit": "token", "capacity_factor": 0.5, "top_k": 2}
+  settings = {"router": router, "unit": "token", "capacity_factor": factor, "top_k": 2}
   settings |= {"hidden": 5, "slots": 2, "num_routers": 2}
   found, expected = (
     jax.jit(functools.partial(run, MoE(MoEConfig(E, mesh=mesh, **settings))))(
@@ -171,6 +172,9 @@ def test_samples_that_are_no_multiple_of_the_devices(
   )
   np.testing.assert_allclose(found[0], expected[0], atol=1e-6)
   np.testing.assert_array_equal(found[1].executed, expected[1].executed)
+  of_both = [jax.tree.leaves(measure(routing)) for _, routing in (found, expected)]
+  for ours, of_one_device in zip(*of_both, strict=True):
+    np.testing.assert_allclose(ours, of_one_device, rtol=1e-5, atol=1e-6)
 
 
 def test_the_cases_are_no_trivial_ones(expected):

@@ -137,12 +137,12 @@ def test_without_valid_items_what_is_undefined_is_nan():
     "balance_loss": 0,
     "importance_loss": 0,
     "load_loss": nan,
-    "z_loss": nan,
+    "z_loss": 0,
     "max_over_mean_load": nan,
     "load_cv": nan,
     "dead_experts": 2,
-    "entropy": nan,
-    "marginal_entropy": nan,
+    "entropy": 0,
+    "marginal_entropy": 0,
     "dropped": 0,
     "dropped_items": 0,
     "capacity_use": 0,
@@ -209,6 +209,7 @@ def test_a_sample_is_the_mean_of_its_tokens():
   found = stats_lib.by_sample(routing, 2)
   assert found["usage"].tolist() == [[[0.5, 0.5]], [[0.0, 1.0]]]
   assert found["dropped"].tolist() == [[0.5], [0.0]]
+  np.testing.assert_allclose(found["entropy"], math.log(2), rtol=1e-6)
 
 
 def test_the_penalty_weighs_what_the_config_names():
@@ -241,3 +242,36 @@ def test_the_penalty_weighs_what_the_config_names():
   _, logged = stats_lib.penalty(routings, config.default().moe)
   assert float(logged["moe/dead_experts"]) == 1
   assert float(logged["moe/dropped"]) == 0
+  assert abs(float(logged["moe/entropy/image"])) < 1e-6
+  np.testing.assert_allclose(logged["moe/entropy/audio"], math.log(2), rtol=1e-6)
+
+
+WEIGHTS = (
+  *("balance_weight", "importance_weight", "load_weight", "z_weight"),
+  *("local_entropy_weight", "global_entropy_weight"),
+)
+
+
+def test_a_batch_without_a_modality_leaves_the_penalty_to_the_others():
+  c = config.default().moe
+  c.update(dict.fromkeys(WEIGHTS, 1.0))
+
+  def penalty(scores, towers):
+    routings = {}
+    for name, valid in towers.items():
+      routing = executed(top_k(scores, jnp.full(2, valid), k=1))
+      routing = routing.replace(chances=jnp.where(valid, jax.nn.softmax(scores), 0.0))
+      routings[name] = jax.tree.map(lambda x: x[None], routing)
+    return stats_lib.penalty(routings, c)
+
+  scores = jnp.array([[0.0, 1.0], [2.0, -1.0]])
+  of_both = jax.value_and_grad(lambda s: penalty(s, {"image": True, "audio": False})[0])
+  of_one = jax.value_and_grad(lambda s: penalty(s, {"image": True})[0])
+  for found, expected in zip(of_both(scores), of_one(scores), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+  value, gradient = jax.value_and_grad(lambda s: penalty(s, {"image": False})[0])(
+    scores
+  )
+  assert value == 0 and not gradient.any()
+  _, logged = penalty(scores, {"image": True, "audio": False})
+  assert all(np.isfinite(x) for x in logged.values())

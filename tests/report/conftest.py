@@ -66,6 +66,10 @@ FINISHED = RESULTS | {
     "text": [[0.0], [0.0], [0.0]],
   },
   "dropped_assignments": {"image": [[0.0, 0.0]] * 3, "text": [[0.5], [0.0], [0.0]]},
+  "routing_entropy": {
+    "image": [[0.1, 0.6], [0.2, 0.3], [0.3, 0.6]],
+    "text": [[1.0]] * 3,
+  },
   "fusion": {
     "theta": [None, 0.5, 0.8],
     "correlation": {

@@ -154,6 +154,15 @@ def test_a_section_says_why_it_is_empty(finished, key):
   assert "Not shown: the model has none." in reader.texts["p"]
 
 
+def test_the_balance_of_experts_by_hand(finished):
+  usage = {"image": [[[1.0, 0.0, 0.0]], [[0.5, 0.5, 0.0]], None]}
+  entropy = {"image": [[0.25], [0.75], None]}
+  reader = read(finished(expert_usage=usage, routing_entropy=entropy))
+  # Means 0.75, 0.25, 0.
+  found = rows(reader)["image, layer 0"]
+  assert found == "max/mean load 2.25, dead experts 1, entropy 0.500 nats"
+
+
 def test_no_task_before_another(finished):
   reader = read(finished(zero_shot=[None, None, None]))
   assert "No task has followed another yet." in reader.texts["p"]
