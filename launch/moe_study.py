@@ -19,13 +19,17 @@ from mcil_jax.report import tables
 
 SHARED = {"moe.routers": "shared"}
 BY_TOKEN = SHARED | {"moe.unit": "token"}
+BY_MODALITY = SHARED | {"moe.share_experts": True}
+# LIMoE's losses at its authors' weight.
+ENTROPIES = {"moe.local_entropy_weight": 0.04, "moe.global_entropy_weight": 0.04}
 # Row of the table → folder of its runs, and what is changed.
 ROWS = {
   "top-1": ("shared router", SHARED),
   "top-2": ("top-2 shared", SHARED | {"moe.top_k": 2}),
   "expert choice": ("expert choice", BY_TOKEN | {"moe.router": "expert_choice"}),
   "soft": ("soft", BY_TOKEN | {"moe.router": "soft", "moe.slots": 4}),
-  "modality-conditioned": ("by modality", SHARED | {"moe.share_experts": True}),
+  "modality-conditioned": ("by modality", BY_MODALITY),
+  "the same, entropies": ("by modality with entropies", BY_MODALITY | ENTROPIES),
   "task-conditional": ("mife", {}),
   "task and modality": ("by task and modality", {"moe.share_experts": True}),
   "uniform": ("uniform", SHARED | {"moe.router": "uniform"}),
