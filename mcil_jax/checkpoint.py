@@ -128,8 +128,8 @@ def _read(path: pathlib.Path, like: Any) -> Any:
       sealed = checkpointer.restore(path, template)
     chex.assert_trees_all_equal_shapes_and_dtypes(sealed["tree"], like)
   except Exception as error:  # Orbax and TensorStore raise whatever they like
-    reason = " ".join(str(error).split())[:200]
-    problem = f"cannot be restored ({type(error).__name__}: {reason})"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    problem = f"cannot be restored ({_lacking(path, template) or reason})"
   if _in_all_processes(problem is None):
     intact = bytes(sealed["digest"]).hex() == sha256(sealed["tree"])
     if _in_all_processes(intact):
@@ -162,6 +162,25 @@ def _ignore_abandoned_reads() -> None:
       report(unraisable)
 
   sys.unraisablehook = hook
+
+
+def _lacking(path: pathlib.Path, template: Any) -> str | None:
+  """What `path` has no array for, if that is why it cannot be restored."""
+
+  def names(tree: Any) -> set[str]:
+    of_leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(at, simple=True, separator="/") for at, _ in of_leaves}
+
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      there = names(checkpointer.metadata(path).item_metadata.tree)
+  except Exception:  # damaged; the error that led here says more
+    return None
+  lacking = sorted(names(template) - there)
+  if not lacking:
+    return None
+  first = lacking[0].removeprefix("tree/")
+  return f"it has no {first!r}, as if written by another version of mcil_jax"
 
 
 def _abstract(leaf):
