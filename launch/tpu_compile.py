@@ -61,12 +61,22 @@ _ENVIRONMENT = {
 def record_of(
   program: Any, chip: roofline.Chip, num_chips: int, expert_chips: int = 1
 ) -> dict[str, Any]:
-  """The figures of an `ahead_of_time.Program`, as `--json` writes them."""
+  """The figures of an `ahead_of_time.Program`, as `--json` writes them.
+
+  It fits if all that it takes is no more than a chip has. The compiler, which knows
+  what is needed at the same time, may accept a little more than that.
+  """
+  excess = program.memory.total / 2**30 - chip.hbm_gib
+  misfit = (
+    f"does not fit: all that it takes is {program.memory.total / 2**30:.2f} GiB, "
+    f"{excess:.2f} GiB more than the {chip.hbm_gib} GiB of a chip"
+  )
   costs = program.flops, program.bytes_accessed, program.collectives
   scaling = roofline.weak_scaling(chip, *costs, num_chips, expert_chips)
   smallest = min(scaling, default=0)
   return {
-    "fits": True,
+    "fits": excess <= 0,
+    **({"misfit": misfit} if excess > 0 else {}),
     "compile_seconds": program.compile_seconds,
     "memory_bytes": dataclasses.asdict(program.memory)
     | {"total": program.memory.total},

@@ -89,6 +89,16 @@ def test_quantities(value, step, expected):
   assert tpu_compile.quantity(value, "B", step) == expected
 
 
+def test_more_than_a_chip_has_does_not_fit():
+  chip = roofline.Chip(10.0, 3, 4.0, 2.0, dimensions=2)
+  record = tpu_compile.record_of(PROGRAM, chip, 16)
+  assert not record["fits"] and tpu_compile.record_of(PROGRAM, CHIP, 16)["fits"]
+  assert tpu_compile.text_of(record, chip, 8) == (
+    "  does not fit: all that it takes is 3.50 GiB, 0.50 GiB more than the 3 GiB of a "
+    "chip"
+  )
+
+
 def test_a_misfit_for_people():
   record = {"fits": False, "misfit": "does not fit: needs 2 of 1"}
   assert tpu_compile.text_of(record, CHIP, 8) == "  does not fit: needs 2 of 1"
