@@ -89,6 +89,9 @@ def _timed(step) -> list[float]:
 
 def measure_jax() -> dict:
   """Our side: a run's own train step."""
+  from mcil_jax import allocation
+
+  allocation.keep_freed_memory()
   import jax
 
   from mcil_jax import config_avcil, setup, teacher

@@ -12,7 +12,7 @@ from absl import flags, logging
 
 # What needs JAX is imported in the functions: that takes seconds, and a mistyped flag
 # or a Ctrl-C should not have to wait for it.
-from mcil_jax import cli
+from mcil_jax import allocation, cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run is kept.")
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
     cli.fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
+  allocation.keep_freed_memory()
   import jax
 
   from mcil_jax import run, setup
