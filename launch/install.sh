@@ -22,5 +22,5 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo "$wanted" >"$stamp"
 fi
 . .venv/bin/activate
-# XLA's CPU backend takes fresh memory for every step; huge pages make that cheaper.
+# With huge pages a CPU finds its way in large arrays faster.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
