@@ -1,30 +1,54 @@
-"""How a process gets memory for the arrays of a step on a CPU."""
+"""How a process gets memory for the arrays of a step on a CPU.
 
+By default glibc gives arrays of more than 32 MiB back to the kernel, which clears every
+page of them when the next step asks for them again: 40,000 page faults and a tenth of
+the time of AV-CIL's step, with four places a frame. Other C libraries are left as they
+are.
+"""
+
+import contextlib
 import ctypes
+from collections.abc import Iterator
+from typing import Any
 
-# Of <malloc.h>: what `mallopt` sets, and to what.
+# Of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_SETTINGS = {
-  _M_ARENA_MAX: 1,  # else threads have small heaps, and take all large arrays from mmap
-  _M_MMAP_THRESHOLD: 2**28,
-  _M_TRIM_THRESHOLD: 2**30,
-}
+_KEPT = {_M_MMAP_THRESHOLD: 2**28, _M_TRIM_THRESHOLD: 2**30}
+_USUAL = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 
 
-def keep_freed_memory() -> bool:
-  """Makes the C library keep what is freed, for the next step's arrays.
+def share_heap() -> None:
+  """Gives all threads one heap; must come before there are any.
 
-  By default glibc gives arrays of more than 32 MiB back to the kernel, which clears
-  every page of them when the next step asks for them again: 40,000 page faults and a
-  tenth of the time of AV-CIL's step on a CPU, with four places a frame. Up to 256 MiB
-  each and 1 GiB together are kept. Must come before the process has threads.
-
-  Returns:
-    Whether there was something to set: other C libraries are left as they are.
+  Else threads have heaps of their own, too small for what is to be kept.
   """
+  _set({_M_ARENA_MAX: 1})
+
+
+@contextlib.contextmanager
+def keeping_freed_memory() -> Iterator[None]:
+  """Keeps what is freed inside, up to 256 MiB each and 1 GiB together.
+
+  For steps, whose arrays are of the same sizes each time; afterwards it is given back.
+  """
+  _set(_KEPT)
   try:
-    mallopt = ctypes.CDLL(None).mallopt
+    yield
+  finally:
+    _set(_USUAL)
+    if trim := _of_c("malloc_trim"):
+      trim(0)
+
+
+def _set(settings: dict[int, int]) -> None:
+  if mallopt := _of_c("mallopt"):
+    for name, value in settings.items():
+      mallopt(name, value)
+
+
+def _of_c(name: str) -> Any:
+  """A function of the C library, None where it has none of this name."""
+  try:
+    return getattr(ctypes.CDLL(None), name)
   except (AttributeError, OSError, TypeError):
-    return False
-  done = [mallopt(name, value) for name, value in _SETTINGS.items()]
-  return all(done)
+    return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import tqdm
 
-from mcil_jax import evaluate, look, teacher, train
+from mcil_jax import allocation, evaluate, look, teacher, train
 from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
 from mcil_jax.methods.base import Samples
@@ -52,7 +52,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
     unit="step",
     disable=not (c.log.progress and record.is_main),
   )
-  with bar:
+  with bar, allocation.keeping_freed_memory():
     for batch in train.timed(batches, seconds):
       train_state, values = train_step(train_state, batch, task, knowledge, lessons)
       done, step = done + 1, step + 1
