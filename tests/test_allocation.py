@@ -7,7 +7,7 @@ import pytest
 
 # Takes and frees 64 MiB in a thread, twice; prints the page faults of the second time.
 FAULTS = """
-import contextlib, ctypes, resource, sys, threading
+import ctypes, resource, threading
 from mcil_jax import allocation
 allocation.share_heap()
 c = ctypes.CDLL(None)
