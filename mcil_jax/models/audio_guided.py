@@ -3,7 +3,8 @@
 The visual features are by far the largest array of a step, so `attend` goes over them
 by blocks, keeps one array of their size for the backward pass and computes there again
 what is cheap. Blocks are some places of one frame of all samples, since it is the batch
-that may be split over devices.
+that may be split over devices. Features of few places a frame are one block, with
+frames as samples: cutting it up would take longer than it saves.
 """
 
 import math
@@ -121,7 +122,6 @@ class Attended:
   divergence: jax.Array | None = None
 
 
-@jax.custom_vjp
 def attend(
   image: jax.Array,
   query: jax.Array,
@@ -140,6 +140,22 @@ def attend(
     taught: [M, T, P, D], a teacher's logits v' ⊙ a', in any precision; a constant.
     place: int [B'], which of these belong to the last B' ≤ B rows; None: all, in order.
   """
+  _, frames, places, width = image.shape
+  if not _is_little(image):
+    return _attend(image, query, kernel, bias, taught, place)
+
+  def as_samples(x):
+    return x.reshape(-1, 1, places, width)
+
+  if taught is not None:
+    taught = as_samples(taught if place is None else taught[place])
+  query = jnp.repeat(query, frames, axis=0)
+  found = _attend(as_samples(image), query, kernel, bias, taught)
+  return jax.tree.map(lambda x: x.reshape(-1, frames, width), found)
+
+
+@jax.custom_vjp
+def _attend(image, query, kernel, bias, taught=None, place=None) -> Attended:
   return _forward(image, query, kernel, bias, taught, place)[0]
 
 
@@ -168,17 +184,23 @@ class _Sums:
   differences: jax.Array | None = None  # of that times (a teacher's logits − logits)
 
 
-# Places of a frame that are computed with at once: a block that stays in a processor's
-# cache, but all that there are where no cache is as large.
-_BLOCK_BYTES = 5 * 2**20
+# Bytes of features, in float32: of a block, which stays in a processor's cache, and of
+# what is too little to be cut up.
+_BLOCK, _LITTLE = 5 * 2**20, 64 * 2**20
 
 
-def _places(batch_size: int, places: int, width: int) -> int:
-  """The divisor of `places` nearest, in ratio, to what makes such a block."""
-  if jax.default_backend() != "cpu":
+def _is_little(image: jax.Array) -> bool:
+  return 4 * image.size <= _LITTLE
+
+
+def _places(image: jax.Array) -> int:
+  """Of a block of one frame of [B, T, P, D]."""
+  batch_size, _, places, width = image.shape
+  if _is_little(image) or jax.default_backend() != "cpu":  # no cache is as large
     return places
-  wanted = _BLOCK_BYTES / (4 * batch_size * width)
+  wanted = _BLOCK / (4 * batch_size * width)
   divisors = [n for n in range(1, places + 1) if places % n == 0]
+  # The nearest in ratio.
   return min(divisors, key=lambda n: abs(math.log(n / wanted)))
 
 
@@ -203,8 +225,8 @@ def _block(x: jax.Array, count: int, t: jax.Array, i: jax.Array) -> jax.Array:
 
 
 def _forward(image, query, kernel, bias, taught, place):
-  batch_size, frames, places, width = image.shape
-  count = places // _places(batch_size, places, width)
+  batch_size, frames, places, _ = image.shape
+  count = places // _places(image)
 
   def step(_, at):
     block, goal = _block(image, count, *at), _taught_block(taught, place, count, *at)
@@ -273,4 +295,4 @@ def _backward(saved, cotangent):
   return d_image, d_query.sum(axis=0), d_kernel, d_bias, None, None
 
 
-attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)

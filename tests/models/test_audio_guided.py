@@ -218,13 +218,19 @@ def arguments(rows, dtype):
   )
 
 
+def blocks_of(places, monkeypatch):
+  monkeypatch.setattr(audio_guided, "_LITTLE", 0)
+  monkeypatch.setattr(audio_guided, "_BLOCK", 4 * B * D * places)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [0, 2, B], ids="{} taught".format)
-@pytest.mark.parametrize("places", [1, 3, P], ids="blocks of {}".format)
+@pytest.mark.parametrize("places", [1, 3, P, None], ids="blocks of {}".format)
 def test_attention_by_blocks_is_that_of_the_paper(places, rows, dtype, monkeypatch):
-  monkeypatch.setattr(audio_guided, "_BLOCK_BYTES", 4 * B * D * places)
-  assert audio_guided._places(B, P, D) == places
   given = arguments(rows, dtype)
+  if places:  # or all of it, which is little, at once
+    blocks_of(places, monkeypatch)
+    assert audio_guided._places(given[0]) == places
   weights = {
     name: np.random.default_rng(i).normal(size=(rows if i == 2 else B, T, D))
     for i, name in enumerate(("frames", "keys", "divergence"))
@@ -265,15 +271,20 @@ def test_divergence_sums_over_places_and_a_teacher_is_no_variable():
 
 
 def test_places_without_a_divisor_near_what_a_cache_holds_stay_together():
+  def places(batch_size, places):
+    shape = batch_size, 8, places, 768
+    return audio_guided._places(jax.ShapeDtypeStruct(shape, "float32"))
+
   # 5 MiB are 53 places of 32 samples and 768 channels.
-  assert audio_guided._places(32, 196, 768) == 49
-  assert audio_guided._places(32, 197, 768) == 197
-  assert audio_guided._places(10**6, 196, 768) == 1
+  assert places(32, 196) == 49
+  assert places(32, 197) == 197
+  assert places(10**6, 196) == 1
+  assert places(14, 196) == 98 and places(13, 196) == 196  # these are under 64 MiB
 
 
 @pytest.mark.parametrize("places", [2, P], ids="blocks of {}".format)
 def test_what_a_teacher_tells_are_the_logits_of_its_attention(places, monkeypatch):
-  monkeypatch.setattr(audio_guided, "_BLOCK_BYTES", 4 * B * D * places)
+  blocks_of(places, monkeypatch)
   image, query, kernel, bias, _ = arguments(0, "float32")
   found, told = audio_guided.attend_and_tell(image, query, kernel, bias)
   keys = np.tanh(np.asarray(image) @ kernel + bias)
