@@ -137,7 +137,7 @@ def measure_jax() -> dict:
       start = time.perf_counter()
       lessons = teacher.teach(
         prepared.lessons,
-        prepared.teach_steps,
+        prepared.teach_step,
         state.teacher,
         split,
         prepared.labels["train"],

@@ -14,6 +14,7 @@ _NEW, _EXEMPLARS = 256, 128
 _BENCHMARK = {
   "data.cache_gib": 4.0,
   "distillation.cache_gib": 4.0,
+  "eval.batch_size": 64,
   "model.image.tower": "features",
   "model.audio.tower": "features",
   "model.fusion": "audio_guided",

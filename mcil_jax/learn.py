@@ -94,7 +94,7 @@ def _lessons(
     return None
   return teacher.teach(
     setup.lessons,
-    setup.teach_steps,
+    setup.teach_step,
     state.train.teacher if state.task > 0 else None,
     setup.dataset.splits["train"],
     setup.labels["train"],

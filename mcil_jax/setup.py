@@ -165,9 +165,10 @@ class Setup:
     )
 
   @functools.cached_property
-  def teach_steps(self) -> dict[bool, teacher.TeachStep]:
-    """Jitted, see `teacher.make_teach_steps`."""
-    return teacher.make_teach_steps(self.model, self.mesh)
+  def teach_step(self) -> teacher.TeachStep:
+    """Jitted, see `teacher.make_teach_step`; there are lessons."""
+    attends = self.lessons.attention is not None
+    return teacher.make_teach_step(self.model, self.mesh, attends=attends)
 
   @property
   def compiled(self) -> tuple[str, ...]:
@@ -182,8 +183,6 @@ class Setup:
       names.append(train.TRAIN_STEP_FROZEN)
     if self.lessons is not None:
       names.append(teacher.TEACH_STEP)
-      if self.lessons.attention is not None:
-        names.append(teacher.TEACH_STEP_ATTENTION)
     return tuple(names)
 
   def task(self, number: int, steps: int = 0, theta: float = -1.0) -> Task:

@@ -6,7 +6,6 @@ once: of every sample the logits, of exemplars the attention too, which is large
 kept in float16. (It lies between −1 and 1, so that is to 2⁻¹².)
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -23,7 +22,7 @@ from mcil_jax.methods.base import ATTENTION, LOGITS, Method, Samples
 from mcil_jax.models import audio_guided
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier, Outputs
 
-TEACH_STEP, TEACH_STEP_ATTENTION = "teach_step", "teach_step_attention"
+TEACH_STEP = "teach_step"
 _NOWHERE = np.iinfo(np.int32).max  # out of bounds, where writing has no effect
 
 
@@ -110,21 +109,21 @@ def num_bytes(lessons: Lessons) -> int:
 TeachStep = Callable[[Lessons, dict, Batch], Lessons]
 
 
-def make_teach_steps(model: MultimodalClassifier, mesh: Mesh) -> dict[bool, TeachStep]:
-  """Jitted steps: (lessons, the teacher's parameters, a batch) → more lessons.
+def make_teach_step(
+  model: MultimodalClassifier, mesh: Mesh, *, attends: bool
+) -> TeachStep:
+  """The jitted step: (lessons, the teacher's parameters, a batch) → more lessons.
 
   Args:
     model: of the run.
     mesh: of the run.
-
-  Returns:
-    Two of them, by whether attention is asked for.
+    attends: whether attention is kept, of samples that have a place.
   """
+  asked = [audio_guided.ATTENTION] if attends else []
 
-  def teach(attends: bool, lessons: Lessons, params: dict, batch: Batch) -> Lessons:
+  def teach_step(lessons: Lessons, params: dict, batch: Batch) -> Lessons:
     inputs = model.apply({}, batch, method="preprocess")
     mask = presence.present(batch["valid"], tuple(model.towers))
-    asked = [audio_guided.ATTENTION] if attends else []
     outputs, seen = model.apply({"params": params}, inputs, mask, mutable=asked)
     ids = jnp.where(batch["valid"], batch["id"], _NOWHERE)
     lessons = lessons.replace(logits=lessons.logits.at[ids].set(outputs.logits))
@@ -139,22 +138,17 @@ def make_teach_steps(model: MultimodalClassifier, mesh: Mesh) -> dict[bool, Teac
     return lessons.replace(attention=attention)
 
   replicate, split_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  steps = {}
-  for attends, name in ((False, TEACH_STEP), (True, TEACH_STEP_ATTENTION)):
-    step = functools.partial(teach, attends)
-    step.__name__ = name
-    steps[attends] = jax.jit(
-      step,
-      in_shardings=(replicate, None, split_batch),
-      out_shardings=replicate,
-      donate_argnums=0,
-    )
-  return steps
+  return jax.jit(
+    teach_step,
+    in_shardings=(replicate, None, split_batch),
+    out_shardings=replicate,
+    donate_argnums=0,
+  )
 
 
 def teach(
   like: Lessons,
-  steps: dict[bool, TeachStep],
+  teach_step: TeachStep,
   params: dict,
   split: source.Split,
   labels: np.ndarray,
@@ -168,7 +162,7 @@ def teach(
 
   Args:
     like: from `shapes`.
-    steps: from `make_teach_steps`.
+    teach_step: from `make_teach_step`.
     params: of the teacher; None in the first task, which has none.
     split: the training split.
     labels: [N] of the split, positions in the class order.
@@ -184,13 +178,9 @@ def teach(
   lessons = lessons.replace(place=jax.device_put(place, replicate))
   if params is None:
     return lessons
-  for ids, attends in (
-    (samples.new, False),
-    (samples.exemplars, like.attention is not None),
-  ):
-    plan = pipeline.in_order(ids, batch_size)
-    for batch in pipeline.batches(split, labels, plan, mesh):
-      # One at a time: steps that wait for each other would keep their batches.
-      lessons = jax.block_until_ready(steps[attends](lessons, params, batch))
-      after_batch()
+  plan = pipeline.in_order(np.concatenate([samples.new, samples.exemplars]), batch_size)
+  for batch in pipeline.batches(split, labels, plan, mesh):
+    # One at a time: steps that wait for each other would keep their batches.
+    lessons = jax.block_until_ready(teach_step(lessons, params, batch))
+    after_batch()
   return lessons

@@ -112,8 +112,6 @@ def test_a_method_learns_compiles_once_and_goes_on(method, features_dir, tmp_pat
   once["eval_step_embedding"] = method in ("icarl", "afc", "ncm")
   if method in ("avcil", "ssil", "lwf", "icarl"):
     once["teach_step"] = 1
-  if method == "avcil":
-    once["teach_step_attention"] = 1
   assert results["compilations"] == once
   # Chance is 1/2, and in the end 1/6.
   assert results["seen_accuracy"][0] > 0.7

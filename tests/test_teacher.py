@@ -79,7 +79,7 @@ def test_lessons_are_what_the_teacher_says(c, dataset, one_device):
   exemplars = np.array([7, 2, 2, 5])  # herding may pick a sample twice
   lessons = teacher.teach(
     shapes(c, dataset, one_device),
-    teacher.make_teach_steps(model, one_device),
+    teacher.make_teach_step(model, one_device, attends=True),
     params,
     split,
     split.labels,
@@ -102,7 +102,7 @@ def test_a_first_task_has_no_teacher(c, dataset, one_device):
   nobody = np.empty(0, np.int64)
   lessons = teacher.teach(
     shapes(c, dataset, one_device),
-    {},
+    None,
     None,
     split,
     split.labels,
