@@ -8,7 +8,7 @@ resuming starts at that row, and every process reads its columns of the same pla
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import jax
@@ -21,6 +21,7 @@ from mcil_jax.data.source import Split
 PADDING = -1
 # Read ahead of the step, at least one batch and at most four: features are large.
 _AHEAD_BYTES = 2**27
+_ALIGNMENT = 64  # bytes, of the arrays of XLA's CPU devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _repeated(
   return batches[np.arange(steps) % len(batches)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)  # grain asks for it, at each start
 class _Loader:
   """One row of a batch: number of the row, of all of the plan's → sample."""
 
@@ -208,6 +209,21 @@ class _Loader:
       "is_exemplar": is_exemplar,
       "id": np.int32(index),
     }
+
+
+def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """A batch, in memory that a device which is the host's own takes without a copy."""
+
+  def stack(key: str) -> np.ndarray:
+    first = np.asarray(samples[0][key])
+    num_bytes = first.nbytes * len(samples)
+    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    out = memory[start : start + num_bytes].view(first.dtype)
+    out = out.reshape(len(samples), *first.shape)
+    return np.stack([sample[key] for sample in samples], out=out)
+
+  return {key: stack(key) for key in samples[0]}
 
 
 def batches(
@@ -240,7 +256,7 @@ def batches(
   width = len(columns)
   loader = _Loader(split, labels, plan, columns)
   rows = grain.MapDataset.range(start * width, len(plan) * width)
-  dataset = rows.map(loader).batch(width)
+  dataset = rows.map(loader).batch(width, batch_fn=_stack)
   batch_bytes = sum(np.asarray(x).nbytes for x in loader(0).values()) * width
   ahead = min(max(1, _AHEAD_BYTES // batch_bytes), 4)
   options = grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)

@@ -210,10 +210,12 @@ def _taught_block(taught, place, count: int, t: jax.Array, i: jax.Array):
     return None
   if place is None:
     return _block(taught, count, t, i)
+  size = taught.shape[2] // count
+  slices = 1, 1, size, taught.shape[3]
   of_sample = jax.vmap(
-    lambda m: _block(jax.lax.dynamic_index_in_dim(taught, m), count, t, i)[0]
+    lambda m: jax.lax.dynamic_slice(taught, (m, t, i * size, 0), slices)[0, 0]
   )
-  return of_sample(place)
+  return of_sample(place).astype(jnp.float32)
 
 
 def _block(x: jax.Array, count: int, t: jax.Array, i: jax.Array) -> jax.Array:

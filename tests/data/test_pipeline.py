@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcil_jax import sharding
 from mcil_jax.data import pipeline, schema
 
 
@@ -237,6 +238,22 @@ def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
     "valid": "bool",
     "is_exemplar": "bool",
   }
+
+
+def test_a_cpu_device_takes_a_batch_without_a_copy(fake_split, monkeypatch, one_device):
+  places, place = [], sharding.place
+
+  def keeping_place(batch, *of):
+    places.append({key: x.ctypes.data for key, x in batch.items()})
+    return place(batch, *of)
+
+  monkeypatch.setattr(sharding, "place", keeping_place)
+  plan = pipeline.in_order(np.arange(11), 8)
+  batches = list(pipeline.batches(fake_split, fake_split.labels, plan, one_device))
+  assert len(batches) == 2
+  for batch, was_at in zip(batches, places, strict=True):
+    is_at = {key: x.unsafe_buffer_pointer() for key, x in batch.items()}
+    assert is_at == was_at
 
 
 def test_what_batches_look_like_is_known_without_them(on_one_device):
