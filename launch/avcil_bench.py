@@ -91,7 +91,7 @@ def measure_jax() -> dict:
   """Our side: a run's own train step."""
   from mcil_jax import allocation
 
-  allocation.share_heap()
+  allocation.settle()
   import jax
 
   from mcil_jax import config_avcil, setup, teacher

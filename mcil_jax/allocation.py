@@ -17,12 +17,17 @@ _KEPT = {_M_MMAP_THRESHOLD: 2**28, _M_TRIM_THRESHOLD: 2**30}
 _USUAL = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 
 
-def share_heap() -> None:
-  """Gives all threads one heap; must come before there are any.
+def settle() -> None:
+  """For the whole process; must come before any thread and any device.
 
-  Else threads have heaps of their own, too small for what is to be kept.
+  All threads share a heap: one of their own would be too small for what is to be kept.
+  And a CPU begins a step when the arrays of the last one are free, or there could be
+  two sets of them.
   """
   _set({_M_ARENA_MAX: 1})
+  import jax  # which may start threads
+
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @contextlib.contextmanager

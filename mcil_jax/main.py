@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     cli.fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
-  allocation.share_heap()
+  allocation.settle()
   import jax
 
   from mcil_jax import run, setup

@@ -9,7 +9,7 @@ import pytest
 FAULTS = """
 import ctypes, resource, threading
 from mcil_jax import allocation
-allocation.share_heap()
+allocation.settle()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def use():
