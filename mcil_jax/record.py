@@ -38,7 +38,6 @@ class Record:
 
   def __exit__(self, *exc) -> None:
     self.writer.close()
-    self._snapshots.close()
 
   def restore(self) -> RunState:
     """The newest snapshot or the initial state; opens the log, cut back to it."""

@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mcil_jax import checkpoint, writers
 from mcil_jax import config as config_lib
-from mcil_jax import writers
 from mcil_jax.data.source import Dataset
 
 
@@ -32,9 +32,10 @@ def opened(
 
   Raises:
     ValueError: another config or dataset, or none where checkpoints are; another run
-      at work in there; or no directory that can be written to.
+      at work in there; no directory that can be written to, or that checkpoints can.
   """
   workdir = pathlib.Path(path).expanduser().absolute()
+  checkpoint.check_directory(workdir)
   with contextlib.ExitStack() as stack:
     problem = None
     try:

@@ -1,6 +1,9 @@
 import gc
 import hashlib
+import json
+import pathlib
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -37,18 +40,12 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def snapshots(tmp_path):
-  opened = checkpoint.Snapshots(tmp_path)
-  yield opened
-  opened.close()
+  return checkpoint.Snapshots(tmp_path)
 
 
 def reopened(tmp_path, like):
   """What a new process would restore."""
-  snapshots = checkpoint.Snapshots(tmp_path)
-  try:
-    return snapshots.restore(like)
-  finally:
-    snapshots.close()
+  return checkpoint.Snapshots(tmp_path).restore(like)
 
 
 def numbers(tmp_path) -> list[str]:
@@ -80,7 +77,6 @@ def test_numbering_goes_on_in_the_next_process(tmp_path, snapshots, eight_device
   snapshots.save(make_state(eight_devices, 3))
   again = checkpoint.Snapshots(tmp_path)
   again.save(make_state(eight_devices, 4))
-  again.close()
   assert numbers(tmp_path) == ["0", "1"]
   assert int(reopened(tmp_path, make_state(eight_devices))["task"]) == 4
 
@@ -97,25 +93,48 @@ def test_what_a_killed_process_left_half_written_is_ignored(
 ):
   snapshots.save(make_state(eight_devices, 5))
   root = tmp_path / "checkpoints" / "snapshots"
-  shutil.copytree(root / "0", root / "1.orbax-checkpoint-tmp")
-  next((root / "1.orbax-checkpoint-tmp").rglob("manifest.ocdbt")).unlink()
+  for name in ("1.unverified.orbax-checkpoint-tmp", "1.unverified", "7.removed"):
+    shutil.copytree(root / "0", root / name)
+    (root / name / "manifest.ocdbt").unlink()
+  shutil.copytree(root / "0", root / "0 copy")  # somebody's own, and not ours to remove
   again = checkpoint.Snapshots(tmp_path)
+  assert numbers(tmp_path) == ["0", "0 copy"]
   assert_same(again.restore(make_state(eight_devices)), make_state(eight_devices, 5))
   again.save(make_state(eight_devices, 6))
-  again.close()
-  assert numbers(tmp_path) == ["0", "1"]  # the leftover is gone
+  assert numbers(tmp_path) == ["0", "0 copy", "1"]
   assert int(reopened(tmp_path, make_state(eight_devices))["task"]) == 6
 
 
+def data_file(directory) -> pathlib.Path:
+  """The file that holds the arrays."""
+  files = pathlib.Path(directory).glob("ocdbt.process_0/d/*")
+  return max(files, key=lambda path: path.stat().st_size)
+
+
 def damage(directory) -> None:
-  """Overwrites the largest file, which holds the arrays."""
-  largest = max(directory.rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
-  largest.write_bytes(b"\0" * largest.stat().st_size)
+  path = data_file(directory)
+  path.write_bytes(b"\0" * path.stat().st_size)
 
 
-@pytest.mark.parametrize("how", [damage, lambda path: shutil.rmtree(path / "default")])
+def shorten(directory) -> None:
+  path = data_file(directory)
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES = {
+  damage: "the checksum of ocdbt",
+  shorten: "ocdbt",
+  lambda path: shutil.rmtree(path / "ocdbt.process_0"): "ocdbt",
+  lambda path: (path / "_METADATA").unlink(): "_METADATA: No such file",
+  lambda path: (path / "_METADATA").write_text("{}"): "_METADATA has 2 bytes, not",
+  lambda path: (path / "checksums.process_0.json").unlink(): "checksums.process_0.json",
+  lambda path: (path / "checksums.process_0.json").write_text("[]"): "checksums.pro",
+}
+
+
+@pytest.mark.parametrize(("how", "reason"), DAMAGES.items())
 def test_a_damaged_snapshot_is_passed_over_with_one_line(
-  tmp_path, snapshots, eight_devices, capfd, how
+  tmp_path, snapshots, eight_devices, capfd, how, reason
 ):
   for number in (3, 4):
     snapshots.save(make_state(eight_devices, number))
@@ -125,13 +144,13 @@ def test_a_damaged_snapshot_is_passed_over_with_one_line(
   assert_same(reopened(tmp_path, like), make_state(eight_devices, 3))
   gc.collect()  # nor does what Orbax left behind say anything
   (warning,) = capfd.readouterr().err.splitlines()
-  assert warning.startswith(f"warning: {directory}: snapshot 1 cannot be restored (")
+  start = f"warning: {directory}: snapshot 1 is damaged ({reason}"
+  assert warning.startswith(start)
   assert warning.endswith("); going on from snapshot 0")
   assert len(warning) < len(str(directory)) + 320
 
   again = checkpoint.Snapshots(tmp_path)  # the numbers go on after the damaged one
   again.save(make_state(eight_devices, 5))
-  again.close()
   assert_same(reopened(tmp_path, like), make_state(eight_devices, 5))
 
 
@@ -143,8 +162,8 @@ def test_without_any_whole_snapshot_the_directory_and_what_to_do_are_named(
     snapshots.save(make_state(eight_devices, number))
     damage(directory / str(number))
   message = (
-    rf"^{directory}: snapshot 1 cannot be restored \(.*\); snapshot 0 cannot be "
-    r"restored \(.*\)\. Put back a copy of this directory, or delete it to start the "
+    rf"^{directory}: snapshot 1 is damaged \(.*\); snapshot 0 is damaged \(.*\)\. "
+    r"Put back a copy of this directory, or delete it to start the "
     r"run from the beginning\.$"
   )
   with pytest.raises(ValueError, match=message):
@@ -153,38 +172,36 @@ def test_without_any_whole_snapshot_the_directory_and_what_to_do_are_named(
   assert reopened(tmp_path, make_state(eight_devices)) is None
 
 
-def test_flipped_bytes_are_never_read_as_numbers(tmp_path, eight_devices, capfd):
-  # Random bytes, which do not shrink, so that most of the file is this array.
-  noise = np.random.default_rng(0).integers(0, 256, (2, 1 << 14), np.uint8)
-  saved = [make_state(eight_devices, n) | {"noise": noise[n]} for n in (0, 1)]
-  snapshots = checkpoint.Snapshots(tmp_path)
-  for state in saved:
-    snapshots.save(state)
-  snapshots.save_task(0, saved[1])
-  root = tmp_path / "checkpoints"
-  by_digest = 0
-  for path in (root / "snapshots" / "1", root / "tasks" / "0"):
-    data = max(path.rglob("ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size)
-    whole = data.read_bytes()
-    for start in range(1 << 10, len(whole), 1 << 12):
-      flipped = bytes(byte ^ 0xFF for byte in whole[start : start + 64])
-      data.write_bytes(whole[:start] + flipped + whole[start + 64 :])
-      if path.parent.name == "snapshots":
-        assert_same(snapshots.restore(saved[0]), saved[0])
-        by_digest += "1 is damaged (its digest is another);" in capfd.readouterr().err
-      else:
-        with pytest.raises(ValueError, match=rf"{path}/default (is|cannot) "):
-          checkpoint.load_task_params(tmp_path, 0, saved[0])
-    data.write_bytes(whole)
-  snapshots.close()
-  assert by_digest  # else Orbax notices itself, and the digest is of no use
+def test_a_flipped_bit_in_any_file_is_found(tmp_path, snapshots, eight_devices):
+  state = make_state(eight_devices)
+  snapshots.save_task(0, state)
+  directory = tmp_path / "checkpoints" / "tasks" / "0"
+  for path in [p for p in directory.rglob("*") if p.is_file()]:
+    whole = path.read_bytes()
+    for at in {0, len(whole) // 2, len(whole) - 1}:
+      flipped = bytes([whole[at] ^ 1])
+      path.write_bytes(whole[:at] + flipped + whole[at + 1 :])
+      # White space and the like apart, the file of checksums guards itself.
+      if path.name.startswith("checksums") and not changes_json(whole, path):
+        continue
+      with pytest.raises(ValueError, match=rf"{directory} is damaged \("):
+        checkpoint.load_task_params(tmp_path, 0, state)
+    path.write_bytes(whole)
+  assert_same(checkpoint.load_task_params(tmp_path, 0, state), state)
+
+
+def changes_json(whole: bytes, path) -> bool:
+  try:
+    return json.loads(path.read_bytes()) != json.loads(whole)
+  except ValueError:
+    return True
 
 
 def test_what_another_process_cannot_read_is_not_used(
   tmp_path, snapshots, eight_devices, monkeypatch
 ):
   snapshots.save(make_state(eight_devices, 3))
-  path = tmp_path / "checkpoints" / "snapshots" / "0" / "default"
+  path = tmp_path / "checkpoints" / "snapshots" / "0"
   asked = []
 
   def others_disagree(condition):
@@ -195,9 +212,174 @@ def test_what_another_process_cannot_read_is_not_used(
   with pytest.raises(ValueError, match="cannot be restored by another process"):
     checkpoint._read(path, make_state(eight_devices))
   damage(path)
-  with pytest.raises(ValueError, match=r"^cannot be restored \("):
+  with pytest.raises(ValueError, match=r"^is damaged \("):
     checkpoint._read(path, make_state(eight_devices))
-  assert asked == [True, False]  # asked once each time, whether it could read or not
+  assert asked == [True, False]  # asked each time, whether it could read or not
+
+
+NAMES = [
+  *(
+    "[x]",
+    "a[!b]",
+    "a*b",
+    "a?b",
+    "**",
+    "a b",
+    "ö",
+    "~",
+    "{x}",
+    "a'b\"",
+    "#%20",
+    "a\nb",
+  ),
+  *("x:y", "$HOME", "-n", ".hidden", "a,b;c&d|e", "日本"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_directory(tmp_path, eight_devices, name):
+  workdir = tmp_path / name / f"run {name}"
+  checkpoint.check_directory(workdir)
+  snapshots = checkpoint.Snapshots(workdir)
+  for number in range(3):
+    snapshots.save(make_state(eight_devices, number))
+  snapshots.save_task(0, make_state(eight_devices, 7))
+  like = make_state(eight_devices)
+  assert_same(reopened(workdir, like), make_state(eight_devices, 2))
+  found = checkpoint.load_task_params(workdir, 0, like)
+  assert_same(found, make_state(eight_devices, 7))
+  assert [p.name for p in tmp_path.iterdir()] == [name]
+  assert numbers(workdir) == ["1", "2"]
+
+
+def test_a_pattern_in_a_name_does_not_match_the_directories_of_others(
+  tmp_path, eight_devices
+):
+  other = checkpoint.Snapshots(tmp_path / "run-1")
+  other.save(make_state(eight_devices, 3) | {"only of the other": np.zeros(3)})
+  # As if the other were in the middle of a save of its own, of the same number.
+  name = "0.unverified.orbax-checkpoint-tmp"
+  shutil.move(
+    tmp_path / "run-1/checkpoints/snapshots/0",
+    tmp_path / "run-1/checkpoints/snapshots" / name,
+  )
+  own = checkpoint.Snapshots(tmp_path / "run-*")
+  own.save(make_state(eight_devices, 4))
+  like = make_state(eight_devices)
+  assert_same(reopened(tmp_path / "run-*", like), make_state(eight_devices, 4))
+
+
+@pytest.mark.parametrize(
+  ("name", "reason"),
+  [
+    ("/a/b\\c", "has a backslash"),
+    ("/gs/bucket", "begins with /gs/"),
+    ("/hf/x/y", "begins with /hf/"),
+    ("/a/\udcff", "is not UTF-8"),
+  ],
+)
+def test_a_directory_that_the_writer_cannot_handle_is_refused(name, reason):
+  with pytest.raises(ValueError, match=reason):
+    checkpoint.check_directory(pathlib.Path(name))
+
+
+def loses_an_array(path) -> None:
+  metadata = path / "_METADATA"
+  content = json.loads(metadata.read_text())
+  del content["tree_metadata"]["('memory',)"]
+  metadata.write_text(json.dumps(content))
+
+
+# What Orbax might do to a snapshot while it says that it has saved it.
+LOSSES = {
+  loses_an_array: r"memory is missing, not int64 \[2\]",
+  lambda path: (path / "manifest.ocdbt").unlink(): "NOT_FOUND",
+  lambda path: shutil.rmtree(path / "d"): "NOT_FOUND",
+  lambda path: (path / "_METADATA").unlink(): "No such file",
+}
+
+
+@pytest.mark.parametrize(("how", "reason"), LOSSES.items())
+def test_a_save_is_believed_only_when_it_was_read_back(
+  tmp_path, snapshots, eight_devices, monkeypatch, how, reason
+):
+  for number in range(2):
+    snapshots.save(make_state(eight_devices, number))
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoint, "_write_checksums", lose(how))
+    with pytest.raises(OSError, match=rf"snapshots/2 cannot be read back \(.*{reason}"):
+      snapshots.save(make_state(eight_devices, 2))
+    with pytest.raises(OSError, match=rf"tasks/0 cannot be read back \(.*{reason}"):
+      snapshots.save_task(0, make_state(eight_devices, 2))
+  # Nothing that was there is lost, and saving goes on.
+  like = make_state(eight_devices)
+  assert_same(reopened(tmp_path, like), make_state(eight_devices, 1))
+  assert numbers(tmp_path) == ["0", "1"]
+  snapshots.save(make_state(eight_devices, 3))
+  assert_same(reopened(tmp_path, like), make_state(eight_devices, 3))
+
+
+def lose(how):
+  checksums = checkpoint._write_checksums
+
+  def write_and_lose(path):
+    how(pathlib.Path(path))
+    checksums(path)
+
+  return write_and_lose
+
+
+def test_another_shape_or_dtype_than_that_of_the_state_is_found(
+  tmp_path, snapshots, eight_devices
+):
+  state = make_state(eight_devices)
+  snapshots.save(state)
+  path = checkpoint._checkpoints(tmp_path) / "snapshots" / "0"
+  assert checkpoint._difference(path, state) is None
+  for other, message in (
+    ({"memory": np.zeros(3, np.int64)}, "memory is int64 [2], not int64 [3]"),
+    ({"memory": np.zeros(2, np.int32)}, "memory is int64 [2], not int32 [2]"),
+    ({"more": np.zeros(3)}, "more is missing, not float64 [3]"),
+  ):
+    assert checkpoint._difference(path, state | other) == message
+  data = data_file(path)
+  shorten(pathlib.Path(path))
+  assert checkpoint._difference(path, state) == f"{data.relative_to(path)} is not whole"
+
+
+def test_checksums_by_hand(tmp_path, snapshots, eight_devices):
+  snapshots.save_task(0, make_state(eight_devices))
+  directory = tmp_path / "checkpoints" / "tasks" / "0"
+  content = json.loads((directory / "checksums.process_0.json").read_text())
+  assert content["processes"] == 1
+  assert content["files"] == {
+    str(path.relative_to(directory)): [
+      path.stat().st_size,
+      zlib.crc32(path.read_bytes()),
+    ]
+    for path in directory.rglob("*")
+    if path.is_file() and path.name != "checksums.process_0.json"
+  }
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+  tmp_path, snapshots, eight_devices, monkeypatch
+):
+  snapshots.save(make_state(eight_devices, 1))
+
+  def full(path):
+    raise OSError(28, "No space left on device", str(path))
+
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoint, "_write_checksums", full)
+    message = (
+      r"cannot write .*snapshots/1 \(OSError: .*No space left on device.*make room"
+    )
+    with pytest.raises(OSError, match=message):
+      snapshots.save(make_state(eight_devices, 2))
+  assert_same(
+    reopened(tmp_path, make_state(eight_devices)), make_state(eight_devices, 1)
+  )
 
 
 def without(state: dict, key: str) -> dict:
@@ -239,16 +421,16 @@ def test_a_task_saved_again_is_replaced(tmp_path, snapshots, eight_devices):
 
 def test_parameters_of_a_task_that_is_not_finished(tmp_path, snapshots, eight_devices):
   snapshots.save_task(0, make_state(eight_devices))
-  message = r"checkpoints/tasks/1/default: task 1 has not been finished in this run"
+  message = r"checkpoints/tasks/1: task 1 has not been finished in this run"
   with pytest.raises(FileNotFoundError, match=message):
     checkpoint.load_task_params(tmp_path, 1, make_state(eight_devices))
 
 
 def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
   snapshots.save_task(0, make_state(eight_devices))
-  path = tmp_path / "checkpoints" / "tasks" / "0" / "default"
+  path = tmp_path / "checkpoints" / "tasks" / "0"
   damage(path)
-  with pytest.raises(ValueError, match=rf"{path} cannot be restored \("):
+  with pytest.raises(ValueError, match=rf"{path} is damaged \("):
     checkpoint.load_task_params(tmp_path, 0, make_state(eight_devices))
 
 
@@ -256,7 +438,7 @@ def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
 def test_parameters_of_another_model(tmp_path, snapshots, eight_devices, name):
   state = make_state(eight_devices)
   snapshots.save_task(0, state)
-  with pytest.raises(ValueError, match=r"checkpoints/tasks/0/default cannot be rest"):
+  with pytest.raises(ValueError, match=r"checkpoints/tasks/0 cannot be rest"):
     checkpoint.load_task_params(tmp_path, 0, OTHERS[name][0](state))
 
 
