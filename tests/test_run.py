@@ -1,6 +1,7 @@
 """Whole runs: one compilation, exact resume after any death, any layout."""
 
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -76,6 +77,33 @@ def test_a_killed_run_goes_on_to_identical_results(
     assert list(tmp_path.glob("checkpoints/snapshots/3.*"))  # it was half-written
   finish(start(arguments))
   assert_identical(tmp_path, reference)
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_under_names_that_are_patterns(data_dir, tmp_path):
+  many = {"train.epochs": 12, "checkpoint.every_steps": 2}
+  finish(start(command(data_dir, tmp_path / "reference", **many)))
+  workdir = tmp_path / "[a]*" / "ö ? ~" / "run [0-9]"
+  arguments = command(data_dir, workdir, **many)
+  rng = np.random.default_rng(0)
+  reached = []
+  for kill in range(20):
+    log = workdir / "metrics.jsonl"
+    before = log.stat().st_size if log.exists() else 0
+    process = start(arguments)
+    if kill % 4:  # else while it still imports, compiles or restores
+      while process.poll() is None and (
+        not log.exists() or log.stat().st_size <= before
+      ):
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0.0, 1.0 if kill % 4 else 8.0))
+    process.kill()
+    process.communicate()
+    reached.append(len(log.read_bytes().splitlines()) if log.exists() else 0)
+  assert len(set(reached)) > 10  # the kills came at many moments of the run
+  assert not (workdir / "results.json").exists()
+  finish(start(arguments))
+  assert_identical(workdir, tmp_path / "reference")
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(data_dir, reference, tmp_path):
