@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh
 
 from mcil_jax import config as config_lib
@@ -25,15 +26,62 @@ from mcil_jax.models.multimodal import (
 from mcil_jax.presence import drop_modalities, present
 from mcil_jax.scenario import Scenario
 
+# Kinds of predictions; the others are modalities, each alone.
 MAIN = "main"
 TASK_INCREMENTAL = "task_incremental"
-
 OPEN = "open"
-TOLD_CORRELATION = "told/correlation"
-EMBEDDING = "embedding"
+
+# What a step may be asked for alone.
+PREDICTION, EMBEDDING = "prediction", "embedding"
 EVAL_STEP = "eval_step"
 
-EvalStep = Callable[[dict, Batch, Task, Any, Any, Any], Batch]
+
+@struct.dataclass
+class EvalOutputs:
+  """What an evaluation finds out about B samples; what was not asked for is empty.
+
+  Unless it says otherwise, with the modalities of the main result.
+
+  Attributes:
+    predictions: kind → int32 [B], positions in the class order. `MAIN`, and each
+      modality alone under its name: over the seen classes, or those of the inferred
+      task where the method lets only these compete. `OPEN`: over all seen classes.
+      `TASK_INCREMENTAL`: over the classes of the sample's own task, which is told.
+    embedding: float32 [B, D], what the classifier sees, with all modalities.
+    fused: float32 [B, D], what the classifier sees.
+    features: modality → float32 [B, D_m].
+    frozen_features: modality → float32 [B, D_m], without adapters; empty unless the
+      method treats tasks apart.
+    present: modality → bool [B].
+    inferred_task: int32 [B]; the sample's own where tasks are not inferred.
+    routing: modality → what the experts did; NaN for samples without the modality.
+    told_routing: the same if the task is told, all samples having all modalities.
+    correlation: float32 [B], of the fusion; None for a fusion without.
+    masked: bool [B], of the fusion; None for a fusion without.
+    told_correlation: float32 [B], with all modalities and the task told, or None.
+  """
+
+  predictions: dict[str, jax.Array] = struct.field(default_factory=dict)
+  embedding: jax.Array | None = None
+  fused: jax.Array | None = None
+  features: Batch = struct.field(default_factory=dict)
+  frozen_features: Batch = struct.field(default_factory=dict)
+  present: Batch = struct.field(default_factory=dict)
+  inferred_task: jax.Array | None = None
+  routing: dict[str, moe.SampleRouting] = struct.field(default_factory=dict)
+  told_routing: dict[str, moe.SampleRouting] = struct.field(default_factory=dict)
+  correlation: jax.Array | None = None
+  masked: jax.Array | None = None
+  told_correlation: jax.Array | None = None
+
+  def only(self, part: str) -> "EvalOutputs":
+    """Returns the main predictions or the embedding, and nothing else."""
+    if part == EMBEDDING:
+      return EvalOutputs(embedding=self.embedding)
+    return EvalOutputs(predictions={MAIN: self.predictions[MAIN]})
+
+
+EvalStep = Callable[[dict, Batch, Task, Any, Any, Any], EvalOutputs]
 
 
 def kinds(
@@ -78,24 +126,13 @@ def make_eval_step(
     per_task: whether each task has routers of its own.
     modality_dropout: share of samples that lack each modality in the main result; which
       ones depends on nothing but their numbers in the split.
-    only: return nothing but this, and compute what it needs; all by default.
+    only: `PREDICTION` or `EMBEDDING`: return nothing but this, and compute what it
+      needs; all by default.
 
   Returns:
-    (params, batch, task, prototypes, knowledge, means) → for each kind, int32 [B]
-    predictions over the seen classes, by the nearest of the means [C, D] of their
-    normalised embeddings, or by logits if there are none or all are zeros;
-    `task_incremental`, int32 [B], over the classes of the sample's own task, with the
-    main modalities; `embedding`, float32 [B, D], with all modalities; and what
-    `observe` asks for, with the main modalities:
-    `open` [B], predictions over all seen classes even where the method lets only the
-    inferred task's compete; `task` [B], the inferred task; `feature/M` [B, D], of each
-    modality; `frozen/M`, the same without adapters; `usage/M` [B, layers, E],
-    assignments of a sample to each expert (mean over its tokens), `dropped/M` [B,
-    layers], those that were dropped, `entropy/M` [B, layers] of the router, NaN for
-    samples without the modality, and all three as `told/...` if the task were told;
-    `present/M` bool [B];
-    `correlation`, `masked` [B] of the fusion.
-    With all modalities, and the task told: `told/correlation` [B].
+    (params, batch, task, prototypes, knowledge, means) → `EvalOutputs` of the batch.
+    Predictions are by the nearest of the means [C, D] of the classes' normalised
+    embeddings, or by logits if there are none or all are zeros.
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
   knows_tasks = method.tasks is not None
@@ -133,7 +170,7 @@ def make_eval_step(
     def within(scores, tasks):
       return jnp.where(task_of_class == tasks[:, None], scores, -jnp.inf).argmax(-1)
 
-    results = {}
+    predictions, observations = {}, {}
     for kind, names in present_by_kind.items():
       mask = present(batch["valid"], names)
       if kind == MAIN and modality_dropout:
@@ -145,25 +182,30 @@ def make_eval_step(
       of_classes = scores(outputs)
       everywhere = classification.mask_unseen(of_classes, task.seen).argmax(-1)
       competes = knows_tasks and method.tasks.within_task
-      results[kind] = within(of_classes, tasks) if competes else everywhere
+      predictions[kind] = within(of_classes, tasks) if competes else everywhere
       if kind == MAIN:
-        results |= {OPEN: everywhere, "task": tasks}
-        results |= _observations(outputs, routing, mask)
+        predictions[OPEN] = everywhere
+        observations = _observations(outputs, routing, mask) | {"inferred_task": tasks}
         told, routing = encode(own_task) if per_task else shared
-        results |= _experts(routing, len(own_task), prefix="told/")
+        told_routing = _by_sample(routing, len(own_task))
         as_told = classify(told, mask) if per_task else outputs
-        results[TASK_INCREMENTAL] = within(scores(as_told), own_task)
+        predictions[TASK_INCREMENTAL] = within(scores(as_told), own_task)
     everything = present(batch["valid"], tuple(model.towers))
     outputs = classify(told, everything)
-    if outputs.fused.correlation is not None:
-      results[TOLD_CORRELATION] = outputs.fused.correlation
+    told_correlation = outputs.fused.correlation
     if per_task:
       outputs = classify(encode(infer(everything))[0], everything)
-    results |= {f"frozen/{m}": x for m, x in frozen.items()}
-    return results | {EMBEDDING: outputs.embedding}
+    return EvalOutputs(
+      predictions=predictions,
+      embedding=outputs.embedding,
+      frozen_features=frozen,
+      told_routing=told_routing,
+      told_correlation=told_correlation,
+      **observations,
+    )
 
   def slim_step(*arguments):
-    return {only: eval_step(*arguments)[only]}
+    return eval_step(*arguments).only(only)
 
   slim_step.__name__ = step_name(only)
   replicate = sharding.replicated(mesh)
@@ -182,27 +224,28 @@ def _draw(ids: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.uniform)(keys)
 
 
-def _experts(routing: Routings, num_samples: int, prefix: str = "") -> Batch:
-  """`usage/M`, `dropped/M`, `entropy/M`, see `make_eval_step`."""
+def _by_sample(routing: Routings, num_samples: int) -> dict[str, moe.SampleRouting]:
+  return {m: moe.by_sample(of_tower, num_samples) for m, of_tower in routing.items()}
+
+
+def _observations(outputs: Outputs, routing: Routings, mask: Batch) -> dict[str, Any]:
+  """Fields of `EvalOutputs` besides predictions, of a batch's outputs."""
+
+  def where_present(m: str, of_modality: moe.SampleRouting) -> moe.SampleRouting:
+    return jax.tree.map(
+      lambda x: jnp.where(mask[m].reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.nan),
+      of_modality,
+    )
+
+  by_sample = _by_sample(routing, len(outputs.logits))
   return {
-    f"{prefix}{name}/{m}": value
-    for m, of_tower in routing.items()
-    for name, value in moe.by_sample(of_tower, num_samples).items()
+    "fused": outputs.embedding,
+    "features": outputs.features,
+    "present": {m: mask[m] for m in outputs.features},
+    "routing": {m: where_present(m, x) for m, x in by_sample.items()},
+    "correlation": outputs.fused.correlation,
+    "masked": outputs.fused.masked,
   }
-
-
-def _observations(outputs: Outputs, routing: Routings, mask: Batch) -> Batch:
-  """What else is kept of a batch's outputs, see `make_eval_step`."""
-  results = {f"feature/{m}": x for m, x in outputs.features.items()}
-  results |= {f"present/{m}": mask[m] for m in outputs.features}
-  for name, x in _experts(routing, len(outputs.logits)).items():
-    there = mask[name.partition("/")[2]].reshape(-1, *(1,) * (x.ndim - 1))
-    results[name] = jnp.where(there, x, jnp.nan)
-  results["fused"] = outputs.embedding
-  if outputs.fused is not None and outputs.fused.correlation is not None:
-    results["correlation"] = outputs.fused.correlation
-    results["masked"] = outputs.fused.masked
-  return results
 
 
 def evaluate(
@@ -219,7 +262,7 @@ def evaluate(
   knowledge: Any = None,
   means: np.ndarray | None = None,
   after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, np.ndarray]:
+) -> EvalOutputs:
   """Runs the evaluation step over some samples.
 
   Args:
@@ -245,4 +288,4 @@ def evaluate(
     found = step_fn(params, batch, task, prototypes, knowledge, means)
     parts.append(jax.device_get(found))
     after_batch()
-  return {key: np.concatenate([p[key] for p in parts])[: len(ids)] for key in parts[0]}
+  return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(ids)], *parts)

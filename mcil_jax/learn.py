@@ -119,9 +119,8 @@ def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
   if setup.classifies_by_means:  # of the samples as this epoch sees them
     state = remember(setup, state)
-  only = evaluate.MAIN
-  found = look.outcome(setup, state, "validation", ids, only=only)[only]
-  correct = found == setup.labels["validation"][ids]
+  found = look.outcome(setup, state, "validation", ids, only=evaluate.PREDICTION)
+  correct = found.predictions[evaluate.MAIN] == setup.labels["validation"][ids]
   accuracy = float(correct.mean())
   record.writer.write(
     int(state.train.step),

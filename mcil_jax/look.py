@@ -19,7 +19,7 @@ def outcome(
   stop: Callable[[], None] = lambda: None,
   *,
   only: str = "",
-) -> dict[str, np.ndarray]:
+) -> evaluate.EvalOutputs:
   """What the evaluation step returns for samples of a split.
 
   Args:

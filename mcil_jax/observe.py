@@ -6,28 +6,55 @@ it.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from mcil_jax import metrics, metrics_mife, moe
-from mcil_jax.config import MODALITIES
+from mcil_jax.evaluate import EvalOutputs
 from mcil_jax.losses import mutual_information as mi
 from mcil_jax.scenario import Scenario
 
-Observed = dict[str, np.ndarray]
-
-# Kept of every sample of the evaluated split, from `evaluate.make_eval_step`.
-_PER_SAMPLE = ("task", "correlation", "masked")
-_OF_EXPERTS = ("usage/", "dropped/", "entropy/")
 BINS = 40
 
 
+@struct.dataclass
+class Observed:
+  """What is known of the N samples of the evaluated split, NaN where nothing is.
+
+  Attributes:
+    inferred_task: int16 [N], by the last evaluation; −1 before.
+    correlation: float32 [N], of the fusion, by the θ of the sample's own task; None for
+      a fusion without.
+    masked: bool [N], as `correlation`.
+    routing: modality → what the experts did, by the last evaluation.
+    first_usage: modality → float32 [N, layers, E], `usage` when the task was learned.
+    prompts: what the experts of the text tower did, rows are prompts; None without.
+    first_prompt_usage: float32 [prompts, layers, E], when the task was learned.
+    feature_means: modality → float32 [T, D], over a task's samples; empty without a
+      text tower, as are the next two.
+    text_means: float32 [T, D], over a task's classes, or None.
+    nmi: modality → float64, normalised mutual information with the fused features.
+  """
+
+  inferred_task: np.ndarray
+  correlation: np.ndarray | None
+  masked: np.ndarray | None
+  routing: dict[str, moe.SampleRouting]
+  first_usage: dict[str, np.ndarray]
+  prompts: moe.SampleRouting | None = None
+  first_prompt_usage: np.ndarray | None = None
+  feature_means: dict[str, np.ndarray] = struct.field(default_factory=dict)
+  text_means: np.ndarray | None = None
+  nmi: dict[str, np.ndarray] = struct.field(default_factory=dict)
+
+
 def empty(
-  outcome: dict[str, jax.ShapeDtypeStruct],
+  outcome: EvalOutputs,
   prototypes: Any | None,
   scenario: Scenario,
   num_samples: int,
@@ -40,46 +67,39 @@ def empty(
     scenario: class order and increments.
     num_samples: N of the evaluated split.
   """
-  tasks = scenario.num_tasks
-  observed = {
-    key: np.full((num_samples, *x.shape[1:]), _unknown(x.dtype), _kept(x.dtype))
-    for key, x in outcome.items()
-    if key in _PER_SAMPLE or key.startswith(_OF_EXPERTS)
-  }
-  if prototypes is not None:
-    width = prototypes.features.shape[-1]
-    observed |= {
-      "image_mean": np.full((tasks, width), np.nan, np.float32),
-      "text_mean": np.full((tasks, width), np.nan, np.float32),
-      "nmi_image": np.array(np.nan),
-      "nmi_audio": np.array(np.nan),
-    }
-    if prototypes.routing is not None:
-      layers, _, num_experts = prototypes.routing.probs.shape
-      shape = prototypes.num_prompts, layers
-      observed["usage/text"] = np.full((*shape, num_experts), np.nan, np.float32)
-      for name in ("dropped/text", "entropy/text"):
-        observed[name] = np.full(shape, np.nan, np.float32)
-  return observed | {
-    key.replace("usage/", "usage_then/"): rows.copy()
-    for key, rows in observed.items()
-    if key.startswith("usage/")
-  }
 
+  def unknown(x, rows: int = num_samples) -> np.ndarray:
+    value = np.nan if jnp.issubdtype(x.dtype, jnp.floating) else False
+    return np.full((rows, *x.shape[1:]), value, x.dtype)
 
-def _kept(dtype) -> np.dtype:
-  return np.dtype(np.int16 if jnp.issubdtype(dtype, jnp.integer) else dtype)
-
-
-def _unknown(dtype) -> Any:
-  if jnp.issubdtype(dtype, jnp.floating):
-    return np.nan
-  return False if jnp.issubdtype(dtype, jnp.bool) else -1
+  routing = jax.tree.map(unknown, outcome.routing)
+  observed = Observed(
+    inferred_task=np.full(num_samples, -1, np.int16),
+    correlation=jax.tree.map(unknown, outcome.correlation),
+    masked=jax.tree.map(unknown, outcome.masked),
+    routing=routing,
+    first_usage={m: x.usage.copy() for m, x in routing.items()},
+  )
+  if prototypes is None:
+    return observed
+  nowhere = (scenario.num_tasks, prototypes.features.shape[-1])
+  observed = observed.replace(
+    feature_means={m: np.full(nowhere, np.nan, np.float32) for m in outcome.features},
+    text_means=np.full(nowhere, np.nan, np.float32),
+    nmi={m: np.array(np.nan) for m in outcome.features},
+  )
+  if prototypes.routing is None:
+    return observed
+  count = prototypes.num_prompts
+  by_prompt = functools.partial(moe.by_sample, num_samples=count)
+  shapes = jax.eval_shape(by_prompt, prototypes.routing)
+  prompts = jax.tree.map(lambda x: unknown(x, count), shapes)
+  return observed.replace(prompts=prompts, first_prompt_usage=prompts.usage.copy())
 
 
 def update(
   observed: Observed,
-  outcome: dict[str, np.ndarray],
+  outcome: EvalOutputs,
   prototypes: Any | None,
   *,
   ids: np.ndarray,
@@ -98,36 +118,55 @@ def update(
     scenario: class order and increments.
     number: the current task.
   """
-  observed = {key: x.copy() for key, x in observed.items()}
-  of_task = scenario.task_of_class == number
+  observed = jax.tree.map(np.copy, observed)
   own = scenario.task_of_class[labels] == number
-  for key, rows in observed.items():
-    if key in ("correlation", "masked") and key in outcome:
-      rows[ids[own]] = outcome[key][own]  # by the θ of their task, not of a later one
-    elif key.startswith("usage_then/"):
-      now = key.replace("usage_then/", "usage/")
-      if now in outcome:
-        rows[ids[own]] = outcome[now][own]
-    elif key in outcome:
-      rows[ids] = outcome[key]
+  observed.inferred_task[ids] = outcome.inferred_task
+  for rows, found in (
+    (observed.correlation, outcome.correlation),
+    (observed.masked, outcome.masked),
+  ):
+    if rows is not None:
+      rows[ids[own]] = found[own]
+  for m, found in outcome.routing.items():
+    observed.first_usage[m][ids[own]] = found.usage[own]
+    _write(observed.routing[m], ids, found)
   if prototypes is None:
     return observed
-  seen = {m: outcome.get(f"present/{m}", np.zeros(len(ids), bool)) for m in MODALITIES}
-  if (own & seen["image"]).any():
-    shown = outcome["feature/image"][own & seen["image"]]
-    observed["image_mean"][number] = shown.mean(axis=0)
-  observed["text_mean"][number] = prototypes.features[of_task].mean(axis=0)
-  for m in MODALITIES:
-    if seen[m].any():
-      nmi = _nmi(outcome["fused"], outcome[f"feature/{m}"], seen[m])
-      observed[f"nmi_{m}"] = np.array(nmi, np.float64)
+  return _update_features(observed, outcome, prototypes, own, scenario, number)
+
+
+def _write(routing: moe.SampleRouting, ids: np.ndarray, found: moe.SampleRouting):
+  for rows, values in zip(
+    jax.tree.leaves(routing), jax.tree.leaves(found), strict=True
+  ):
+    rows[ids] = values
+
+
+def _update_features(
+  observed: Observed,
+  outcome: EvalOutputs,
+  prototypes: Any,
+  own: np.ndarray,
+  scenario: Scenario,
+  number: int,
+) -> Observed:
+  """Of a model with a text tower; `own` bool [n] are the samples of task `number`."""
+  of_task = scenario.task_of_class == number
+  nmi = dict(observed.nmi)
+  for m, features in outcome.features.items():
+    seen = outcome.present[m]
+    if (own & seen).any():
+      observed.feature_means[m][number] = features[own & seen].mean(axis=0)
+    if seen.any():
+      nmi[m] = np.array(_nmi(outcome.fused, features, seen), np.float64)
+  observed.text_means[number] = prototypes.features[of_task].mean(axis=0)
   if prototypes.routing is not None:
     count = prototypes.num_prompts
-    for name, values in moe.by_sample(prototypes.routing, count).items():
-      observed[f"{name}/text"][:] = values
-    own = np.repeat(of_task, count // len(of_task))
-    observed["usage_then/text"][own] = observed["usage/text"][own]
-  return observed
+    now = jax.device_get(moe.by_sample(prototypes.routing, count))
+    _write(observed.prompts, np.arange(count), now)
+    prompts_of_task = np.repeat(of_task, count // len(of_task))
+    observed.first_prompt_usage[prompts_of_task] = now.usage[prompts_of_task]
+  return observed.replace(nmi=nmi)
 
 
 def _nmi(fused: np.ndarray, features: np.ndarray, where: np.ndarray) -> float:
@@ -142,11 +181,11 @@ def expert_usage(observed: Observed, labels: np.ndarray, scenario: Scenario) -> 
   None in place of a task that has not been learned.
   """
 
-  def shares(rows: np.ndarray) -> np.ndarray:
-    counts = rows.sum(axis=0, dtype=np.float64)
+  def shares(usage: np.ndarray) -> np.ndarray:
+    counts = usage.sum(axis=0, dtype=np.float64)
     return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
 
-  return _by_task("usage/", shares, observed, labels, scenario)
+  return _by_task(observed, labels, scenario, lambda r, _: [r.usage], shares)
 
 
 def routing_drift(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
@@ -157,52 +196,61 @@ def routing_drift(observed: Observed, labels: np.ndarray, scenario: Scenario) ->
   mean over items.
   """
 
-  def drift(rows: np.ndarray) -> np.ndarray:
-    shares = rows / np.maximum(rows.sum(axis=-1, keepdims=True), 1e-12)
-    then, now = np.moveaxis(shares, 1, 0)
+  def drift(then: np.ndarray, now: np.ndarray) -> np.ndarray:
+    then, now = (
+      x / np.maximum(x.sum(axis=-1, keepdims=True), 1e-12) for x in (then, now)
+    )
     return 0.5 * np.abs(now - then).sum(axis=-1, dtype=np.float64).mean(axis=0)
 
-  both = {
-    key: np.stack([observed[key.replace("usage/", "usage_then/")], rows], axis=1)
-    for key, rows in observed.items()
-    if key.startswith("usage/")
-  }
-  return _by_task("usage/", drift, both, labels, scenario)
+  return _by_task(observed, labels, scenario, lambda r, then: [then, r.usage], drift)
 
 
 def dropped(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
   """modality → [T][layers]: assignments per item that found their expert full."""
-  return _by_task("dropped/", _mean, observed, labels, scenario)
+  return _by_task(observed, labels, scenario, lambda r, _: [r.dropped], _mean)
 
 
 def routing_entropy(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
   """modality → [T][layers]: mean entropy of an item's probabilities, in nats."""
-  return _by_task("entropy/", _mean, observed, labels, scenario)
+  return _by_task(observed, labels, scenario, lambda r, _: [r.entropy], _mean)
 
 
 _mean = functools.partial(np.mean, axis=0, dtype=np.float64)
 
 
 def _by_task(
-  prefix: str,
-  of_rows: Callable[[np.ndarray], np.ndarray],
   observed: Observed,
   labels: np.ndarray,
   scenario: Scenario,
+  arrays: Callable[[moe.SampleRouting, np.ndarray], Sequence[np.ndarray]],
+  of_rows: Callable[..., np.ndarray],
 ) -> dict[str, list]:
-  """modality → a value per task, of the known rows of its samples or prompts."""
+  """modality → a value per task, of the known rows of its samples or prompts.
+
+  Args:
+    observed: what is known.
+    labels: [N] of the split, positions in the class order.
+    scenario: class order and increments.
+    arrays: (routing, first usage) → arrays whose first axis is that of rows.
+    of_rows: those rows of these arrays → [layers, ...].
+  """
+  routing = {m: (x, observed.first_usage[m]) for m, x in observed.routing.items()}
+  task_of_row = dict.fromkeys(routing, scenario.task_of_class[labels])
+  if observed.prompts is not None:
+    routing["text"] = observed.prompts, observed.first_prompt_usage
+    templates = len(observed.first_prompt_usage) // scenario.num_classes
+    task_of_row["text"] = np.repeat(scenario.task_of_class, templates)
   result = {}
-  for key, rows in observed.items():
-    if not key.startswith(prefix):
-      continue
-    modality = key.removeprefix(prefix)
-    task_of_row = scenario.task_of_class[labels]
-    if modality == "text":
-      templates = len(rows) // scenario.num_classes
-      task_of_row = np.repeat(scenario.task_of_class, templates)
-    known = ~np.isnan(rows.reshape(len(rows), -1)).any(axis=1)
-    of_tasks = [rows[known & (task_of_row == t)] for t in range(scenario.num_tasks)]
-    result[modality] = [of_rows(x).tolist() if len(x) else None for x in of_tasks]
+  for m, (now, then) in routing.items():
+    found = arrays(now, then)
+    known = ~np.any(
+      [np.isnan(x.reshape(len(x), -1)).any(axis=1) for x in found], axis=0
+    )
+    rows = [known & (task_of_row[m] == t) for t in range(scenario.num_tasks)]
+    result[m] = [
+      of_rows(*(x[of_task] for x in found)).tolist() if of_task.any() else None
+      for of_task in rows
+    ]
   return result
 
 
@@ -214,16 +262,16 @@ def fusion(
   All of them as they were just after the task was learned; None where no sample had
   both modalities.
   """
-  if "correlation" not in observed:
+  if observed.correlation is None:
     return None
   edges = np.linspace(-1.0, 1.0, BINS + 1)
   task_of_row = scenario.task_of_class[labels]
   counts, masked = [], []
   for t in range(scenario.num_tasks):
-    rows = (task_of_row == t) & ~np.isnan(observed["correlation"])
-    histogram = np.histogram(observed["correlation"][rows], edges)[0]
+    rows = (task_of_row == t) & ~np.isnan(observed.correlation)
+    histogram = np.histogram(observed.correlation[rows], edges)[0]
     counts.append(histogram.tolist() if rows.any() else None)
-    masked.append(float(observed["masked"][rows].mean()) if rows.any() else None)
+    masked.append(float(observed.masked[rows].mean()) if rows.any() else None)
   return {
     "theta": [None if np.isnan(x) else float(x) for x in theta],
     "correlation": {"edges": edges.tolist(), "counts": counts},
@@ -235,8 +283,8 @@ def task_inference_accuracy(
   observed: Observed, labels: np.ndarray, scenario: Scenario
 ) -> float | None:
   """Share of the samples of seen classes whose task was inferred."""
-  known = observed["task"] >= 0
-  right = observed["task"] == scenario.task_of_class[labels]
+  known = observed.inferred_task >= 0
+  right = observed.inferred_task == scenario.task_of_class[labels]
   return float(right[known].mean()) if known.any() else None
 
 
@@ -247,8 +295,10 @@ def mife_metrics(
   values, undefined = {}, {}
 
   def metric_1():
+    if "image" not in observed.feature_means:
+      raise metrics.UndefinedMetricError("needs image features")
     similarity = metrics_mife.task_similarity(
-      observed["image_mean"], observed["text_mean"]
+      observed.feature_means["image"], observed.text_means
     )
     forgetting = metrics_mife.forgetting_after_tasks(matrix)
     # A fraction, as all of results.json.
@@ -260,13 +310,13 @@ def mife_metrics(
       matrix,
       zero_shot=zero_shot,
       chance=chance,
-      nmi_image=observed["nmi_image"],
-      nmi_audio=observed["nmi_audio"],
+      nmi_image=observed.nmi.get("image"),
+      nmi_audio=observed.nmi.get("audio"),
     )
 
   for name, metric in {"mife_1": metric_1, "mife_2": metric_2}.items():
     try:
-      if "text_mean" not in observed:
+      if observed.text_means is None:
         raise metrics.UndefinedMetricError("needs a model with a text tower")
       values[name] = metric()
     except metrics.UndefinedMetricError as reason:

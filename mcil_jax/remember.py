@@ -31,7 +31,7 @@ def remember(
 
 def _embedding(setup, state, ids, stop) -> np.ndarray:
   only = evaluate.EMBEDDING
-  return look.outcome(setup, state, "train", ids, stop, only=only)[only]
+  return look.outcome(setup, state, "train", ids, stop, only=only).embedding
 
 
 def _means(setup: Setup, state: RunState, stop: Callable[[], None]) -> np.ndarray:

@@ -107,7 +107,8 @@ def begin(setup: Setup, state: RunState, record: Record) -> RunState:
   if setup.reading is not None and number > 0 and (state.zero_shot[ids] < 0).any():
     zero_shot = state.zero_shot.copy()
     stop = functools.partial(record.stop_here, state)
-    zero_shot[ids] = look.outcome(setup, state, split, ids, stop)[evaluate.OPEN]
+    outcome = look.outcome(setup, state, split, ids, stop)
+    zero_shot[ids] = outcome.predictions[evaluate.OPEN]
     state = state.replace(zero_shot=zero_shot)
   if setup.config.train.restart and number > 0:
     fresh = setup.create_state(number)
@@ -129,7 +130,7 @@ def _imprint(setup: Setup, state: RunState, record: Record) -> RunState:
   ids = setup.scenario.samples_of(labels, [number])
   stop = functools.partial(record.stop_here, state)
   only = evaluate.EMBEDDING
-  embedding = look.outcome(setup, state, "train", ids, stop, only=only)[only]
+  embedding = look.outcome(setup, state, "train", ids, stop, only=only).embedding
 
   params, teacher = state.train.params, state.train.teacher
   made = setup.method.imprint(
@@ -157,10 +158,10 @@ def _theta(setup: Setup, state: RunState, record: Record) -> float:
   labels = setup.labels["train"]
   ids = setup.scenario.samples_of(labels, [int(state.task)])
   stop = functools.partial(record.stop_here, state)
-  outcome = look.outcome(setup, state, "train", ids, stop)
-  if evaluate.TOLD_CORRELATION not in outcome:  # a fusion without θ
+  correlation = look.outcome(setup, state, "train", ids, stop).told_correlation
+  if correlation is None:  # a fusion without θ
     return -1.0
-  return float(np.quantile(outcome[evaluate.TOLD_CORRELATION], value))
+  return float(np.quantile(correlation, value))
 
 
 def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
@@ -178,8 +179,10 @@ def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
   routing = jax.device_get(look.prototypes(setup, state)).routing
   if routing is not None:
     own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
-    usage = moe.by_sample(routing, len(own))["usage"]
-    outcome["told/usage/text"] = np.asarray(usage)[own == number]
+    of_prompts = jax.device_get(moe.by_sample(routing, len(own)))
+    of_task = jax.tree.map(lambda x: x[own == number], of_prompts)
+    told = outcome.told_routing | {"text": of_task}
+    outcome = outcome.replace(told_routing=told)
   labels = setup.labels["train"][ids]
   knowledge = setup.method.tasks.end(state.knowledge, outcome, labels, number)
   return state.replace(knowledge=knowledge)
@@ -201,7 +204,7 @@ def assess(
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
   stop = functools.partial(record.stop_here, learned)
   outcome = look.outcome(setup, state, "validation", ids, stop)
-  correct = outcome[evaluate.MAIN] == setup.labels["validation"][ids]
+  correct = outcome.predictions[evaluate.MAIN] == setup.labels["validation"][ids]
   seconds = time.perf_counter() - started
 
   split = setup.config.eval.split
@@ -209,7 +212,7 @@ def assess(
   outcome = look.outcome(setup, state, split, ids, stop)
   predictions = {kind: rows.copy() for kind, rows in state.predictions.items()}
   for kind, rows in predictions.items():
-    rows[number, ids] = outcome[kind]
+    rows[number, ids] = outcome.predictions[kind]
   observed = observe.update(
     state.observed,
     outcome,

@@ -142,7 +142,7 @@ class Setup:
         modality_dropout=self.config.eval.modality_dropout,
         only=only,
       )
-      for only in ("", evaluate.MAIN, evaluate.EMBEDDING)
+      for only in ("", evaluate.PREDICTION, evaluate.EMBEDDING)
     }
 
   @functools.cached_property
@@ -175,7 +175,7 @@ class Setup:
     """Names of the functions that compile, each of them once for all tasks."""
     names = [train.TRAIN_STEP, evaluate.EVAL_STEP]
     if self.validates:
-      names.append(evaluate.step_name(evaluate.MAIN))
+      names.append(evaluate.step_name(evaluate.PREDICTION))
       names.append(evaluate.step_name(evaluate.EMBEDDING))
     if self.reading is not None:
       names.append(reading_lib.READ_STEP)

@@ -86,7 +86,7 @@ def initial(setup: Setup) -> RunState:
   outcome, prototypes = _shapes(setup, train_state.params, knowledge)
   means = None
   if setup.classifies_by_means:
-    width = outcome["embedding"].shape[-1]
+    width = outcome.embedding.shape[-1]
     means = np.zeros((setup.scenario.num_classes, width), np.float32)
   return RunState(
     train=train_state,

@@ -117,12 +117,12 @@ def test_kinds_are_the_main_setting_and_each_modality_alone():
 
 def test_predictions_over_all_classes(run):
   found = run([0, 1, 2, 3], seen=4)
-  assert found["main"].tolist() == [2, 2, 0, 3]  # of equal logits the first
-  assert found["image"].tolist() == [2, 3, 1, 2]
-  assert found["audio"].tolist() == [1, 2, 0, 3]
+  assert found.predictions["main"].tolist() == [2, 2, 0, 3]  # of equal logits the first
+  assert found.predictions["image"].tolist() == [2, 3, 1, 2]
+  assert found.predictions["audio"].tolist() == [1, 2, 0, 3]
   # Within the task of each sample's label: 0, 0, 1, 1.
-  assert found["task_incremental"].tolist() == [1, 1, 3, 3]
-  np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO))
+  assert found.predictions["task_incremental"].tolist() == [1, 1, 3, 3]
+  np.testing.assert_array_equal(found.embedding, 10 * (IMAGE + AUDIO))
 
 
 def test_predictions_by_the_nearest_mean(run):
@@ -134,14 +134,14 @@ def test_predictions_by_the_nearest_mean(run):
   x = 10 * (IMAGE + AUDIO)
   x /= np.linalg.norm(x, axis=1, keepdims=True)
   distance = np.linalg.norm(x[:, None] - means, axis=-1)
-  assert found["main"].tolist() == distance.argmin(1).tolist()
+  assert found.predictions["main"].tolist() == distance.argmin(1).tolist()
   seen = run([0, 1, 2, 3], seen=2, means=means)
-  assert seen["main"].tolist() == distance[:, :2].argmin(1).tolist()
+  assert seen.predictions["main"].tolist() == distance[:, :2].argmin(1).tolist()
   inside = [
     distance[i, s].argmin() + s.start
     for i, s in enumerate([slice(0, 2)] * 2 + [slice(2, 4)] * 2)
   ]
-  assert found["task_incremental"].tolist() == inside
+  assert found.predictions["task_incremental"].tolist() == inside
 
 
 @pytest.mark.parametrize("within_task", [True, False])
@@ -159,18 +159,22 @@ def test_tasks_are_inferred_and_never_told_but_where_that_is_said(
   )
   found = evaluated(step, eight_devices)
   # The images' largest numbers are of the classes 2, 3, 1, 2.
-  assert found["task"].tolist() == [1, 1, 0, 1]
+  assert found.inferred_task.tolist() == [1, 1, 0, 1]
   # With router 1, 1, 0, 1: [4, 5, 9, 6], [5, 6, 9, 15], [9, 9, 1, 16], [0, 1, 8, 15].
-  assert found["open"].tolist() == [2, 3, 3, 3]
-  assert found["main"].tolist() == ([2, 3, 0, 3] if within_task else [2, 3, 3, 3])
+  assert found.predictions["open"].tolist() == [2, 3, 3, 3]
+  assert found.predictions["main"].tolist() == (
+    [2, 3, 0, 3] if within_task else [2, 3, 3, 3]
+  )
   # Images alone: [4, 3, 9, 6], [5, 6, 0, 15], [0, 9, 1, 12], [0, 1, 8, 8].
-  assert found["image"].tolist() == ([2, 3, 1, 2] if within_task else [2, 3, 3, 2])
+  assert found.predictions["image"].tolist() == (
+    [2, 3, 1, 2] if within_task else [2, 3, 3, 2]
+  )
   # Sounds alone are of the tasks 0, 1, 0, 1; no router adds to them.
-  assert found["audio"].tolist() == [1, 2, 0, 3]
+  assert found.predictions["audio"].tolist() == [1, 2, 0, 3]
   # Told 0, 0, 1, 1: [4, 5, .., ..], [5, 6, .., ..], [.., .., 1, 12], [.., .., 8, 15].
-  assert found["task_incremental"].tolist() == [1, 1, 3, 3]
-  np.testing.assert_array_equal(found["frozen/image"], IMAGE)
-  np.testing.assert_array_equal(found["embedding"][2], [90, 90, 10, 160])
+  assert found.predictions["task_incremental"].tolist() == [1, 1, 3, 3]
+  np.testing.assert_array_equal(found.frozen_features["image"], IMAGE)
+  np.testing.assert_array_equal(found.embedding[2], [90, 90, 10, 160])
 
 
 def test_samples_lack_a_modality_by_their_number(present, eight_devices):
@@ -180,8 +184,8 @@ def test_samples_lack_a_modality_by_their_number(present, eight_devices):
 
   def main(ids):
     found = evaluated(step, eight_devices, ids)
-    np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO)[ids])
-    return found["main"]
+    np.testing.assert_array_equal(found.embedding, 10 * (IMAGE + AUDIO)[ids])
+    return found.predictions["main"]
 
   found = main([0, 1, 2, 3])
   # Each has one of them: images are of 2, 3, 1, 2, sounds of 1, 2, 0, 3.
@@ -193,17 +197,35 @@ def test_samples_lack_a_modality_by_their_number(present, eight_devices):
 
 def test_unseen_classes_are_never_predicted(run):
   found = run([0, 1], seen=2)
-  assert found["main"].tolist() == [1, 1]
-  assert found["image"].tolist() == [0, 1]
-  assert found["audio"].tolist() == [1, 0]
-  assert found["task_incremental"].tolist() == [1, 1]
+  assert found.predictions["main"].tolist() == [1, 1]
+  assert found.predictions["image"].tolist() == [0, 1]
+  assert found.predictions["audio"].tolist() == [1, 0]
+  assert found.predictions["task_incremental"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("only", [evaluate.PREDICTION, evaluate.EMBEDDING])
+def test_a_step_that_is_asked_for_one_thing_returns_nothing_else(
+  only, present, step, eight_devices
+):
+  slim = evaluate.make_eval_step(
+    Stub(), METHOD, SCENARIO, present, eight_devices, only=only
+  )
+  found, everything = (evaluated(s, eight_devices) for s in (slim, step))
+  if only == evaluate.PREDICTION:
+    expected = evaluate.EvalOutputs(
+      predictions={"main": everything.predictions["main"]}
+    )
+  else:
+    expected = evaluate.EvalOutputs(embedding=everything.embedding)
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_results_come_in_the_order_of_the_ids_without_padding(run):
   ids = [3, 1, 0, 2, 2, 3, 1, 0, 3, 2]  # one batch of 8, one of 2 and padding
   found = run(ids, seen=4)
-  assert found["main"].tolist() == [np.array([2, 2, 0, 3])[i] for i in ids]
-  np.testing.assert_array_equal(found["embedding"], 10 * (IMAGE + AUDIO)[ids])
+  assert found.predictions["main"].tolist() == [np.array([2, 2, 0, 3])[i] for i in ids]
+  np.testing.assert_array_equal(found.embedding, 10 * (IMAGE + AUDIO)[ids])
 
 
 def test_an_evaluation_can_be_ended_after_any_batch(run):
@@ -246,6 +268,6 @@ def test_exemplars_do_not_depend_on_the_modalities_of_the_evaluation(one_device)
       batch_size=4,
       mesh=one_device,
     )
-    embeddings.append(outcome["embedding"])
+    embeddings.append(outcome.embedding)
   for embedding in embeddings:
     np.testing.assert_array_equal(embedding, 10 * (IMAGE + AUDIO))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mcil_jax import moe, observe, scenario
+from mcil_jax.evaluate import EvalOutputs
 
 # Classes 0, 1 | 2; two tasks; two templates per class.
 SCENARIO = scenario.make("abc", increments=(2, 1), class_order=(0, 1, 2))
@@ -16,16 +17,18 @@ def shape(*size, dtype=F32):
   return jax.ShapeDtypeStruct(size, dtype)
 
 
-OUTCOME_SHAPES = {
-  "main": shape(8, dtype=np.int32),  # not kept
-  "task": shape(8, dtype=np.int32),
-  "correlation": shape(8),
-  "masked": shape(8, dtype=bool),
-  "usage/image": shape(8, 2, 3),
-  "dropped/image": shape(8, 2),
-  "entropy/image": shape(8, 2),
-  "feature/image": shape(8, 2),
-}
+def routing(usage, dropped, entropy) -> moe.SampleRouting:
+  return moe.SampleRouting(usage, dropped, entropy)
+
+
+OUTCOME_SHAPES = EvalOutputs(
+  predictions={"main": shape(8, dtype=np.int32)},  # not kept
+  inferred_task=shape(8, dtype=np.int32),
+  correlation=shape(8),
+  masked=shape(8, dtype=bool),
+  routing={"image": routing(shape(8, 2, 3), shape(8, 2), shape(8, 2))},
+  features={"image": shape(8, 2)},
+)
 PROTOTYPES = types.SimpleNamespace(
   features=np.array([[1, 0], [0, 1], [1, 1]], F32),
   num_prompts=6,
@@ -47,17 +50,21 @@ def one_hot(experts):
 @pytest.fixture
 def observed():
   seen = observe.empty(OUTCOME_SHAPES, PROTOTYPES, SCENARIO, 4)
-  first = {
-    "task": np.array([0, 0]),
-    "correlation": np.array([0.5, -0.5], F32),
-    "masked": np.array([False, True]),
-    "usage/image": one_hot([[0, 1], [2, 1]]),
-    "dropped/image": np.array([[0, 1], [0, 0]], F32),
-    "entropy/image": np.array([[0.2, 0], [0.4, 0]], F32),
-    "feature/image": np.array([[1, 0], [0, 1]], F32),
-    "present/image": np.ones(2, bool),
-    "fused": np.array([[1, 0], [0, 1]], F32),
-  }
+  first = EvalOutputs(
+    inferred_task=np.array([0, 0]),
+    correlation=np.array([0.5, -0.5], F32),
+    masked=np.array([False, True]),
+    routing={
+      "image": routing(
+        usage=one_hot([[0, 1], [2, 1]]),
+        dropped=np.array([[0, 1], [0, 0]], F32),
+        entropy=np.array([[0.2, 0], [0.4, 0]], F32),
+      )
+    },
+    features={"image": np.array([[1, 0], [0, 1]], F32)},
+    present={"image": np.ones(2, bool)},
+    fused=np.array([[1, 0], [0, 1]], F32),
+  )
   return observe.update(
     seen,
     first,
@@ -70,28 +77,32 @@ def observed():
 
 
 def test_only_what_was_evaluated_is_known(observed):
-  assert observed["task"].tolist() == [0, -1, 0, -1]
-  assert np.isnan(observed["correlation"]).tolist() == [False, True, False, True]
-  assert "main" not in observed
-  np.testing.assert_array_equal(observed["image_mean"], [[0.5, 0.5], [np.nan] * 2])
-  np.testing.assert_array_equal(observed["text_mean"], [[0.5, 0.5], [np.nan] * 2])
+  assert observed.inferred_task.tolist() == [0, -1, 0, -1]
+  assert np.isnan(observed.correlation).tolist() == [False, True, False, True]
+  np.testing.assert_array_equal(
+    observed.feature_means["image"], [[0.5, 0.5], [np.nan] * 2]
+  )
+  np.testing.assert_array_equal(observed.text_means, [[0.5, 0.5], [np.nan] * 2])
 
 
 def test_what_lacks_the_image_does_not_count_in_its_mean():
   seen = observe.update(
-    observe.empty(OUTCOME_SHAPES, PROTOTYPES, SCENARIO, 4),
-    {
-      "feature/image": np.array([[3, 1], [0, 9]], F32),
-      "present/image": np.array([True, False]),
-      "fused": np.ones((2, 2), F32),
-    },
+    observe.empty(
+      EvalOutputs(features={"image": shape(8, 2)}), PROTOTYPES, SCENARIO, 4
+    ),
+    EvalOutputs(
+      inferred_task=np.zeros(2, np.int32),
+      features={"image": np.array([[3, 1], [0, 9]], F32)},
+      present={"image": np.array([True, False])},
+      fused=np.ones((2, 2), F32),
+    ),
     PROTOTYPES,
     ids=np.array([0, 2]),
     labels=LABELS[[0, 2]],
     scenario=SCENARIO,
     number=0,
   )
-  assert seen["image_mean"][0].tolist() == [3, 1]
+  assert seen.feature_means["image"][0].tolist() == [3, 1]
 
 
 def test_expert_usage_is_a_share_per_task_and_layer(observed):
@@ -118,19 +129,18 @@ def test_entropy_of_an_item(observed):
 
 def test_routing_drifts_by_the_share_that_moved(observed):
   assert observe.routing_drift(observed, LABELS, SCENARIO)["image"] == [[0, 0], None]
-  later = {
-    "task": np.zeros(4, np.int32),
-    "correlation": np.zeros(4, F32),
-    "masked": np.zeros(4, bool),
-    # Sample 0 goes elsewhere in layer 0; sample 2 goes to a second expert in layer 1.
-    "usage/image": one_hot([[1, 1], [0, 0], [2, 1], [0, 0]]),
-    "dropped/image": np.zeros((4, 2), F32),
-    "entropy/image": np.zeros((4, 2), F32),
-    "feature/image": np.ones((4, 2), F32),
-    "present/image": np.ones(4, bool),
-    "fused": np.ones((4, 2), F32),
-  }
-  later["usage/image"][2, 1] = [1, 1, 0]
+  # Sample 0 goes elsewhere in layer 0; sample 2 goes to a second expert in layer 1.
+  usage = one_hot([[1, 1], [0, 0], [2, 1], [0, 0]])
+  usage[2, 1] = [1, 1, 0]
+  later = EvalOutputs(
+    inferred_task=np.zeros(4, np.int32),
+    correlation=np.zeros(4, F32),
+    masked=np.zeros(4, bool),
+    routing={"image": routing(usage, np.zeros((4, 2), F32), np.zeros((4, 2), F32))},
+    features={"image": np.ones((4, 2), F32)},
+    present={"image": np.ones(4, bool)},
+    fused=np.ones((4, 2), F32),
+  )
   after = observe.update(
     observed,
     later,
@@ -159,14 +169,14 @@ def test_distribution_of_the_correlation(observed):
 
 
 def test_a_fusion_without_correlation_has_none():
-  seen = observe.empty({"task": shape(8, dtype=np.int32)}, None, SCENARIO, 4)
+  seen = observe.empty(EvalOutputs(), None, SCENARIO, 4)
   assert observe.fusion(seen, LABELS, SCENARIO, np.full(2, np.nan)) is None
   assert observe.expert_usage(seen, LABELS, SCENARIO) == {}
 
 
 def test_task_inference_counts_known_samples_only(observed):
   assert observe.task_inference_accuracy(observed, LABELS, SCENARIO) == 1.0
-  observed["task"][1] = 0  # a sample of task 1
+  observed.inferred_task[1] = 0  # a sample of task 1
   assert observe.task_inference_accuracy(observed, LABELS, SCENARIO) == pytest.approx(
     2 / 3
   )
@@ -174,7 +184,8 @@ def test_task_inference_counts_known_samples_only(observed):
 
 def test_metrics_of_mife_have_reasons_where_they_have_no_value(observed):
   matrix = np.array([[1.0, np.nan], [1.0, 1.0]])
-  without = observe.mife_metrics({}, [1.0, 1.0], matrix, None, np.array([0.5, 0.3]))
+  plain = observe.empty(EvalOutputs(), None, SCENARIO, 4)
+  without = observe.mife_metrics(plain, [1.0, 1.0], matrix, None, np.array([0.5, 0.3]))
   assert set(without.undefined) == {"mife_1", "mife_2"}
   assert without.undefined["mife_1"] == "needs a model with a text tower"
   unfinished = observe.mife_metrics(
@@ -184,7 +195,7 @@ def test_metrics_of_mife_have_reasons_where_they_have_no_value(observed):
 
 
 def test_metric_1_of_a_run_by_hand(observed):
-  observed["image_mean"][1], observed["text_mean"][1] = [0.5, -0.5], [0.5, 0.5]
+  observed.feature_means["image"][1], observed.text_means[1] = [0.5, -0.5], [0.5, 0.5]
   # Tasks of orthogonal images (cosine 0 → 1/2) and equal texts (1): s_1 = 3/4.
   matrix = np.array([[1.0, np.nan], [0.5, 1.0]])
   found = observe.mife_metrics(

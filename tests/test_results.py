@@ -10,7 +10,9 @@ from mcil_jax import (
   __version__,
   checkpoint,
   config,
+  evaluate,
   methods,
+  observe,
   results,
   scenario,
   sharding,
@@ -63,7 +65,7 @@ def setup() -> Setup:
 
 
 @pytest.fixture
-def state() -> RunState:
+def state(setup) -> RunState:
   """The state after both tasks."""
   return RunState(
     train=types.SimpleNamespace(params=PARAMS, step=jnp.int32(40)),
@@ -71,7 +73,7 @@ def state() -> RunState:
     memory=np.array([7, 5, -1]),
     predictions={k: np.array(rows, np.int32) for k, rows in PREDICTIONS.items()},
     zero_shot=np.full(len(LABELS), -1, np.int32),
-    observed={},
+    observed=observe.empty(evaluate.EvalOutputs(), None, setup.scenario, len(LABELS)),
     knowledge=None,
     means=None,
     best=None,

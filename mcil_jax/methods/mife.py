@@ -195,7 +195,7 @@ def _make_begin(config: ml_collections.ConfigDict):
 
 def _make_end(config: ml_collections.ConfigDict):
   def end(knowledge: Knowledge, outcome, labels, task: int) -> Knowledge:
-    features = [x for key, x in sorted(outcome.items()) if key.startswith("frozen/")]
+    features = [x for _, x in sorted(outcome.frozen_features.items())]
     frozen = {
       m: update_frozen(
         before,
@@ -224,14 +224,13 @@ def _experts_of_task(config: ml_collections.ConfigDict, task: int) -> int:
   return min(c.initial_experts + task * c.experts_per_task, c.num_experts)
 
 
-def _usage(outcome: dict[str, np.ndarray], owner: str) -> np.ndarray:
+def _usage(outcome, owner: str) -> np.ndarray:
   """Assignments [n, layers, E] of adapters; shared ones: means over modalities."""
   if owner != multimodal.SHARED:
-    return outcome[f"told/usage/{owner}"]
+    return outcome.told_routing[owner].usage
   means = [
-    x.mean(axis=0, dtype=np.float64)
-    for key, x in outcome.items()
-    if key.startswith("told/usage/")
+    of_modality.usage.mean(axis=0, dtype=np.float64)
+    for of_modality in outcome.told_routing.values()
   ]
   depth = max(map(len, means))
   layers = [[m[i] for m in means if i < len(m)] for i in range(depth)]

@@ -13,7 +13,7 @@ from mcil_jax.moe.config import ROUTERS, MoEConfig
 from mcil_jax.moe.layer import MoE, Route
 from mcil_jax.moe.routers import balance_bias_update
 from mcil_jax.moe.routing import Routing
-from mcil_jax.moe.stats import MoEStats, by_sample, measure, penalty
+from mcil_jax.moe.stats import MoEStats, SampleRouting, by_sample, measure, penalty
 
 __all__ = [
   "ROUTERS",
@@ -22,6 +22,7 @@ __all__ = [
   "MoEStats",
   "Route",
   "Routing",
+  "SampleRouting",
   "balance_bias_update",
   "by_sample",
   "measure",

@@ -165,17 +165,29 @@ def measure(routing: Routing) -> MoEStats:
   )
 
 
-def by_sample(routing: Routing, num_samples: int) -> dict[str, jax.Array]:
+@struct.dataclass
+class SampleRouting:
   """What a routing did with each sample, whether it or its tokens were routed.
+
+  Means over a sample's valid tokens, 0 if there are none.
+
+  Attributes:
+    usage: float32 [B, layers, E], assignments to each expert.
+    dropped: float32 [B, layers], assignments that found no place.
+    entropy: float32 [B, layers], of the probabilities, in nats.
+  """
+
+  usage: jax.Array
+  dropped: jax.Array
+  entropy: jax.Array
+
+
+def by_sample(routing: Routing, num_samples: int) -> SampleRouting:
+  """Sums up a routing for each sample.
 
   Args:
     routing: [layers, N, ...], N items of B samples.
     num_samples: B.
-
-  Returns:
-    `usage` float32 [B, layers, E], assignments to each expert, `dropped` [B, layers],
-    those without a place, and `entropy` [B, layers] of the probabilities, in nats;
-    means over a sample's valid tokens, 0 if there are none.
   """
   layers = routing.valid.shape[0]
   valid = routing.valid.reshape(layers, num_samples, -1)
@@ -186,11 +198,11 @@ def by_sample(routing: Routing, num_samples: int) -> dict[str, jax.Array]:
     return (total / count.reshape(*count.shape, *(1,) * (x.ndim - 2))).swapaxes(0, 1)
 
   lost = routing.wanted & ~routing.executed
-  return {
-    "usage": of_samples(jax.vmap(_one_hot)(routing).sum(axis=2)),
-    "dropped": of_samples(lost.sum(axis=-1).astype(jnp.float32)),
-    "entropy": of_samples(-_x_log_x(routing.probs).sum(axis=-1)),
-  }
+  return SampleRouting(
+    usage=of_samples(jax.vmap(_one_hot)(routing).sum(axis=2)),
+    dropped=of_samples(lost.sum(axis=-1).astype(jnp.float32)),
+    entropy=of_samples(-_x_log_x(routing.probs).sum(axis=-1)),
+  )
 
 
 def penalty(

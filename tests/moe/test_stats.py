@@ -207,9 +207,9 @@ def test_a_sample_is_the_mean_of_its_tokens():
     executed=jnp.array([[[True], [False], [True], [True]]]),
   )
   found = stats_lib.by_sample(routing, 2)
-  assert found["usage"].tolist() == [[[0.5, 0.5]], [[0.0, 1.0]]]
-  assert found["dropped"].tolist() == [[0.5], [0.0]]
-  np.testing.assert_allclose(found["entropy"], math.log(2), rtol=1e-6)
+  assert found.usage.tolist() == [[[0.5, 0.5]], [[0.0, 1.0]]]
+  assert found.dropped.tolist() == [[0.5], [0.0]]
+  np.testing.assert_allclose(found.entropy, math.log(2), rtol=1e-6)
 
 
 def test_the_penalty_weighs_what_the_config_names():
