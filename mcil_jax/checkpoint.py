@@ -1,6 +1,6 @@
 """Orbax snapshots: everything a run needs to go on, written whole or not at all.
 
-`snapshots/N` holds the whole state, the newest two of them; `tasks/T` the parameters
+`snapshots/N` holds the whole state, the newest two of them; `tasks/T` the model
 after task T, for good: distillation, analysis and comparison read them. Any of them is
 restored onto any mesh.
 
@@ -22,7 +22,7 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -94,35 +94,40 @@ class Snapshots:
             shutil.rmtree(path)
     _in_all_processes(True)  # nobody writes before that
 
-  def save(self, state: Any) -> None:
+  def save(self, state: Any, position: Any = None) -> None:
     """Saves the whole state as the newest snapshot, then removes older ones.
+
+    Args:
+      state: of the run.
+      position: where in the run it is, in JSON; read before the state, whose structure
+        may depend on it.
 
     Raises:
       OSError: it could not be written or read back; what was there is there still.
     """
     earlier = _numbers(self._snapshots)
     number = earlier[-1] + 1 if earlier else 0
-    _write(self._snapshots / str(number), state)
+    _write(self._snapshots / str(number), state, position)
     if jax.process_index() == 0:
       for old in earlier[: -_KEPT + 1]:
         _remove(self._snapshots / str(old))
 
-  def save_task(self, task: int, params: Any) -> None:
-    """Saves the parameters after 0-based task `task`, in place of earlier ones.
+  def save_task(self, task: int, model: Any) -> None:
+    """Saves the model after 0-based task `task`, in place of an earlier one.
 
     Raises:
       OSError: see `save`.
     """
-    _write(self._tasks / str(task), params)
+    _write(self._tasks / str(task), model)
 
-  def restore(self, like: Any) -> Any | None:
+  def restore(self, like: Callable[[Any], Any]) -> Any | None:
     """Returns the newest snapshot that is whole, or None when there is no snapshot.
 
     A damaged one is passed over, with a warning on stderr.
 
     Args:
-      like: a state of the same structure; its shapes, dtypes and shardings are those
-        of the result, whatever layout the snapshot was saved from.
+      like: position → a state of the same structure; its shapes, dtypes and shardings
+        are those of the result, whatever layout the snapshot was saved from.
 
     Raises:
       ValueError: every snapshot is damaged or of another structure; names them.
@@ -130,7 +135,8 @@ class Snapshots:
     problems = []
     for number in reversed(_numbers(self._snapshots)):
       try:
-        state = _read(self._snapshots / str(number), like)
+        path = self._snapshots / str(number)
+        state = _read(path, lambda path=path: like(_position(path)))
       except ValueError as error:
         problems.append(f"snapshot {number} {error}")
         continue
@@ -161,7 +167,7 @@ def _numbers(directory: epath.Path) -> list[int]:
   return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
 
 
-def _write(path: _LiteralPath, tree: Any) -> None:
+def _write(path: _LiteralPath, tree: Any, position: Any = None) -> None:
   """Writes a tree in place of what is at `path`, once it has been read back.
 
   Raises:
@@ -174,7 +180,7 @@ def _write(path: _LiteralPath, tree: Any) -> None:
     # very memory that a background thread would still be reading.
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(unverified, args=ocp.args.StandardSave(tree), force=True)
-    _write_checksums(unverified)
+    _write_checksums(unverified, position)
   except Exception as error:  # Orbax and TensorStore raise whatever they like
     problem = f"cannot write {path} ({_reason(error)})"
   if _in_all_processes(problem is None):
@@ -201,7 +207,7 @@ def _remove(path: _LiteralPath) -> None:
   shutil.rmtree(removed)
 
 
-def _read(path: _LiteralPath, like: Any) -> Any:
+def _read(path: _LiteralPath, make_like: Callable[[], Any]) -> Any:
   """Returns the tree that was written to `path`, checked against its checksums.
 
   Several processes call this together, and it fails in all of them or in none.
@@ -214,6 +220,7 @@ def _read(path: _LiteralPath, like: Any) -> Any:
   problem = None if damage is None else f"is damaged ({damage})"
   tree = None
   if _in_all_processes(problem is None):
+    like = make_like()
     template = jax.tree.map(_abstract, like)
     try:
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
@@ -233,15 +240,20 @@ def _checksum_file(path: epath.Path, process: int) -> pathlib.Path:
   return pathlib.Path(path) / f"checksums.process_{process}.json"
 
 
-def _write_checksums(path: epath.Path) -> None:
+def _write_checksums(path: epath.Path, position: Any) -> None:
   process = jax.process_index()
   files = {
     name: _size_and_crc32(pathlib.Path(path) / name)
     for name in _files(path)
     if _writer(name) == process
   }
-  content = {"processes": jax.process_count(), "files": files}
+  content = {"processes": jax.process_count(), "files": files, "position": position}
   writers.write_json(_checksum_file(path, process), content)
+
+
+def _position(path: epath.Path) -> Any:
+  """Returns the position that a whole snapshot was saved with."""
+  return json.loads(_checksum_file(path, 0).read_bytes())["position"]
 
 
 def _files(path: epath.Path) -> list[str]:
@@ -325,7 +337,7 @@ def _text(array: tuple[tuple[int, ...], np.dtype] | None) -> str:
 def _named(tree: Any) -> dict[str, Any]:
   """Returns the leaves by the names that Orbax gives them."""
   flat = ocp.tree.to_flat_dict(tree, sep=".")
-  return {name: leaf for name, leaf in flat.items() if leaf is not None}
+  return {name: leaf for name, leaf in flat.items() if hasattr(leaf, "shape")}
 
 
 def _own_checksums(path: epath.Path) -> dict[str, list[int]]:
@@ -339,7 +351,7 @@ def _arrays(path: epath.Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   names = [
     ".".join(key["key"] for key in leaf["key_metadata"])
     for leaf in metadata["tree_metadata"].values()
-    if leaf["value_metadata"]["value_type"] != "None"
+    if not leaf["value_metadata"]["skip_deserialize"]  # None, or an empty container
   ]
   context = tensorstore.Context()
   store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
@@ -407,23 +419,23 @@ def _abstract(leaf):
   return leaf
 
 
-def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
-  """Returns the parameters that a finished task left; all processes call it together.
+def load_task_model(workdir: pathlib.Path, task: int, like: Any) -> Any:
+  """Returns the model that a finished task left; all processes call this together.
 
   Args:
     workdir: of the run.
     task: 0-based.
-    like: parameters of the same structure, with the wanted shardings.
+    like: a model state of the same structure, with the wanted shardings.
 
   Raises:
     FileNotFoundError: no such task has been finished there.
-    ValueError: the parameters are damaged or of another structure.
+    ValueError: the model is damaged or of another structure.
   """
   path = _checkpoints(workdir) / "tasks" / str(task)
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
   try:
-    return _read(path, like)
+    return _read(path, lambda: like)
   except ValueError as error:
     raise ValueError(f"{path} {error}") from None
 

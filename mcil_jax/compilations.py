@@ -20,3 +20,8 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 def count(name: str) -> int:
   """Compilations of the jitted function `name` in this process so far."""
   return _counts[f"jit({name})"]
+
+
+def total(prefix: str) -> int:
+  """Compilations of all jitted functions whose names begin like that."""
+  return sum(n for name, n in _counts.items() if name.startswith(f"jit({prefix}"))

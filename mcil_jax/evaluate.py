@@ -23,6 +23,7 @@ from mcil_jax.models.multimodal import (
   Prototypes,
   Routings,
 )
+from mcil_jax.models.state import ModelState
 from mcil_jax.presence import drop_modalities, present
 from mcil_jax.scenario import Scenario
 
@@ -81,7 +82,7 @@ class EvalOutputs:
     return EvalOutputs(predictions={MAIN: self.predictions[MAIN]})
 
 
-EvalStep = Callable[[dict, Batch, Task, Any, Any, Any], EvalOutputs]
+EvalStep = Callable[[ModelState, Batch, Task, Prototypes | None], EvalOutputs]
 
 
 def kinds(
@@ -130,24 +131,24 @@ def make_eval_step(
       needs; all by default.
 
   Returns:
-    (params, batch, task, prototypes, knowledge, means) → `EvalOutputs` of the batch.
-    Predictions are by the nearest of the means [C, D] of the classes' normalised
-    embeddings, or by logits if there are none or all are zeros.
+    (model state, batch, task, prototypes) → `EvalOutputs` of the batch. Predictions are
+    by the nearest of the class means, or by logits if there are none or all are zeros.
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
   knows_tasks = method.tasks is not None
 
-  def eval_step(params, batch: Batch, task: Task, prototypes, knowledge, means):
+  def eval_step(state: ModelState, batch: Batch, task: Task, prototypes):
+    variables, means = state.variables, state.class_means
     inputs = model.apply({}, batch, method="preprocess")
     own_task = task_of_class[batch["label"]]
 
     def encode(router):
       route = None if router is None else moe.Route(router, batch["valid"], batch["id"])
-      return model.apply({"params": params}, inputs, route, method="encode")
+      return model.apply(variables, inputs, route, method="encode")
 
     def classify(features, mask):
       return model.apply(
-        {"params": params}, features, mask, task.theta, prototypes, method="classify"
+        variables, features, mask, state.theta, prototypes, method="classify"
       )
 
     frozen = encode(None)[0] if knows_tasks else {}
@@ -156,7 +157,7 @@ def make_eval_step(
     def infer(mask):
       if not knows_tasks or method.tasks.infer is None:
         return own_task  # told, or of no consequence
-      nearest = method.tasks.infer(knowledge, frozen, mask)
+      nearest = method.tasks.infer(state.task_means, frozen, mask)
       return task_of_class[nearest]
 
     def scores(outputs):
@@ -213,7 +214,7 @@ def make_eval_step(
   return jax.jit(
     slim_step if only else eval_step,
     # None: as they lie.
-    in_shardings=(None, batches, replicate, replicate, replicate, replicate),
+    in_shardings=(None, batches, replicate, replicate),
     out_shardings=replicate,
   )
 
@@ -250,7 +251,7 @@ def _observations(outputs: Outputs, routing: Routings, mask: Batch) -> dict[str,
 
 def evaluate(
   step_fn: EvalStep,
-  params: dict,
+  state: ModelState,
   split: Split,
   labels: np.ndarray,
   ids: np.ndarray,
@@ -259,15 +260,13 @@ def evaluate(
   batch_size: int,
   mesh: Mesh,
   prototypes: Prototypes | None = None,
-  knowledge: Any = None,
-  means: np.ndarray | None = None,
   after_batch: Callable[[], None] = lambda: None,
 ) -> EvalOutputs:
   """Runs the evaluation step over some samples.
 
   Args:
     step_fn: from `make_eval_step`.
-    params: of the model.
+    state: of the model.
     split: where the samples come from.
     labels: [N] of the split, positions in the class order.
     ids: [n], which samples.
@@ -275,8 +274,6 @@ def evaluate(
     batch_size: of the evaluation.
     mesh: of the run.
     prototypes: of all classes, for a model with a text tower.
-    knowledge: of the method about tasks.
-    means: [C, D] of classes, for methods that classify by them.
     after_batch: may raise to end the evaluation early.
 
   Returns:
@@ -285,7 +282,7 @@ def evaluate(
   parts = []
   plan = pipeline.in_order(ids, batch_size)
   for batch in pipeline.batches(split, labels, plan, mesh):
-    found = step_fn(params, batch, task, prototypes, knowledge, means)
+    found = step_fn(state, batch, task, prototypes)
     parts.append(jax.device_get(found))
     after_batch()
   return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(ids)], *parts)

@@ -1,4 +1,4 @@
-"""The training of one task: its steps, its log, its best epoch."""
+"""The training of one stage: its steps, its log, its best epoch."""
 
 import contextlib
 import time
@@ -10,29 +10,29 @@ import tqdm
 from mcil_jax import allocation, evaluate, look, teacher, train
 from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
-from mcil_jax.methods.base import Samples
+from mcil_jax.methods.base import Samples, Stage
+from mcil_jax.models.state import ModelState, join, split
 from mcil_jax.record import Record
 from mcil_jax.remember import remember
 from mcil_jax.setup import Setup
 from mcil_jax.state import SECONDS, Best, RunState
 
 
-def learn(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Trains on the current task, from wherever `state` is in it."""
+def learn(setup: Setup, state: RunState, record: Record, stage: Stage) -> RunState:
+  """Trains the current stage, from wherever `state` is in it."""
   c, number = setup.config, int(state.task)
   started = time.perf_counter()
   seconds = dict.fromkeys((*SECONDS, train.LEFT_OUT), 0.0)
   samples = setup.method.samples(
     setup.labels["train"], setup.scenario, number, state.memory
   )
-  epochs = _epochs(setup, samples, number)
+  epochs = _epochs(setup, stage, samples, number)
   steps = len(epochs)
-  task = setup.task(number, steps, state.theta[number])
-  train_step = setup.train_step(number)
-  knowledge = look.on_devices(setup, state.knowledge)
-  done, step = int(state.train.task_step), int(state.train.step)
-  train_state, best, scalars = state.train, state.best, train.Scalars()
-  lessons = _lessons(setup, state, record, samples) if done < steps else None
+  train_step = setup.train_step(stage)
+  done, step = int(state.train.stage_step), int(state.train.step)
+  carry, best = setup.carry(stage, state.model, state.train), state.best
+  scalars = train.Scalars()
+  constants = _constants(setup, state, record, stage, samples) if done < steps else None
   batches = pipeline.batches(
     setup.dataset.splits["train"],
     setup.labels["train"],
@@ -40,10 +40,13 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
     setup.mesh,
     start=done,
   )
+  frozen = split(state.model.params, stage.trains)[1]
 
   def current() -> RunState:
     seconds["train_seconds"] = time.perf_counter() - started
-    return state.replace(train=train_state, best=best).add_seconds(seconds)
+    model = state.model.replace(params=join(carry.params, frozen), stats=carry.stats)
+    now = state.replace(model=model, train=carry.train, best=best)
+    return now.add_seconds(seconds)
 
   bar = tqdm.tqdm(
     desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
@@ -54,7 +57,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
   )
   with bar, allocation.keeping_freed_memory():
     for batch in train.timed(batches, seconds):
-      train_state, values = train_step(train_state, batch, task, knowledge, lessons)
+      carry, values = train_step(carry, constants, batch)
       done, step = done + 1, step + 1
       scalars.push(step, values, batch["id"])
       bar.update()
@@ -82,8 +85,45 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
         with _left_out(seconds):
           record.save(current())
   if best is not None and best.epoch >= 0:
-    train_state = train_state.replace(params=best.params)
+    trained, _ = split(best.params, stage.trains)
+    carry = carry.replace(params=trained, stats=best.stats)
   return current()
+
+
+def _constants(
+  setup: Setup, state: RunState, record: Record, stage: Stage, samples: Samples
+) -> train.Constants:
+  """What the steps of a stage read."""
+  number = int(state.task)
+  params = split(state.model.params, stage.trains)[1]
+  frozen = ModelState(params, theta=state.model.theta)
+  start, steps = _schedule(setup, state, stage, samples)
+  lessons = _lessons(setup, state, record, samples)
+  on_host = {
+    "task": setup.task(number),
+    "method_state": state.method_state,
+    "reading": setup.reading,
+    "schedule_start": np.int32(start),
+    "schedule_steps": np.int32(steps),
+  }
+  return train.Constants(
+    frozen=look.on_devices(setup, frozen),
+    teacher=state.teacher if lessons is None else None,
+    lessons=lessons,
+    key=setup.run_key,
+    **look.on_devices(setup, on_host),
+  )
+
+
+def _schedule(setup, state, stage: Stage, samples: Samples) -> tuple[int, int]:
+  """Steps before this stage that its schedule counts, and steps of the schedule."""
+  number = int(state.task)
+  stages = setup.stages(number)
+  lengths = [len(_epochs(setup, s, samples, number)) for s in stages]
+  at = int(state.stage)
+  if stage.schedule_from == "stage":
+    return 0, lengths[at]
+  return sum(lengths[:at]), sum(lengths)
 
 
 def _lessons(
@@ -95,7 +135,7 @@ def _lessons(
   return teacher.teach(
     setup.lessons,
     setup.teach_step,
-    state.train.teacher if state.task > 0 else None,
+    _whole_teacher(state) if state.task > 0 else None,
     setup.dataset.splits["train"],
     setup.labels["train"],
     samples,
@@ -103,6 +143,12 @@ def _lessons(
     mesh=setup.mesh,
     after_batch=lambda: record.stop_here(state),
   )
+
+
+def _whole_teacher(state: RunState) -> ModelState:
+  """With what no stage of the task trains, which is still the model's."""
+  params = join(state.teacher.params, state.model.params)
+  return state.teacher.replace(params=params, theta=state.model.theta)
 
 
 @contextlib.contextmanager
@@ -131,11 +177,13 @@ def select(setup: Setup, state: RunState, record: Record, epoch: int) -> Best:
   )
   if accuracy <= state.best.accuracy:
     return state.best
-  return state_lib.best(state.train.params, accuracy, epoch)
+  return state_lib.best(state.model, accuracy, epoch)
 
 
-def _epochs(setup: Setup, samples: Samples, number: int) -> pipeline.Epochs:
-  """What the epochs of a task show."""
+def _epochs(
+  setup: Setup, stage: Stage, samples: Samples, number: int
+) -> pipeline.Epochs:
+  """What the epochs of a stage show."""
   c = setup.config
 
   def plan(epoch: int) -> pipeline.Plan:
@@ -149,4 +197,4 @@ def _epochs(setup: Setup, samples: Samples, number: int) -> pipeline.Epochs:
       drop_last=c.train.drop_last,
     )
 
-  return pipeline.Epochs(plan, c.train.epochs)
+  return pipeline.Epochs(plan, stage.config(c).epochs)

@@ -7,6 +7,7 @@ import numpy as np
 
 from mcil_jax import evaluate, sharding
 from mcil_jax.models import multimodal
+from mcil_jax.models.state import ModelState
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
@@ -24,42 +25,43 @@ def outcome(
 
   Args:
     setup: of the run.
-    state: the model's, and what else the step needs.
+    state: whose model is asked, in the state's task.
     split: its name.
     ids: [n], which samples.
     stop: may raise between batches, when everything is saved from which all that
       follows is done again.
     only: what is asked for, see `Setup.eval_step`.
   """
-  number = int(state.task)
-  theta = state.theta[number]
-  if np.isnan(theta):  # before the task has begun
-    theta = state.theta[number - 1] if number else -1.0
   return evaluate.evaluate(
     setup.eval_step(only),
-    state.train.params,
+    on_devices(setup, state.model),
     setup.dataset.splits[split],
     setup.labels[split],
     ids,
-    setup.task(number, theta=theta),
+    setup.task(int(state.task)),
     batch_size=setup.config.eval.batch_size,
     mesh=setup.mesh,
-    prototypes=prototypes(setup, state),
-    knowledge=on_devices(setup, state.knowledge),
-    means=state.means,
+    prototypes=prototypes(setup, state.model),
     after_batch=stop,
   )
 
 
-def prototypes(setup: Setup, state: RunState) -> multimodal.Prototypes | None:
+def prototypes(setup: Setup, model: ModelState) -> multimodal.Prototypes | None:
   """Of all classes; None without a text tower."""
-  return None if setup.read_step is None else setup.read_step(state.train.params)
+  if setup.read_step is None:
+    return None
+  return setup.read_step(on_devices(setup, model))
 
 
-def on_devices(setup: Setup, knowledge):
-  """What a method knows of tasks, replicated over the mesh."""
-  # In the precision of the devices: processes compare what each of them puts there.
-  knowledge = jax.tree.map(
-    lambda x: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype)), knowledge
-  )
-  return jax.device_put(knowledge, sharding.replicated(setup.mesh))
+def on_devices(setup: Setup, tree):
+  """The same with its host arrays replicated over the mesh."""
+  replicate = sharding.replicated(setup.mesh)
+
+  def put(x):
+    if isinstance(x, jax.Array):
+      return x
+    # In the precision of the devices: processes compare what each of them puts there.
+    x = np.asarray(x)
+    return jax.device_put(x.astype(jax.dtypes.canonicalize_dtype(x.dtype)), replicate)
+
+  return jax.tree.map(put, tree)

@@ -91,3 +91,26 @@ def update(
   kept = np.concatenate(groups)
   updated[: len(kept)] = kept
   return updated
+
+
+def source_slots(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+  """Returns where each exemplar lay before an update, so that arrays can follow it.
+
+  Args:
+    before: [M], the memory before.
+    after: [M'], the memory after. A sample that it holds several times is found in the
+      places that it had, in their order.
+
+  Returns:
+    int64 [M'], places in `before`; −1 for new exemplars and empty places.
+  """
+  places: dict[int, list[int]] = {}
+  for place, sample in enumerate(before):
+    places.setdefault(int(sample), []).append(place)
+  slots = np.full(len(after), EMPTY, np.int64)
+  for place, sample in enumerate(after):
+    known = places.get(int(sample)) if sample != EMPTY else None
+    if known:
+      # The last of its places serves all that are left.
+      slots[place] = known.pop(0) if len(known) > 1 else known[0]
+  return slots

@@ -1,33 +1,98 @@
 """Adam with decoupled or coupled weight decay, and the learning rate of a task."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
+from mcil_jax.models import state as groups
 
-def make(c: ml_collections.ConfigDict) -> optax.GradientTransformation:
-  """The optimizer without its learning rate, which the step applies.
+# (gradient or update, task, method state) → what may move of it.
+Projection = Callable[[Any, Any, Any], Any]
 
-  "adamw" decays matrices apart from the gradient; "adam" gets `decay` as a part of it.
+
+def make(
+  c: ml_collections.ConfigDict, project: Projection | None = None
+) -> optax.GradientTransformationExtraArgs:
+  """Returns the whole update of a stage as one chain.
+
+  Its `update` also takes `task`, `method_state` and `rate`, the learning rate of the
+  step, all of them traced. "adamw" decays matrices apart from the gradient, "adam" adds
+  the decay of all parameters to it.
 
   Args:
-    c: `config.train`.
+    c: `config.train`, with what the stage changes.
+    project: of the method, see `Method.project`: applied to the gradient, so that
+      moments know of nothing else, and to the update, which decay has moved again.
   """
-  clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-  if c.optimizer == "adam":
-    return optax.chain(clip, optax.scale_by_adam())
-
-  def is_kernel(params):
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key == "kernel", params
-    )
-
+  projection = [] if project is None else [_projection(project)]
+  coupled = c.optimizer == "adam"
   return optax.chain(
-    clip, optax.scale_by_adam(), optax.add_decayed_weights(c.weight_decay, is_kernel)
+    *([_coupled_decay(c)] if coupled else []),
+    *projection,
+    optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
+    optax.scale_by_adam(),
+    *([] if coupled else [optax.add_decayed_weights(c.weight_decay, _is_kernel)]),
+    *projection,
+    _by_rates(c),
   )
+
+
+def _is_kernel(params: dict) -> dict:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == "kernel", params
+  )
+
+
+def _stateless(update: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
+  """Makes a transformation of (updates, parameters, extra arguments) → updates."""
+  return optax.GradientTransformationExtraArgs(
+    init=lambda params: optax.EmptyState(),
+    update=lambda updates, state, params=None, **extra: (
+      update(updates, params, **extra),
+      state,
+    ),
+  )
+
+
+def _projection(project: Projection) -> optax.GradientTransformationExtraArgs:
+  return _stateless(
+    lambda updates, params, *, task, method_state, **_: project(
+      updates, task, method_state
+    )
+  )
+
+
+def _coupled_decay(
+  c: ml_collections.ConfigDict,
+) -> optax.GradientTransformationExtraArgs:
+  return _stateless(
+    lambda updates, params, *, task, **_: jax.tree.map(
+      jnp.add, updates, decay(params, c, task.seen)
+    )
+  )
+
+
+# The share of the learning rate of a group; the others have all of it.
+def _group_rates(c: ml_collections.ConfigDict) -> dict[str, float]:
+  text = (groups.TEXT, groups.TEXT_ADAPTERS, groups.TEXT_PROJECTION)
+  return dict.fromkeys(text, c.text_rate)
+
+
+def _by_rates(c: ml_collections.ConfigDict) -> optax.GradientTransformationExtraArgs:
+  shares = _group_rates(c)
+
+  def scale(updates, params, *, rate, **_):
+    def of_one(path, u):
+      group = groups.group(tuple(key.key for key in path))
+      return -rate * shares.get(group, 1.0) * u
+
+    return jax.tree_util.tree_map_with_path(of_one, updates)
+
+  return _stateless(scale)
 
 
 def decay(params, c: ml_collections.ConfigDict, seen: jax.Array):
@@ -85,9 +150,3 @@ def learning_rate(
     return c.learning_rate * jnp.minimum(rise, 1.0)
   fall = jnp.clip((step / steps - warmup) / max(1.0 - warmup, 1e-9), 0.0, 1.0)
   return c.learning_rate * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))
-
-
-def share(path, c: ml_collections.ConfigDict) -> float:
-  """Of the learning rate, for one parameter."""
-  is_text = path[0].key in ("text", "projections_text")
-  return c.text_rate if is_text else 1.0

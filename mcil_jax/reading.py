@@ -12,6 +12,7 @@ from mcil_jax import sharding
 from mcil_jax.data import prompts as prompts_lib
 from mcil_jax.methods.base import Task
 from mcil_jax.models.multimodal import MultimodalClassifier, Prompts, Prototypes
+from mcil_jax.models.state import ModelState
 from mcil_jax.scenario import Scenario
 
 READ_STEP = "read_step"
@@ -124,12 +125,12 @@ def make(
 
 
 def make_read_step(model: MultimodalClassifier, reading: Reading, mesh: Mesh):
-  """The jitted step (params) → `Prototypes` of all classes, for tests."""
+  """The jitted step (model state) → `Prototypes` of all classes, for tests."""
 
-  def read_step(params, reading: Reading) -> Prototypes:
-    return model.apply({"params": params}, reading.for_test(), method="read")
+  def read_step(state: ModelState, reading: Reading) -> Prototypes:
+    return model.apply(state.variables, reading.for_test(), method="read")
 
   replicate = sharding.replicated(mesh)
   step = jax.jit(read_step, out_shardings=replicate)
   reading = jax.device_put(reading, replicate)
-  return lambda params: step(params, reading)
+  return lambda state: step(state, reading)

@@ -41,10 +41,11 @@ class Record:
 
   def restore(self) -> RunState:
     """The newest snapshot or the initial state; opens the log, cut back to it."""
-    initial = state.initial(self._setup)
-    restored = self._snapshots.restore(initial)
+    restored = self._snapshots.restore(
+      lambda position: state.initial(self._setup, *position)
+    )
     if restored is None:
-      restored = initial
+      restored = state.initial(self._setup)
     log = self._setup.config.log
     self.writer = writers.MetricsWriter(
       self.workdir / "metrics.jsonl",
@@ -63,12 +64,12 @@ class Record:
     }
     size = np.array(self.writer.size_bytes)
     run = run.replace(log_bytes=size, compilations=counts)
-    self._snapshots.save(run)
+    self._snapshots.save(run, (int(run.task), int(run.stage)))
     return run
 
   def save_task(self, run: RunState) -> None:
-    """Keeps the parameters after the current task for good."""
-    self._snapshots.save_task(int(run.task), run.train.params)
+    """Keeps the model after the current task for good."""
+    self._snapshots.save_task(int(run.task), run.model)
 
   def stop_requested(self, step: int) -> bool:
     """See `StopSignal.at_step`."""

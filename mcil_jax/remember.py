@@ -25,7 +25,8 @@ def remember(
     embedding = _embedding(setup, state, ids, stop) if herding else None
     state = state.replace(memory=_select(setup, state, ids, embedding))
   if setup.classifies_by_means:
-    state = state.replace(means=_means(setup, state, stop))
+    means = _class_means(setup, state, stop)
+    state = state.replace(model=state.model.replace(class_means=means))
   return state
 
 
@@ -34,9 +35,9 @@ def _embedding(setup, state, ids, stop) -> np.ndarray:
   return look.outcome(setup, state, "train", ids, stop, only=only).embedding
 
 
-def _means(setup: Setup, state: RunState, stop: Callable[[], None]) -> np.ndarray:
+def _class_means(setup: Setup, state: RunState, stop: Callable[[], None]) -> np.ndarray:
   """[C, D]: of all seen classes' exemplars; without a memory, of the task's samples."""
-  means, labels = state.means.copy(), setup.labels["train"]
+  means, labels = np.array(state.model.class_means), setup.labels["train"]
   if setup.method.uses_memory:
     ids = memory.stored(state.memory)
   else:

@@ -123,8 +123,8 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "steps_per_second": seconds["loop_steps"] / loop if loop else None,
     "input_wait_share": seconds["wait_seconds"] / loop if loop else None,
     "exemplars": 0 if state.memory is None else len(memory.stored(state.memory)),
-    "params": sum(x.size for x in jax.tree.leaves(state.train.params)),
-    "params_sha256": checkpoint.sha256(state.train.params),
+    "params": sum(x.size for x in jax.tree.leaves(state.model.params)),
+    "params_sha256": checkpoint.sha256(state.model.params),
     "devices": {
       "count": jax.device_count(),
       "kind": jax.devices()[0].device_kind,

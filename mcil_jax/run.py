@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mcil_jax import config as config_lib
 from mcil_jax import (
   evaluate,
   look,
+  memory,
   metrics,
   moe,
   observe,
@@ -21,6 +23,8 @@ from mcil_jax import (
 from mcil_jax import state as state_lib
 from mcil_jax.interrupt import StopSignal
 from mcil_jax.learn import learn
+from mcil_jax.methods.base import Stage, TaskData
+from mcil_jax.models.state import ModelState
 from mcil_jax.record import Record
 from mcil_jax.remember import remember
 from mcil_jax.setup import Setup
@@ -50,13 +54,9 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
     state = record.restore()
     was_finished = state.task == setup.scenario.num_tasks
     while state.task < setup.scenario.num_tasks:
-      if np.isnan(state.theta[state.task]):
-        state = _timed(begin, setup, state, record)
-      state = learn(setup, state, record)
-      learned = _timed(conclude, setup, state, record)
+      learned = learn_stages(setup, state, record)
       # A stop saves the task as it was learned, with the memory it was trained with.
-      stop = functools.partial(record.stop_here, learned)
-      state = remember(setup, learned, stop)
+      state = _timed(conclude, setup, learned, record)
       state, validation_accuracy = assess(setup, state, record, learned)
       announce(setup, state, record, validation_accuracy)
       record.save_task(state)
@@ -69,14 +69,47 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
     return summary
 
 
+def learn_stages(setup: Setup, state: RunState, record: Record) -> RunState:
+  """Trains the stages of the current task that are not done."""
+  stages = setup.stages(int(state.task))
+  for number in range(int(state.stage), len(stages)):
+    if number > state.stage:
+      state = record.save(next_stage(setup, state, stages[number]))
+    if not state.begun:
+      state = _timed(begin, setup, state, record)
+    state = learn(setup, state, record, stages[number])
+  return state
+
+
+def next_stage(setup: Setup, state: RunState, stage: Stage) -> RunState:
+  """The state before the first step of the stage after the current one."""
+  number = int(state.stage) + 1
+  if stage.keep_optimizer:
+    train = state.train.replace(stage_step=jnp.zeros_like(state.train.stage_step))
+  else:
+    train = setup.fresh_optimizer(
+      state.model, int(state.task), number, state.train.step
+    )
+  return state.replace(
+    train=train, stage=np.array(number), begun=np.array(False), best=_no_best(state)
+  )
+
+
 def next_task(setup: Setup, state: RunState) -> RunState:
   """The state at the start of the task after the current one."""
-  learned = setup.next_task(state.train)
+  number = int(state.task) + 1
   return state.replace(
-    task=np.array(state.task + 1),
-    train=learned,
-    best=None if state.best is None else state_lib.best(learned.params),
+    task=np.array(number),
+    stage=np.array(0),
+    begun=np.array(False),
+    train=setup.fresh_optimizer(state.model, number, step=state.train.step),
+    teacher=setup.teacher_of(state.model, number),
+    best=_no_best(state),
   )
+
+
+def _no_best(state: RunState) -> state_lib.Best | None:
+  return None if state.best is None else state_lib.best(state.model)
 
 
 def _timed(
@@ -97,56 +130,93 @@ def _add_training(state: RunState, seconds: float) -> RunState:
 
 
 def begin(setup: Setup, state: RunState, record: Record) -> RunState:
-  """What comes before a task's first step: forward transfer, new parameters, θ.
+  """What comes before a stage's first step: forward transfer, new parameters, θ.
 
-  A run that is stopped in here begins the task once more, but measures forward transfer
-  only once, before the task has left any trace.
+  A run that is stopped in here begins the stage once more, but measures forward
+  transfer only once, before the task has left any trace.
   """
+  number, first = int(state.task), state.stage == 0
+  if first:
+    state = _measure_forward_transfer(setup, state, record)
+  if first and setup.config.train.restart and number > 0:
+    fresh = setup.create_model(number)
+    model = state.model.replace(params=fresh.params, stats=fresh.stats)
+    state = state.replace(model=model)
+  if setup.method.before_stage is not None:
+    stage = setup.stages(number)[int(state.stage)]
+    data = _task_data(setup, state, functools.partial(record.stop_here, state))
+    model, teacher, method_state = setup.method.before_stage(
+      state.model, state.teacher, state.method_state, data, stage
+    )
+    state = _placed(setup, state, model, teacher, method_state)
+  if first:
+    theta = np.float32(_theta(setup, state, record))
+    thetas = state.theta.copy()
+    thetas[number] = theta
+    state = state.replace(theta=thetas, model=state.model.replace(theta=theta))
+  return state.replace(begun=np.array(True))
+
+
+def _measure_forward_transfer(
+  setup: Setup, state: RunState, record: Record
+) -> RunState:
+  """With the predictions of classes that only have been named so far."""
   number, split = int(state.task), setup.config.eval.split
   ids = setup.scenario.samples_of(setup.labels[split], [number])
-  if setup.reading is not None and number > 0 and (state.zero_shot[ids] < 0).any():
-    zero_shot = state.zero_shot.copy()
-    stop = functools.partial(record.stop_here, state)
-    outcome = look.outcome(setup, state, split, ids, stop)
-    zero_shot[ids] = outcome.predictions[evaluate.OPEN]
-    state = state.replace(zero_shot=zero_shot)
-  if setup.config.train.restart and number > 0:
-    fresh = setup.create_state(number)
-    state = state.replace(train=state.train.replace(params=fresh.params))
-  if setup.method.tasks is not None:
-    knowledge = look.on_devices(setup, state.knowledge)
-    params = setup.begin_task(state.train.params, knowledge, number)
-    state = state.replace(train=state.train.replace(params=params))
-  if setup.method.imprint is not None and number > 0:
-    state = _imprint(setup, state, record)
-  theta = state.theta.copy()
-  theta[number] = _theta(setup, state, record)
-  return state.replace(theta=theta)
-
-
-def _imprint(setup: Setup, state: RunState, record: Record) -> RunState:
-  """With the classifier that the method makes of the new samples' embeddings."""
-  number, labels = int(state.task), setup.labels["train"]
-  ids = setup.scenario.samples_of(labels, [number])
+  if setup.reading is None or number == 0 or (state.zero_shot[ids] >= 0).all():
+    return state
+  zero_shot = state.zero_shot.copy()
   stop = functools.partial(record.stop_here, state)
-  only = evaluate.EMBEDDING
-  embedding = look.outcome(setup, state, "train", ids, stop, only=only).embedding
+  outcome = look.outcome(setup, state, split, ids, stop)
+  zero_shot[ids] = outcome.predictions[evaluate.OPEN]
+  return state.replace(zero_shot=zero_shot)
 
-  params, teacher = state.train.params, state.train.teacher
-  made = setup.method.imprint(
-    jax.device_get(params["classifier"]),
-    embedding,
-    labels[ids],
-    setup.task(number),
+
+def _task_data(
+  setup: Setup,
+  state: RunState,
+  stop: Callable[[], None],
+  source_slot: np.ndarray | None = None,
+) -> TaskData:
+  """What the method sees of the current task."""
+  number, labels = int(state.task), setup.labels["train"]
+
+  def prompt_routing():
+    prototypes = jax.device_get(look.prototypes(setup, state.model))
+    if prototypes is None or prototypes.routing is None:
+      return None
+    of_prompts = moe.by_sample(prototypes.routing, prototypes.num_prompts)
+    templates = setup.reading.num_test_templates
+    own = np.repeat(setup.scenario.task_of_class, templates) == number
+    return jax.tree.map(lambda x: np.asarray(x)[own], of_prompts)
+
+  return TaskData(
+    task=setup.task(number),
+    labels=labels,
+    ids=setup.scenario.samples_of(labels, [number]),
+    exemplars=state.memory,
+    source_slot=source_slot,
     seed=setup.config.seed,
+    outputs=lambda ids, part: look.outcome(setup, state, "train", ids, stop, only=part),
+    prompt_routing=prompt_routing,
   )
-  like = jax.tree.map(lambda x: x.sharding, params["classifier"])
-  of_student, of_teacher = (jax.device_put(classifier, like) for classifier in made)
+
+
+def _placed(
+  setup: Setup, state: RunState, model: ModelState, teacher, method_state
+) -> RunState:
+  """With what a method returned, its parameters where they lay before."""
+
+  def place(made: ModelState | None) -> ModelState | None:
+    if made is None:
+      return None
+    layout = jax.tree.map(lambda x, where: where, made.params, setup.layout.params)
+    return made.replace(params=jax.device_put(made.params, layout))
+
   return state.replace(
-    train=state.train.replace(
-      params=params | {"classifier": of_student},
-      teacher=teacher | {"classifier": of_teacher},
-    )
+    model=place(model),
+    teacher=place(teacher),
+    method_state=jax.tree.map(np.asarray, method_state),
   )
 
 
@@ -165,27 +235,20 @@ def _theta(setup: Setup, state: RunState, record: Record) -> float:
 
 
 def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
-  """Adds what the method learns about the task as such, which evaluation needs.
+  """Remembers exemplars of the task, and adds what the method learns of it.
 
   A run that is stopped before the task is saved does this once more, on the same state
   and the same samples; so it must come to the same.
   """
-  if setup.method.tasks is None:
-    return state
-  number = int(state.task)
-  ids = setup.scenario.samples_of(setup.labels["train"], [number])
   stop = functools.partial(record.stop_here, state)
-  outcome = look.outcome(setup, state, "train", ids, stop)
-  routing = jax.device_get(look.prototypes(setup, state)).routing
-  if routing is not None:
-    own = np.repeat(setup.scenario.task_of_class, setup.reading.num_test_templates)
-    of_prompts = jax.device_get(moe.by_sample(routing, len(own)))
-    of_task = jax.tree.map(lambda x: x[own == number], of_prompts)
-    told = outcome.told_routing | {"text": of_task}
-    outcome = outcome.replace(told_routing=told)
-  labels = setup.labels["train"][ids]
-  knowledge = setup.method.tasks.end(state.knowledge, outcome, labels, number)
-  return state.replace(knowledge=knowledge)
+  before = state.memory
+  state = remember(setup, state, stop)
+  if setup.method.after_task is None:
+    return state
+  source_slot = None if before is None else memory.source_slots(before, state.memory)
+  data = _task_data(setup, state, stop, source_slot)
+  model, method_state = setup.method.after_task(state.model, state.method_state, data)
+  return _placed(setup, state, model, state.teacher, method_state)
 
 
 def assess(
@@ -216,7 +279,7 @@ def assess(
   observed = observe.update(
     state.observed,
     outcome,
-    jax.device_get(look.prototypes(setup, state)),
+    jax.device_get(look.prototypes(setup, state.model)),
     ids=ids,
     labels=setup.labels[split][ids],
     scenario=setup.scenario,

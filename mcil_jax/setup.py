@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
@@ -16,6 +17,7 @@ from mcil_jax import (
   memory,
   methods,
   moe,
+  optimizer,
   scenario,
   sharding,
   teacher,
@@ -23,8 +25,9 @@ from mcil_jax import (
 )
 from mcil_jax import reading as reading_lib
 from mcil_jax.data import pipeline, schema, source
-from mcil_jax.methods.base import Method, Task
+from mcil_jax.methods.base import WITHOUT_TOWERS, Method, Stage, Task
 from mcil_jax.models import build, multimodal
+from mcil_jax.models.state import ModelState, copied, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,29 +58,94 @@ class Setup:
   modalities: tuple[str, ...]
   present: dict[str, tuple[str, ...]]
 
-  def create_state(self, task: int = 0) -> train.TrainState:
-    """See `train.create_state`."""
-    shapes = {m: self.dataset.shapes[m] for m in self.modalities}
-    return train.create_state(
-      self.model,
-      self.config,
-      shapes,
-      self.dataset.dtypes,
-      self.mesh,
-      self.reading,
-      uses_teacher=bool(self.method.teacher),
-      task=task,
+  def create_model(self, task: int = 0) -> ModelState:
+    """Returns a model with initial parameters, laid out over the mesh.
+
+    Args:
+      task: each task has initial parameters of its own.
+    """
+    made = jax.jit(self._init_model, out_shardings=self.layout)(
+      self._keys(task)[0], self.reading
     )
+    if self.method.tasks is None:
+      return made
+    task_means = self.method.tasks.initial(self.scenario, self.modalities)
+    return made.replace(task_means=task_means)
+
+  def _init_model(self, key: jax.Array, reading) -> ModelState:
+    shapes = {m: self.dataset.shapes[m] for m in self.modalities}
+    made = train.init_model(self.model, shapes, self.dataset.dtypes, reading, key)
+    return made.replace(theta=None)
+
+  def _keys(self, task: int = 0) -> jax.Array:
+    """Returns the keys of a task's initial parameters and of the run's steps."""
+    key = jax.random.key(self.config.seed)
+    return jax.random.split(jax.random.fold_in(key, task) if task else key)
 
   @functools.cached_property
-  def layout(self) -> train.TrainState:
-    """The sharding of each array of the training state."""
-    return sharding.state_sharding(self.mesh, jax.eval_shape(self.create_state))
+  def run_key(self) -> jax.Array:
+    """Key data from which each training step derives its key, replicated."""
+    data = jax.random.key_data(self._keys()[1])
+    return jax.device_put(np.asarray(data), sharding.replicated(self.mesh))
 
   @functools.cached_property
-  def next_task(self) -> Callable[[train.TrainState], train.TrainState]:
-    """Jitted, see `train.make_next_task`."""
-    return train.make_next_task(self.config.train, self.layout)
+  def layout(self) -> ModelState:
+    """The sharding of each parameter and running statistic of the model."""
+    shapes = jax.eval_shape(self._init_model, self._keys()[0], self.reading)
+    return sharding.state_sharding(self.mesh, shapes)
+
+  def stages(self, number: int) -> tuple[Stage, ...]:
+    """Returns the stages of task `number`."""
+    if self.method.stages is not None:
+      return tuple(self.method.stages(number))
+    frozen = Stage("frozen_towers", trains=WITHOUT_TOWERS)
+    return (frozen if self.freezes_towers(number) else Stage(),)
+
+  def carry(
+    self, stage: Stage, model: ModelState, state: train.TrainState
+  ) -> train.Carry:
+    """Returns what the steps of a stage change."""
+    params, _ = split(model.params, stage.trains)
+    return train.Carry(params, model.stats, state)
+
+  def fresh_optimizer(
+    self, model: ModelState, number: int, stage: int = 0, step: Any = 0
+  ) -> train.TrainState:
+    """Returns the optimizer before a stage's first step, after `step` steps of the run.
+
+    Args:
+      model: of the run.
+      number: of the task; after the last task, what it was in its last stage.
+      stage: its number within the task.
+      step: training steps so far.
+    """
+    number = min(number, self.scenario.num_tasks - 1)
+    return self._fresh_optimizer(self.stages(number)[stage], model, step)
+
+  def _fresh_optimizer(self, stage: Stage, model: ModelState, step) -> train.TrainState:
+    def create(params, step):
+      return train.TrainState(
+        opt_state=optimizer.make(stage.config(self.config)).init(params),
+        step=jnp.asarray(step, jnp.int32),
+        stage_step=jnp.zeros((), jnp.int32),
+      )
+
+    params, _ = split(model.params, stage.trains)
+    layout = sharding.state_sharding(self.mesh, jax.eval_shape(create, params, 0))
+    return jax.jit(create, out_shardings=layout)(params, step)
+
+  def teacher_of(self, model: ModelState, number: int) -> ModelState | None:
+    """Returns the model as the teacher of task `number`; None if nothing asks for one.
+
+    What no stage of the task trains is left out.
+    """
+    if not self.method.teacher:
+      return None
+    number = min(number, self.scenario.num_tasks - 1)
+    trained = {g for stage in self.stages(number) for g in stage.trains}
+    params, _ = split(model.params, trained)
+    params, stats = copied((params, model.stats))
+    return ModelState(params, stats, theta=None)
 
   @property
   def classifies_by_means(self) -> bool:
@@ -91,29 +159,22 @@ class Setup:
     when = self.method.train_towers if wanted == "auto" else wanted
     return when == "first_task" and number > 0
 
-  def train_step(self, number: int) -> train.TrainStep:
-    """Jitted, for task `number`, see `train.make_train_step`."""
-    return self._train_steps[self.freezes_towers(number)]
-
-  @functools.cached_property
-  def _train_steps(self) -> dict[bool, train.TrainStep]:
-    return {
-      freeze: train.make_train_step(
-        self.model,
-        self.method,
-        self.config,
-        self.mesh,
-        self.reading,
-        layout=self.layout,
-        freeze_towers=freeze,
+  def train_step(self, stage: Stage) -> train.TrainStep:
+    """Jitted, for a stage, see `train.make_train_step`; stages of one name share it."""
+    if stage.name not in self._train_steps:
+      model = jax.eval_shape(self._init_model, self._keys()[0], self.reading)
+      state = jax.eval_shape(
+        functools.partial(self._fresh_optimizer, stage, step=0), model
       )
-      for freeze in (False, True)
-    }
+      layout = sharding.state_sharding(self.mesh, self.carry(stage, model, state))
+      self._train_steps[stage.name] = train.make_train_step(
+        self.model, self.method, stage, self.config, self.mesh, layout=layout
+      )
+    return self._train_steps[stage.name]
 
   @functools.cached_property
-  def begin_task(self) -> Callable[..., Any]:
-    """Jitted `Method.tasks.begin`."""
-    return jax.jit(self.method.tasks.begin, out_shardings=self.layout.params)
+  def _train_steps(self) -> dict[str, train.TrainStep]:
+    return {}
 
   def eval_step(self, only: str = "") -> evaluate.EvalStep:
     """Jitted, see `evaluate.make_eval_step`.
@@ -173,28 +234,21 @@ class Setup:
   @property
   def compiled(self) -> tuple[str, ...]:
     """Names of the functions that compile, each of them once for all tasks."""
-    names = [train.TRAIN_STEP, evaluate.EVAL_STEP]
+    stages = (s for t in range(self.scenario.num_tasks) for s in self.stages(t))
+    names = [*dict.fromkeys(map(train.step_name, stages)), evaluate.EVAL_STEP]
     if self.validates:
       names.append(evaluate.step_name(evaluate.PREDICTION))
       names.append(evaluate.step_name(evaluate.EMBEDDING))
     if self.reading is not None:
       names.append(reading_lib.READ_STEP)
-    if self.freezes_towers(self.scenario.num_tasks - 1):
-      names.append(train.TRAIN_STEP_FROZEN)
     if self.lessons is not None:
       names.append(teacher.TEACH_STEP)
     return tuple(names)
 
-  def task(self, number: int, steps: int = 0, theta: float = -1.0) -> Task:
-    """What the jitted steps know of task `number`; evaluation needs no `steps`."""
+  def task(self, number: int) -> Task:
+    """What the jitted steps know of task `number`."""
     before, seen = self.scenario.boundaries[number : number + 2]
-    return Task(
-      index=np.int32(number),
-      before=before,
-      seen=seen,
-      steps=np.int32(steps),
-      theta=np.float32(theta),
-    )
+    return Task(index=np.int32(number), before=before, seen=seen)
 
 
 def prepare(
@@ -267,7 +321,7 @@ def _check_restart(made: Setup) -> None:
   builds_on = {
     "towers that are frozen after the first task": made.freezes_towers(1),
     "what it knows of earlier tasks": method.tasks is not None,
-    "its classifier": method.imprint is not None,
+    "its classifier": method.before_stage is not None,
     "class means of earlier tasks": made.classifies_by_means and not method.uses_memory,
   }
   kept = [what for what, there in builds_on.items() if there]
@@ -373,12 +427,12 @@ def _load_dataset(c: ml_collections.ConfigDict) -> source.Dataset:
 
 def _check_classes(labels: dict[str, np.ndarray], tasks: scenario.Scenario) -> None:
   """Raises a ValueError if a class has no sample in a split."""
-  for split, positions in labels.items():
+  for name, positions in labels.items():
     counts = np.bincount(positions, minlength=tasks.num_classes)
     empty = [tasks.class_names[i] for i in np.flatnonzero(counts == 0)]
     if empty:
       raise ValueError(
-        f"these classes have no sample in the {split} split: {', '.join(empty)}; "
+        f"these classes have no sample in the {name} split: {', '.join(empty)}; "
         "prepare the dataset with samples of every class in every split"
       )
 

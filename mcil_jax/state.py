@@ -8,6 +8,7 @@ from flax import struct
 
 from mcil_jax import evaluate, memory, observe, train
 from mcil_jax.data import pipeline
+from mcil_jax.models.state import ModelState, copied
 from mcil_jax.setup import Setup
 
 SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
@@ -19,18 +20,21 @@ class Best:
 
   Attributes:
     params: on the devices; those before the task, until its first epoch ends.
+    stats: running statistics that go with them.
     accuracy: float64, on the validation split; −1 before the first epoch.
     epoch: int64, 0-based; −1 before the first.
   """
 
   params: Any
+  stats: Any
   accuracy: np.ndarray
   epoch: np.ndarray
 
 
-def best(params, accuracy: float = -1.0, epoch: int = -1) -> Best:
-  """`Best` with copies of parameters that may be donated later; none yet by default."""
-  return Best(train.copied(params), np.array(accuracy), np.array(epoch))
+def best(model: ModelState, accuracy: float = -1.0, epoch: int = -1) -> Best:
+  """`Best` with copies of what may be donated later; none yet by default."""
+  params, stats = copied((model.params, model.stats))
+  return Best(params, stats, np.array(accuracy), np.array(epoch))
 
 
 @struct.dataclass
@@ -38,15 +42,18 @@ class RunState:
   """What a snapshot holds.
 
   Attributes:
-    train: parameters, optimizer, step counters, PRNG key; on the devices.
+    model: what prediction reads; its parameters are on the devices.
+    train: optimizer and step counters of the current stage, on the devices.
+    teacher: the model before the task, its parameters None where no stage of the task
+      trains; None if the method asks for none.
+    method_state: the method's own arrays, on the host; None without.
     task: int64, the current task's number, which is the number of finished tasks.
+    stage: int64, number of the current stage within the task.
+    begun: bool, whether what comes before the stage's first step is done.
     memory: int64 [M], indices into the training split; None without a memory.
     predictions: kind → int32 [T, N] over the evaluated split, −1 where none was made.
     zero_shot: int32 [N], predictions just before each sample's task was learned.
     observed: see `observe`.
-    knowledge: of the method about tasks, see `methods.base.TaskKnowledge`; else None.
-    means: float32 [C, D], mean normalised embedding of each class, zeros before it is
-      learned; None if classes are told apart by logits.
     best: if `config.train.select` asks for it, else None.
     theta: float32 [T], threshold of the fusion in each task, NaN before.
     log_bytes: int64, length of metrics.jsonl.
@@ -55,14 +62,17 @@ class RunState:
     compilations: jitted function → int64, the most compilations in one start.
   """
 
+  model: ModelState
   train: train.TrainState
+  teacher: ModelState | None
+  method_state: Any
   task: np.ndarray
+  stage: np.ndarray
+  begun: np.ndarray
   memory: np.ndarray | None
   predictions: dict[str, np.ndarray]
   zero_shot: np.ndarray
   observed: observe.Observed
-  knowledge: Any
-  means: np.ndarray | None
   best: Best | None
   theta: np.ndarray
   log_bytes: np.ndarray
@@ -75,22 +85,31 @@ class RunState:
     return self.replace(seconds=total)
 
 
-def initial(setup: Setup) -> RunState:
-  """The state before the first task."""
+def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
+  """The state before the first task, laid out as that of a stage of some task.
+
+  Args:
+    setup: of the run.
+    task: whose stages are trained; the number of tasks stands for a finished run.
+    stage: its number.
+  """
   c = setup.config
   tasks, samples = setup.scenario.num_tasks, len(setup.labels[c.eval.split])
-  knowledge = None
-  if setup.method.tasks is not None:
-    knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
-  train_state = setup.create_state()
-  outcome, prototypes = _shapes(setup, train_state.params, knowledge)
-  means = None
+  model = setup.create_model()
+  outcome, prototypes = _shapes(setup, model)
   if setup.classifies_by_means:
     width = outcome.embedding.shape[-1]
     means = np.zeros((setup.scenario.num_classes, width), np.float32)
+    model = model.replace(class_means=means)
+  init_state = setup.method.init_state
   return RunState(
-    train=train_state,
+    model=model,
+    train=setup.fresh_optimizer(model, task, stage),
+    teacher=setup.teacher_of(model, task),
+    method_state=init_state and init_state(setup.scenario, setup.modalities),
     task=np.array(0),
+    stage=np.array(0),
+    begun=np.array(False),
     memory=memory.empty(c.memory.size) if setup.method.uses_memory else None,
     predictions={
       kind: np.full((tasks, samples), -1, np.int32)
@@ -98,9 +117,7 @@ def initial(setup: Setup) -> RunState:
     },
     zero_shot=np.full(samples, -1, np.int32),
     observed=observe.empty(outcome, prototypes, setup.scenario, samples),
-    knowledge=knowledge,
-    means=means,
-    best=best(train_state.params) if setup.validates else None,
+    best=best(model) if setup.validates else None,
     theta=np.full(tasks, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},
@@ -108,15 +125,13 @@ def initial(setup: Setup) -> RunState:
   )
 
 
-def _shapes(setup: Setup, params, knowledge) -> tuple[dict, Any]:
+def _shapes(setup: Setup, model: ModelState) -> tuple[evaluate.EvalOutputs, Any]:
   """Of what the evaluation and the reading step return, without running them."""
   shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
   batch_size = setup.config.eval.batch_size
   batch = pipeline.batch_shapes(shapes, setup.dataset.dtypes, batch_size)
   prototypes = None
   if setup.read_step is not None:
-    prototypes = jax.eval_shape(setup.read_step, params)
-  outcome = jax.eval_shape(
-    setup.eval_step(), params, batch, setup.task(0), prototypes, knowledge, None
-  )
+    prototypes = jax.eval_shape(setup.read_step, model)
+  outcome = jax.eval_shape(setup.eval_step(), model, batch, setup.task(0), prototypes)
   return outcome, prototypes

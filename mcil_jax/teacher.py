@@ -21,6 +21,7 @@ from mcil_jax.data import pipeline, schema, source
 from mcil_jax.methods.base import ATTENTION, LOGITS, Method, Samples
 from mcil_jax.models import audio_guided
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier, Outputs
+from mcil_jax.models.state import ModelState
 
 TEACH_STEP = "teach_step"
 _NOWHERE = np.iinfo(np.int32).max  # out of bounds, where writing has no effect
@@ -106,13 +107,13 @@ def num_bytes(lessons: Lessons) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lessons))
 
 
-TeachStep = Callable[[Lessons, dict, Batch], Lessons]
+TeachStep = Callable[[Lessons, ModelState, Batch], Lessons]
 
 
 def make_teach_step(
   model: MultimodalClassifier, mesh: Mesh, *, attends: bool
 ) -> TeachStep:
-  """The jitted step: (lessons, the teacher's parameters, a batch) → more lessons.
+  """The jitted step: (lessons, the teacher, a batch) → more lessons.
 
   Args:
     model: of the run.
@@ -121,10 +122,10 @@ def make_teach_step(
   """
   asked = [audio_guided.ATTENTION] if attends else []
 
-  def teach_step(lessons: Lessons, params: dict, batch: Batch) -> Lessons:
+  def teach_step(lessons: Lessons, teacher: ModelState, batch: Batch) -> Lessons:
     inputs = model.apply({}, batch, method="preprocess")
     mask = presence.present(batch["valid"], tuple(model.towers))
-    outputs, seen = model.apply({"params": params}, inputs, mask, mutable=asked)
+    outputs, seen = model.apply(teacher.variables, inputs, mask, mutable=asked)
     ids = jnp.where(batch["valid"], batch["id"], _NOWHERE)
     lessons = lessons.replace(logits=lessons.logits.at[ids].set(outputs.logits))
     if not attends:
@@ -149,7 +150,7 @@ def make_teach_step(
 def teach(
   like: Lessons,
   teach_step: TeachStep,
-  params: dict,
+  teacher: ModelState | None,
   split: source.Split,
   labels: np.ndarray,
   samples: Samples,
@@ -163,7 +164,7 @@ def teach(
   Args:
     like: from `shapes`.
     teach_step: from `make_teach_step`.
-    params: of the teacher; None in the first task, which has none.
+    teacher: None in the first task, which has none.
     split: the training split.
     labels: [N] of the split, positions in the class order.
     samples: of the task.
@@ -176,11 +177,11 @@ def teach(
   replicate = sharding.replicated(mesh)
   lessons = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=replicate), like)
   lessons = lessons.replace(place=jax.device_put(place, replicate))
-  if params is None:
+  if teacher is None:
     return lessons
   plan = pipeline.in_order(np.concatenate([samples.new, samples.exemplars]), batch_size)
   for batch in pipeline.batches(split, labels, plan, mesh):
     # One at a time: steps that wait for each other would keep their batches.
-    lessons = jax.block_until_ready(teach_step(lessons, params, batch))
+    lessons = jax.block_until_ready(teach_step(lessons, teacher, batch))
     after_batch()
   return lessons

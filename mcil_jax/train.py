@@ -1,4 +1,8 @@
-"""The training state, the jitted step, and the loop over a task's epochs."""
+"""The jitted train step of a stage, and the loop over its batches.
+
+A step is `step(carry, constants, batch) → carry, scalars`. The carry is what a step
+changes, and is donated; constants are what it reads, and never are.
+"""
 
 import collections
 import time
@@ -17,309 +21,262 @@ from mcil_jax import compilations, moe, optimizer, presence, sharding
 from mcil_jax import config as config_lib
 from mcil_jax.data import augment, pipeline
 from mcil_jax.losses import classification
-from mcil_jax.methods.base import ATTENTION, Method, Task
+from mcil_jax.methods.base import ATTENTION, Method, Stage, Task
 from mcil_jax.models import audio_guided, multimodal
+from mcil_jax.models import state as model_state
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier
+from mcil_jax.models.state import ModelState
 from mcil_jax.reading import Reading
 from mcil_jax.teacher import Lessons
 
 
 @struct.dataclass
 class TrainState:
-  """What the train step reads and returns.
+  """What learning needs besides the model.
 
   Attributes:
-    params: of the model.
-    opt_state: of the optimizer; reset at the start of each task.
+    opt_state: of the optimizer, for the groups that the current stage trains.
     step: int32, training steps since the start of the run.
-    task_step: int32, training steps since the start of the task.
-    key: PRNG key data; never changes, each step derives its own from it.
-    teacher: parameters before the current task; None if the method asks for none.
+    stage_step: int32, training steps since the start of the stage.
   """
 
-  params: optax.Params
   opt_state: optax.OptState
   step: jax.Array
-  task_step: jax.Array
+  stage_step: jax.Array
+
+
+@struct.dataclass
+class Carry:
+  """What a step changes.
+
+  Attributes:
+    params: of the groups that the stage trains, None elsewhere.
+    stats: running statistics of the model.
+    train: see `TrainState`.
+  """
+
+  params: dict[str, Any]
+  stats: dict[str, Any]
+  train: TrainState
+
+
+@struct.dataclass
+class Constants:
+  """What the steps of a stage read.
+
+  Attributes:
+    frozen: the model but for the groups that the stage trains, without statistics.
+    teacher: the model before the task, None where `frozen` is the same; None without.
+    task: the current one.
+    method_state: of the method.
+    lessons: what is kept of the teacher; None if each step asks it.
+    reading: of a model with a text tower, or None.
+    key: PRNG key data of the run, from which each step derives its own.
+    schedule_start: int32, steps before the stage that its schedule counts.
+    schedule_steps: int32, steps of the whole schedule.
+  """
+
+  frozen: ModelState
+  teacher: ModelState | None
+  task: Task
+  method_state: Any
+  lessons: Lessons | None
+  reading: Reading | None
   key: jax.Array
-  teacher: optax.Params | None = None
+  schedule_start: jax.Array
+  schedule_steps: jax.Array
 
 
-def create_state(
+def init_model(
   model: MultimodalClassifier,
-  c: ml_collections.ConfigDict,
-  shapes: dict[str, tuple[int, ...]],
+  shapes: Mapping[str, tuple[int, ...]],
   dtypes: Mapping[str, np.dtype],
-  mesh: Mesh,
-  reading: Reading | None = None,
-  *,
-  uses_teacher: bool = False,
-  task: int = 0,
-) -> TrainState:
-  """Initial parameters and optimizer state, laid out by `sharding.state_sharding`.
+  reading: Reading | None,
+  key: jax.Array,
+) -> ModelState:
+  """Returns a model with initial parameters and statistics; traced.
 
   Args:
     model: of the run.
-    c: the whole config.
     shapes: modality → shape of one sample, for the modalities of the model.
     dtypes: modality → dtype of the samples.
-    mesh: of the run.
     reading: of a model with a text tower.
-    uses_teacher: whether the state has a teacher.
-    task: each task has initial parameters of its own.
+    key: PRNG key.
   """
-
-  def create(key, reading):
-    raw = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), pipeline.batch_shapes(shapes, dtypes, 1)
-    )
-    init_key, run_key = jax.random.split(key)
-    inputs = model.apply({}, raw, method="preprocess")
-    everything = presence.present(jnp.ones(1, bool), tuple(shapes))
-    first = jnp.zeros(1, jnp.int32)
-    route = moe.Route(router=first, valid=jnp.ones(1, bool), item=first)
-    prompts = reading.first_class() if reading else None
-    params = model.init(init_key, inputs, everything, 0.0, route, prompts)["params"]
-    return TrainState(
-      params=params,
-      opt_state=optimizer.make(c.train).init(params),
-      step=jnp.zeros((), jnp.int32),
-      task_step=jnp.zeros((), jnp.int32),
-      key=jax.random.key_data(run_key),
-      teacher=copied(params) if uses_teacher else None,
-    )
-
-  key = jax.random.key(c.seed)
-  arguments = jax.random.fold_in(key, task) if task else key, reading
-  layout = sharding.state_sharding(mesh, jax.eval_shape(create, *arguments))
-  return jax.jit(create, out_shardings=layout)(*arguments)
-
-
-def make_next_task(
-  c: ml_collections.ConfigDict, layout: TrainState
-) -> Callable[[TrainState], TrainState]:
-  """A jitted function that makes a state ready for the next task.
-
-  The optimizer is a fresh one, the teacher the model as it is; parameters and `step` go
-  on.
-
-  Args:
-    c: `config.train`.
-    layout: sharding of each of the state's arrays.
-  """
-
-  def next_task(state: TrainState) -> TrainState:
-    return state.replace(
-      opt_state=optimizer.make(c).init(state.params),
-      task_step=jnp.zeros_like(state.task_step),
-      teacher=None if state.teacher is None else copied(state.params),
-    )
-
-  return jax.jit(next_task, out_shardings=layout)
-
-
-def copied(tree):
-  """Arrays of their own: two names for one array could not both be donated."""
-  return jax.tree.map(jnp.copy, tree)
-
-
-TrainStep = Callable[
-  [TrainState, Batch, Task, Any, Lessons | None], tuple[TrainState, Batch]
-]
-
-# Names of the two programs: everything trains, or the towers are frozen.
-TRAIN_STEP, TRAIN_STEP_FROZEN = "train_step", "train_step_frozen"
-
-
-def split(params: dict, frozen: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
-  """Parameters → those that train and those that do not, by path; None elsewhere."""
-
-  def part(keep_frozen: bool):
-    def keep(path, x):
-      return x if frozen(tuple(k.key for k in path)) == keep_frozen else None
-
-    return jax.tree_util.tree_map_with_path(keep, params)
-
-  return part(False), part(True)
-
-
-def join(trained: dict, frozen: dict) -> dict:
-  """The inverse of `split`; `trained` wins."""
-  return jax.tree.map(
-    lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda x: x is None
+  raw = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), pipeline.batch_shapes(shapes, dtypes, 1)
   )
+  inputs = model.apply({}, raw, method="preprocess")
+  everything = presence.present(jnp.ones(1, bool), tuple(shapes))
+  first = jnp.zeros(1, jnp.int32)
+  route = moe.Route(router=first, valid=jnp.ones(1, bool), item=first)
+  prompts = reading.first_class() if reading else None
+  variables = model.init(key, inputs, everything, -1.0, route, prompts)
+  return ModelState(variables["params"], dict(variables.get("batch_stats", {})))
+
+
+TrainStep = Callable[[Carry, Constants, Batch], tuple[Carry, Batch]]
+
+
+def step_name(stage: Stage) -> str:
+  """Returns the name of a stage's program; it compiles once for all tasks."""
+  return f"train_step_{stage.name}" if stage.name else "train_step"
 
 
 def make_train_step(
   model: MultimodalClassifier,
   method: Method,
+  stage: Stage,
   c: ml_collections.ConfigDict,
   mesh: Mesh,
-  reading: Reading | None = None,
   *,
-  layout: TrainState | None = None,
-  freeze_towers: bool = False,
+  layout: Carry | None = None,
 ) -> TrainStep:
-  """The step of `jit_train_step`, with the run's prompts on its devices.
+  """Returns the jitted step of a stage: augment, forward, loss, update.
 
-  Args:
-    model: see `jit_train_step`, as are the others.
-    method: provides the loss.
-    c: the whole config.
-    mesh: of the run.
-    reading: of a model with a text tower.
-    layout: sharding of each of the state's arrays.
-    freeze_towers: whether the towers are frozen.
-
-  Returns:
-    (state, batch, task, knowledge, lessons) → (state, {"loss", "accuracy",
-    "gradient_norm", …}).
-  """
-  step = jit_train_step(
-    model, method, c, mesh, layout=layout, freeze_towers=freeze_towers
-  )
-  reading = jax.device_put(reading, sharding.replicated(mesh))
-  return lambda state, batch, task, knowledge, lessons=None: step(
-    state, batch, task, knowledge, lessons, reading
-  )
-
-
-def jit_train_step(
-  model: MultimodalClassifier,
-  method: Method,
-  c: ml_collections.ConfigDict,
-  mesh: Mesh,
-  *,
-  layout: TrainState | None = None,
-  freeze_towers: bool = False,
-) -> Callable[..., tuple[TrainState, Batch]]:
-  """The jitted step: augment, forward, the method's loss, AdamW.
-
-  Everything that differs between tasks is traced (`Task`), so it compiles once.
+  Everything that differs between tasks is traced, so it compiles once.
 
   Args:
     model: of the run.
-    method: provides the loss.
+    method: see `Method`.
+    stage: what it trains, and how; no gradient is computed for other groups.
     c: the whole config.
     mesh: the batch is split over it.
-    layout: sharding of each array of the state, which is donated; None: replicated.
-    freeze_towers: see `multimodal.is_frozen_with_towers`; no gradient is computed for
-      what is frozen.
+    layout: sharding of each array of the carry; None: replicated.
 
   Returns:
-    (state, batch, task, knowledge, lessons, reading) → (state, {"loss", "accuracy",
-    "gradient_norm", …}). The knowledge is the method's, None without `method.tasks`;
-    lessons are what is kept of the teacher, None if it is asked in each step; the
-    reading is that of a model with a text tower, or None.
+    (carry, constants, batch) → (carry, {"loss", "accuracy", "gradient_norm", …}).
   """
-  tx = optimizer.make(c.train)
-  per_task = config_lib.per_task_routers(c)
+  c_train = stage.config(c)
+  tx = optimizer.make(c_train, method.project)
 
-  def is_frozen(path: tuple[str, ...]) -> bool:
-    return freeze_towers and multimodal.is_frozen_with_towers(path)
-
-  def mask_kept(tree, task, knowledge):
-    return method.mask(tree, task, knowledge) if method.mask else tree
-
-  def train_step(
-    state: TrainState, batch: Batch, task: Task, knowledge, lessons, reading
-  ):
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    raw_key, input_key, dropout_key = jax.random.split(key, 3)
-    raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
-    inputs = model.apply({}, raw, method="preprocess")
-    inputs = augment.inputs(input_key, inputs, c.augment)
-    # The split has used 0 to 2.
-    present_key, prompt_key = jax.random.split(jax.random.fold_in(key, 3))
-    mask = presence.drop_modalities(
-      jax.random.uniform(present_key, batch["valid"].shape),
-      batch["valid"],
-      tuple(model.towers),
-      c.train.modality_dropout,
-    )
-    router = jnp.full(batch["valid"].shape, task.index if per_task else 0, jnp.int32)
-    route = moe.Route(router=router, valid=batch["valid"], item=batch["id"])
-    prompts = None
-    if reading is not None:
-      prompts = reading.for_training(prompt_key, task, method.prompts)
-    trained, frozen = split(state.params, is_frozen)
-    arguments = inputs, mask, task.theta, route, prompts
-    teacher, taught = None, {}
-    if lessons is not None:
-      teacher, taught = lessons.of(batch["id"])
-    elif method.importance is not None:
-      teacher = _with_importance(
-        model, state.teacher, arguments, lambda o: method.importance(o, batch, task)
-      )
-    elif method.teacher:
-      asked = [audio_guided.ATTENTION] if ATTENTION in method.teacher else []
-      teacher, seen = model.apply(
-        {"params": state.teacher}, *arguments, False, mutable=asked
-      )
-      taught = seen.get(audio_guided.ATTENTION, {})
-      rows = pipeline.last_rows(c.train.batch_size, c.memory.batch_share, mesh)
-      taught = jax.tree.map(lambda x: x[len(x) - rows :], taught)
+  def train_step(carry: Carry, constants: Constants, batch: Batch):
+    task, state = constants.task, carry.train
+    key = jax.random.fold_in(jax.random.wrap_key_data(constants.key), state.step)
+    inputs, dropout_key = _augmented(model, c, key, batch)
+    arguments = _arguments(model, method, c, key, constants, batch, inputs)
+    teacher, taught = _ask_teacher(model, method, c, mesh, constants, arguments, batch)
 
     def loss_fn(trained):
-      variables = {"params": join(trained, frozen), audio_guided.TAUGHT: taught}
-      rngs = {"dropout": dropout_key}
-      outputs = model.apply(variables, *arguments, True, rngs=rngs)
+      variables = {
+        "params": model_state.join(trained, constants.frozen.params),
+        audio_guided.TAUGHT: taught,
+      }
+      if carry.stats:
+        variables["batch_stats"] = carry.stats
+      outputs, changed = model.apply(
+        variables,
+        *arguments,
+        True,
+        rngs={"dropout": dropout_key},
+        mutable=["batch_stats"],
+      )
       outputs = outputs.replace(teacher=teacher)
-      loss, scalars = method.loss(outputs, batch, task)
+      loss, scalars = (stage.loss or method.loss)(
+        outputs, batch, task, constants.method_state
+      )
       if outputs.routing:
         penalty, of_experts = moe.penalty(outputs.routing, c.moe)
         loss, scalars = loss + penalty, scalars | of_experts
-      return loss, (outputs, scalars)
+      return loss, (outputs, scalars, dict(changed.get("batch_stats", {})))
 
-    (loss, (outputs, scalars)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-      trained
+    grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (outputs, scalars, stats)), gradient = grad(carry.params)
+    updates, opt_state = tx.update(
+      gradient,
+      state.opt_state,
+      carry.params,
+      task=task,
+      method_state=constants.method_state,
+      rate=optimizer.learning_rate(
+        c_train, constants.schedule_start + state.stage_step, constants.schedule_steps
+      ),
     )
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    gradient = join(gradient, zeros)
-    if c.train.optimizer == "adam":
-      decay, _ = split(optimizer.decay(state.params, c.train, task.seen), is_frozen)
-      gradient = jax.tree.map(jnp.add, gradient, join(decay, zeros))
-    gradient = mask_kept(gradient, task, knowledge)
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    rate = optimizer.learning_rate(c.train, state.task_step, task.steps)
-    # Weight decay moves what has no gradient, so what is frozen is left out again.
-    updates, _ = split(updates, is_frozen)
-    updates = mask_kept(join(updates, zeros), task, knowledge)
-    updates = jax.tree_util.tree_map_with_path(
-      lambda path, u: -rate * optimizer.share(path, c.train) * u, updates
-    )
-    logits = classification.mask_unseen(outputs.logits, task.seen)
-    correct = logits.argmax(-1) == batch["label"]
-    scalars = scalars | {
-      "loss": loss,
-      "accuracy": classification.masked_mean(correct, batch["valid"]),
-      "gradient_norm": optax.tree.norm(gradient),
-    }
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(carry.params, updates)
     if c.moe.router == "sigmoid_bias":
-      row = task.index if per_task else 0
+      row = task.index if config_lib.per_task_routers(c) else 0
       params = multimodal.balance(params, outputs.routing, row, c.moe.bias_rate)
-    return state.replace(
-      params=params,
-      opt_state=opt_state,
-      step=state.step + 1,
-      task_step=state.task_step + 1,
-    ), scalars
+    scalars = scalars | _common_scalars(loss, gradient, outputs, batch, task)
+    train = TrainState(opt_state, state.step + 1, state.stage_step + 1)
+    return Carry(params, stats, train), scalars
 
-  train_step.__name__ = TRAIN_STEP_FROZEN if freeze_towers else TRAIN_STEP
+  train_step.__name__ = step_name(stage)
   replicate, split_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   layout = replicate if layout is None else layout
   return jax.jit(
     train_step,
-    in_shardings=(layout, split_batch, *4 * (replicate,)),
+    # None: constants stay as they lie.
+    in_shardings=(layout, None, split_batch),
     out_shardings=(layout, replicate),
     donate_argnums=0,
   )
 
 
+def _common_scalars(loss, gradient, outputs, batch, task) -> Batch:
+  """What is logged of every method."""
+  logits = classification.mask_unseen(outputs.logits, task.seen)
+  correct = logits.argmax(-1) == batch["label"]
+  return {
+    "loss": loss,
+    "accuracy": classification.masked_mean(correct, batch["valid"]),
+    "gradient_norm": optax.tree.norm(gradient),
+  }
+
+
+def _augmented(model, c, key: jax.Array, batch: Batch) -> tuple[Batch, jax.Array]:
+  """Returns tower inputs, and the key of dropout."""
+  raw_key, input_key, dropout_key = jax.random.split(key, 3)
+  raw = augment.raw(raw_key, batch, c.augment, model.sample_rate_hz)
+  inputs = model.apply({}, raw, method="preprocess")
+  return augment.inputs(input_key, inputs, c.augment), dropout_key
+
+
+def _arguments(model, method, c, key, constants, batch, inputs) -> tuple:
+  """Returns what the model is called with, but for `train`."""
+  task, reading = constants.task, constants.reading
+  # The augmentation has split the key itself.
+  present_key, prompt_key = jax.random.split(jax.random.fold_in(key, 3))
+  mask = presence.drop_modalities(
+    jax.random.uniform(present_key, batch["valid"].shape),
+    batch["valid"],
+    tuple(model.towers),
+    c.train.modality_dropout,
+  )
+  per_task = config_lib.per_task_routers(c)
+  router = jnp.full(batch["valid"].shape, task.index if per_task else 0, jnp.int32)
+  route = moe.Route(router=router, valid=batch["valid"], item=batch["id"])
+  prompts = None
+  if reading is not None:
+    prompts = reading.for_training(prompt_key, task, method.prompts)
+  return inputs, mask, constants.frozen.theta, route, prompts
+
+
+def _ask_teacher(model, method, c, mesh, constants, arguments, batch) -> tuple:
+  """Returns the teacher's outputs, or None, and the attention that it teaches."""
+  if constants.lessons is not None:
+    return constants.lessons.of(batch["id"])
+  if not method.teacher:
+    return None, {}
+  teacher = constants.teacher.replace(
+    params=model_state.join(constants.teacher.params, constants.frozen.params)
+  )
+  if method.importance is not None:
+    loss = method.importance
+
+    def of_teacher(outputs):
+      return loss(outputs, batch, constants.task, constants.method_state)
+
+    return _with_importance(model, teacher, arguments, of_teacher), {}
+  asked = [audio_guided.ATTENTION] if ATTENTION in method.teacher else []
+  outputs, seen = model.apply(teacher.variables, *arguments, False, mutable=asked)
+  taught = seen.get(audio_guided.ATTENTION, {})
+  rows = pipeline.last_rows(c.train.batch_size, c.memory.batch_share, mesh)
+  return outputs, jax.tree.map(lambda x: x[len(x) - rows :], taught)
+
+
 def _with_importance(
   model: MultimodalClassifier,
-  params: optax.Params,
+  teacher: ModelState,
   arguments: tuple,
   loss: Callable[[multimodal.Outputs], tuple[jax.Array, Batch]],
 ) -> multimodal.Outputs:
@@ -327,7 +284,7 @@ def _with_importance(
 
   def perturbed(perturbations):
     outputs = model.apply(
-      {"params": params, "perturbations": perturbations}, *arguments, False
+      teacher.variables | {"perturbations": perturbations}, *arguments, False
     )
     return loss(outputs)[0], outputs
 
@@ -366,7 +323,7 @@ def timed(batches: Iterator[Batch], seconds: dict[str, float]) -> Iterator[Batch
 
 
 def _compiled() -> int:
-  return sum(compilations.count(name) for name in (TRAIN_STEP, TRAIN_STEP_FROZEN))
+  return compilations.total("train_step")
 
 
 class Scalars:

@@ -57,9 +57,10 @@ def run_here(data_dir, workdir, stop=None, **overrides):
 
 
 def params_of(prepared, workdir):
-  like = state.initial(prepared).train.params
+  like = state.initial(prepared).model
   last = prepared.scenario.num_tasks - 1
-  return checkpoint.to_host(checkpoint.load_task_params(workdir, last, like))
+  model = checkpoint.load_task_model(workdir, last, like)
+  return checkpoint.to_host(model.params)
 
 
 def assert_close(params, others, most=1e-4):

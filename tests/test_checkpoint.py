@@ -25,6 +25,9 @@ def make_state(mesh, number: int = 0) -> dict:
     "memory": np.array([2**40 + number, -1], np.int64),
     "seconds": {"train": np.array(1 / 3 + number)},
     "absent": None,
+    "empty": {},
+    "list": [np.array(number)],
+    "none of it": {"a": (None, {}), "b": []},
   }
 
 
@@ -45,7 +48,7 @@ def snapshots(tmp_path):
 
 def reopened(tmp_path, like):
   """What a new process would restore."""
-  return checkpoint.Snapshots(tmp_path).restore(like)
+  return checkpoint.Snapshots(tmp_path).restore(lambda _: like)
 
 
 def numbers(tmp_path) -> list[str]:
@@ -53,13 +56,13 @@ def numbers(tmp_path) -> list[str]:
 
 
 def test_without_a_snapshot_there_is_nothing_to_restore(snapshots, eight_devices):
-  assert snapshots.restore(make_state(eight_devices)) is None
+  assert snapshots.restore(lambda _: make_state(eight_devices)) is None
 
 
 def test_a_snapshot_comes_back_exactly(tmp_path, snapshots, eight_devices):
   snapshots.save(make_state(eight_devices, 5))
   like = make_state(eight_devices, 0)
-  assert_same(snapshots.restore(like), make_state(eight_devices, 5))
+  assert_same(snapshots.restore(lambda _: like), make_state(eight_devices, 5))
   assert_same(reopened(tmp_path, like), make_state(eight_devices, 5))
   assert_same(like, make_state(eight_devices, 0))  # untouched
 
@@ -69,8 +72,26 @@ def test_the_newest_of_two_that_are_kept_is_restored(
 ):
   for number in (3, 9, 6):
     snapshots.save(make_state(eight_devices, number))
-  assert int(snapshots.restore(make_state(eight_devices))["task"]) == 6
+  assert int(snapshots.restore(lambda _: make_state(eight_devices))["task"]) == 6
   assert numbers(tmp_path) == ["1", "2"]
+
+
+def test_the_position_is_known_before_the_state_is_read(
+  tmp_path, snapshots, eight_devices
+):
+  snapshots.save(make_state(eight_devices, 1), [0, 1])
+  snapshots.save(make_state(eight_devices, 2) | {"more": np.ones(3)}, [2, 0])
+  asked = []
+
+  def like(position):
+    asked.append(position)
+    return make_state(eight_devices) | ({"more": np.zeros(3)} if position[0] else {})
+
+  assert checkpoint.Snapshots(tmp_path).restore(like)["more"].tolist() == [1, 1, 1]
+  damage(tmp_path / "checkpoints" / "snapshots" / "1")
+  found = checkpoint.Snapshots(tmp_path).restore(like)
+  assert_same(found, make_state(eight_devices, 1))
+  assert asked == [[2, 0], [0, 1]]
 
 
 def test_numbering_goes_on_in_the_next_process(tmp_path, snapshots, eight_devices):
@@ -99,7 +120,9 @@ def test_what_a_killed_process_left_half_written_is_ignored(
   shutil.copytree(root / "0", root / "0 copy")  # somebody's own, and not ours to remove
   again = checkpoint.Snapshots(tmp_path)
   assert numbers(tmp_path) == ["0", "0 copy"]
-  assert_same(again.restore(make_state(eight_devices)), make_state(eight_devices, 5))
+  assert_same(
+    again.restore(lambda _: make_state(eight_devices)), make_state(eight_devices, 5)
+  )
   again.save(make_state(eight_devices, 6))
   assert numbers(tmp_path) == ["0", "0 copy", "1"]
   assert int(reopened(tmp_path, make_state(eight_devices))["task"]) == 6
@@ -185,9 +208,9 @@ def test_a_flipped_bit_in_any_file_is_found(tmp_path, snapshots, eight_devices):
       if path.name.startswith("checksums") and not changes_json(whole, path):
         continue
       with pytest.raises(ValueError, match=rf"{directory} is damaged \("):
-        checkpoint.load_task_params(tmp_path, 0, state)
+        checkpoint.load_task_model(tmp_path, 0, state)
     path.write_bytes(whole)
-  assert_same(checkpoint.load_task_params(tmp_path, 0, state), state)
+  assert_same(checkpoint.load_task_model(tmp_path, 0, state), state)
 
 
 def changes_json(whole: bytes, path) -> bool:
@@ -210,10 +233,10 @@ def test_what_another_process_cannot_read_is_not_used(
 
   monkeypatch.setattr(checkpoint, "_in_all_processes", others_disagree)
   with pytest.raises(ValueError, match="cannot be restored by another process"):
-    checkpoint._read(path, make_state(eight_devices))
+    checkpoint._read(path, lambda: make_state(eight_devices))
   damage(path)
   with pytest.raises(ValueError, match=r"^is damaged \("):
-    checkpoint._read(path, make_state(eight_devices))
+    checkpoint._read(path, lambda: make_state(eight_devices))
   assert asked == [True, False]  # asked each time, whether it could read or not
 
 
@@ -246,7 +269,7 @@ def test_any_name_of_a_directory(tmp_path, eight_devices, name):
   snapshots.save_task(0, make_state(eight_devices, 7))
   like = make_state(eight_devices)
   assert_same(reopened(workdir, like), make_state(eight_devices, 2))
-  found = checkpoint.load_task_params(workdir, 0, like)
+  found = checkpoint.load_task_model(workdir, 0, like)
   assert_same(found, make_state(eight_devices, 7))
   assert [p.name for p in tmp_path.iterdir()] == [name]
   assert numbers(workdir) == ["1", "2"]
@@ -322,9 +345,9 @@ def test_a_save_is_believed_only_when_it_was_read_back(
 def lose(how):
   checksums = checkpoint._write_checksums
 
-  def write_and_lose(path):
+  def write_and_lose(path, position):
     how(pathlib.Path(path))
-    checksums(path)
+    checksums(path, position)
 
   return write_and_lose
 
@@ -367,7 +390,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 ):
   snapshots.save(make_state(eight_devices, 1))
 
-  def full(path):
+  def full(path, position):
+    del position
     raise OSError(28, "No space left on device", str(path))
 
   with monkeypatch.context() as patched:
@@ -401,21 +425,21 @@ def test_a_snapshot_of_another_structure(snapshots, eight_devices, name):
   change, reason = OTHERS[name]
   message = rf"snapshots: snapshot 0 cannot be restored \({reason}"
   with pytest.raises(ValueError, match=message):
-    snapshots.restore(change(state))
+    snapshots.restore(lambda _: change(state))
 
 
 def test_parameters_of_a_task_are_kept_for_good(tmp_path, snapshots, eight_devices):
   for task in range(3):
     snapshots.save_task(task, make_state(eight_devices, task))
   for task in range(3):
-    found = checkpoint.load_task_params(tmp_path, task, make_state(eight_devices))
+    found = checkpoint.load_task_model(tmp_path, task, make_state(eight_devices))
     assert_same(found, make_state(eight_devices, task))
 
 
 def test_a_task_saved_again_is_replaced(tmp_path, snapshots, eight_devices):
   snapshots.save_task(0, make_state(eight_devices, 1))
   snapshots.save_task(0, make_state(eight_devices, 2))
-  found = checkpoint.load_task_params(tmp_path, 0, make_state(eight_devices))
+  found = checkpoint.load_task_model(tmp_path, 0, make_state(eight_devices))
   assert_same(found, make_state(eight_devices, 2))
 
 
@@ -423,7 +447,7 @@ def test_parameters_of_a_task_that_is_not_finished(tmp_path, snapshots, eight_de
   snapshots.save_task(0, make_state(eight_devices))
   message = r"checkpoints/tasks/1: task 1 has not been finished in this run"
   with pytest.raises(FileNotFoundError, match=message):
-    checkpoint.load_task_params(tmp_path, 1, make_state(eight_devices))
+    checkpoint.load_task_model(tmp_path, 1, make_state(eight_devices))
 
 
 def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
@@ -431,7 +455,7 @@ def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
   path = tmp_path / "checkpoints" / "tasks" / "0"
   damage(path)
   with pytest.raises(ValueError, match=rf"{path} is damaged \("):
-    checkpoint.load_task_params(tmp_path, 0, make_state(eight_devices))
+    checkpoint.load_task_model(tmp_path, 0, make_state(eight_devices))
 
 
 @pytest.mark.parametrize("name", ["shape on the devices", "one more", "one less"])
@@ -439,7 +463,7 @@ def test_parameters_of_another_model(tmp_path, snapshots, eight_devices, name):
   state = make_state(eight_devices)
   snapshots.save_task(0, state)
   with pytest.raises(ValueError, match=r"checkpoints/tasks/0 cannot be rest"):
-    checkpoint.load_task_params(tmp_path, 0, OTHERS[name][0](state))
+    checkpoint.load_task_model(tmp_path, 0, OTHERS[name][0](state))
 
 
 def test_to_host_gathers_numpy_arrays(eight_devices):

@@ -4,6 +4,7 @@ A classifier by proxies of classes, and features that may move where the teacher
 does not depend on them; as in the benchmark of AV-CIL.
 """
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn import cluster
 from mcil_jax import optimizer
 from mcil_jax.losses import nca
 from mcil_jax.methods import base, replay
+from mcil_jax.models.state import ModelState
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
@@ -27,15 +29,16 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
         f"{config.model[key]!r}"
       )
 
-  def cross_entropy(outputs, batch, task):
+  def cross_entropy(outputs, batch, task, method_state):
+    del method_state
     value = nca.nca(
       outputs.logits, batch["label"], seen=task.seen, where=batch["valid"]
     )
     return value, {}
 
-  def loss(outputs, batch, task):
+  def loss(outputs, batch, task, method_state):
     scalars = {
-      "nca": cross_entropy(outputs, batch, task)[0],
+      "nca": cross_entropy(outputs, batch, task, method_state)[0],
       "discrepancy": jnp.where(
         task.index > 0,
         nca.discrepancy(
@@ -55,9 +58,9 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     loss=loss,
     uses_memory=True,
     teacher=(base.REST,),
-    mask=keep_proxies,
+    project=keep_proxies,
     importance=cross_entropy,
-    imprint=imprint,
+    before_stage=before_stage,
   )
 
 
@@ -67,14 +70,44 @@ def _features(outputs) -> dict:
   return {f"f_{m}": x for m, x in outputs.fused.parts.items()} | pooled
 
 
-def keep_proxies(tree: dict, task, knowledge: None) -> dict:
-  """A gradient or update without the proxies of classes of other tasks."""
-  del knowledge
+def keep_proxies(tree: dict, task: base.Task, method_state: None) -> dict:
+  """Returns a gradient or update without the proxies of classes of other tasks."""
+  del method_state
   own = {
     name: optimizer.of_classes(name, x, lambda c: (c >= task.before) & (c < task.seen))
     for name, x in tree["classifier"].items()
   }
   return tree | {"classifier": own}
+
+
+def before_stage(
+  model: ModelState,
+  teacher: ModelState,
+  method_state: None,
+  data: base.TaskData,
+  stage: base.Stage,
+) -> tuple[ModelState, ModelState, None]:
+  """Imprints the proxies of the classes of every task but the first."""
+  del stage
+  if data.task.index == 0:
+    return model, teacher, method_state
+  embeddings = data.outputs(data.ids, "embedding").embedding
+  of_student, of_teacher = imprint(
+    jax.device_get(model.params["classifier"]),
+    embeddings,
+    data.labels[data.ids],
+    data.task,
+    seed=data.seed,
+  )
+
+  def with_classifier(state: ModelState, classifier: dict) -> ModelState:
+    return state.replace(params=state.params | {"classifier": classifier})
+
+  return (
+    with_classifier(model, of_student),
+    with_classifier(teacher, of_teacher),
+    method_state,
+  )
 
 
 def imprint(

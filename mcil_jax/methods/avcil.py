@@ -29,8 +29,8 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     )
   of_ssil = ssil.make(config)
 
-  def loss(outputs, batch, task):
-    value, scalars = of_ssil.loss(outputs, batch, task)
+  def loss(outputs, batch, task, method_state):
+    value, scalars = of_ssil.loss(outputs, batch, task, method_state)
     terms = _similarity(outputs, batch, config) | _attention(outputs, batch, config)
     for name, (weight, term) in terms.items():
       scalars[name] = jnp.where(task.index > 0, term, 0.0)

@@ -1,7 +1,7 @@
 """What a method is: a few pure functions, put together in a frozen dataclass."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,14 @@ from flax import struct
 
 from mcil_jax.losses import classification, distillation
 from mcil_jax.models.multimodal import Batch, Outputs
+from mcil_jax.models.state import (
+  ADAPTERS,
+  FUSION,
+  GROUPS,
+  HEAD,
+  TEXT_ADAPTERS,
+  ModelState,
+)
 from mcil_jax.scenario import Scenario
 
 
@@ -22,15 +30,11 @@ class Task:
     index: int32, 0-based.
     before: int32, classes seen before this task.
     seen: int32, classes seen including this task's.
-    steps: int32, training steps of the whole task.
-    theta: float32, threshold of the fusion, see `models.fusion`.
   """
 
   index: jax.Array
   before: jax.Array
   seen: jax.Array
-  steps: jax.Array
-  theta: jax.Array = np.float32(-1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +53,89 @@ class Samples:
 # What a loss may read of a teacher.
 LOGITS, ATTENTION, REST = "logits", "attention", "rest"
 
-Loss = Callable[[Outputs, Batch, Task], tuple[jax.Array, dict[str, jax.Array]]]
+# (outputs, batch, task, method state) → (scalar, {name: scalar to log})
+Loss = Callable[[Outputs, Batch, Task, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskKnowledge:
-  """What a method learns about tasks as such: a pytree of arrays, and its uses.
+class Stage:
+  """What a part of a task's training trains, and how.
 
   Attributes:
-    initial: (scenario, modalities) → what is known before the first task, a pytree of
-      NumPy arrays, whose shapes stay.
-    begin: (parameters, knowledge, task number) → parameters to start the task
-      with. Traced.
-    end: (knowledge, outcome, labels, task number) → knowledge after the task. The
-      outcome is `evaluate.evaluate`'s of the task's training samples, in order.
-    infer: (knowledge, features [B, D] without adapters, by modality, present) → int32
+    name: of its program, see `train.step_name`; "" for "train_step" itself.
+    trains: groups of parameters, see `models.state.GROUPS`; no other changes.
+    loss: None: that of the method.
+    epochs: None: `config.train.epochs`.
+    optimizer: key of `config.train` → another value in this stage.
+    keep_optimizer: whether the optimizer's state goes on from the stage before, which
+      trained the same groups.
+    schedule_from: whether the learning rate's schedule is that of the "stage" or of the
+      whole "task".
+  """
+
+  name: str = ""
+  trains: tuple[str, ...] = GROUPS
+  loss: Loss | None = None
+  epochs: int | None = None
+  optimizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  keep_optimizer: bool = False
+  schedule_from: str = "stage"
+
+  def config(self, c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns `config.train` with what the stage changes."""
+    settings = c.train.copy_and_resolve_references()
+    settings.update(self.optimizer)
+    if self.epochs is not None:
+      settings.epochs = self.epochs
+    return settings
+
+
+# Trained where the towers are frozen: what joins them, and what adapts them.
+WITHOUT_TOWERS = (ADAPTERS, TEXT_ADAPTERS, FUSION, HEAD)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+  """What a method sees of a task outside its steps, on the host.
+
+  Attributes:
+    task: the current one.
+    labels: int32 [N] of the training split, positions in the class order.
+    ids: int64 [n], the training samples of the task's classes, ascending.
+    exemplars: int64 [M], what the memory holds, −1 where it is empty; None without.
+    source_slot: int64 [M], the place of each exemplar in the memory before it was
+      updated, −1 if it is new or the place is empty; None before that and without.
+    seed: of the run.
+    outputs: (ids, part) → `evaluate.EvalOutputs` of training samples by the model as
+      it is, see `evaluate.EvalOutputs.only` for the part; "" for all.
+    prompt_routing: () → what the experts of the text tower did with each prompt of the
+      task's classes, or None.
+  """
+
+  task: Task
+  labels: np.ndarray
+  ids: np.ndarray
+  exemplars: np.ndarray | None
+  source_slot: np.ndarray | None
+  seed: int
+  outputs: Callable[[np.ndarray, str], Any]
+  prompt_routing: Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInference:
+  """How the task of a test sample is found; for methods that treat tasks apart.
+
+  Attributes:
+    initial: (scenario, modalities) → `ModelState.task_means` before the first task, a
+      pytree of NumPy arrays whose shapes stay.
+    infer: (task means, features [B, D] without adapters by modality, present) → int32
       [B], the class that each sample is nearest to, whose task it is then taken for.
       Traced. None: tasks are told.
     within_task: whether only classes of the inferred task compete.
   """
 
   initial: Callable[..., Any]
-  begin: Callable[..., Any]
-  end: Callable[..., Any]
   infer: Callable[..., jax.Array] | None
   within_task: bool
 
@@ -83,8 +147,9 @@ class Method:
   Attributes:
     samples: (labels [N], scenario, task number, memory [M]) → `Samples`. Labels are
       positions in the class order; the memory is None unless `uses_memory`.
-    loss: (outputs, batch, task) → (scalar, {name: scalar to log}). `batch` has
-      `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not count.
+    loss: (outputs, batch, task, method state) → (scalar, {name: scalar to log}).
+      `batch` has `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not
+      count.
     uses_memory: whether exemplars are selected after each task.
     teacher: what the loss reads of `outputs.teacher`, see `multimodal.Outputs`:
       `LOGITS`, `ATTENTION` (by how far the student's is from it,
@@ -93,14 +158,20 @@ class Method:
     classifier: "logits" or "nearest_mean", unless the config says otherwise.
     train_towers: "always" or "first_task", unless the config says otherwise.
     prompts: a training step reads those of the "seen" classes, or of the "task"'s.
-    tasks: for methods that treat tasks apart, see `TaskKnowledge`.
-    mask: (gradient or update, task, knowledge) → the same without what the method keeps
-      as it is. Traced.
-    importance: a loss of the teacher, whose gradient by what the fusion perturbs says
-      how much depends on that, see `multimodal.Outputs`; None if nobody asks.
-    imprint: (classifier's parameters, embeddings [n, D], labels [n], `Task`, seed) →
-      the parameters that a task after the first starts with, the student's and the
-      teacher's. On the host, from the embeddings of the task's training samples.
+    stages: task number → the stages of its training. None: one stage, of everything or,
+      as `train_towers` says, without the towers.
+    tasks: for methods that treat tasks apart, see `TaskInference`.
+    init_state: (scenario, modalities) → the method's own arrays, a pytree of NumPy
+      arrays. They are saved with the run, and read by the loss and by `project`.
+    before_stage: (model, teacher, method state, `TaskData`, stage) → the three, before
+      the first step of a stage.
+    after_task: (model, method state, `TaskData`) → both, once the task is learned and
+      the memory is updated.
+    project: (gradient or update, task, method state) → the same without what the method
+      keeps as it is; None stands in the place of parameters that are not trained.
+      Traced.
+    importance: a loss of the teacher, whose gradient with respect to what the fusion
+      perturbs says how much depends on that, see `multimodal.Outputs`.
   """
 
   samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]
@@ -110,10 +181,13 @@ class Method:
   classifier: str = "logits"
   train_towers: str = "always"
   prompts: str = "seen"
-  tasks: TaskKnowledge | None = None
-  mask: Callable[..., Any] | None = None
+  stages: Callable[[int], Sequence[Stage]] | None = None
+  tasks: TaskInference | None = None
+  init_state: Callable[..., Any] | None = None
+  before_stage: Callable[..., tuple[ModelState, ModelState | None, Any]] | None = None
+  after_task: Callable[..., tuple[ModelState, Any]] | None = None
+  project: Callable[[Any, Task, Any], Any] | None = None
   importance: Loss | None = None
-  imprint: Callable[..., dict[str, np.ndarray]] | None = None
 
 
 NO_SAMPLES = np.empty(0, np.int64)
@@ -128,7 +202,8 @@ def new_samples(labels, scenario, task, memory) -> Samples:
 def seen_cross_entropy(label_smoothing: float) -> Loss:
   """Cross-entropy over all classes seen so far, for every valid row."""
 
-  def loss(outputs, batch, task):
+  def loss(outputs, batch, task, method_state):
+    del method_state
     targets = classification.smooth_targets(
       batch["label"],
       num_classes=outputs.logits.shape[-1],

@@ -10,9 +10,9 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   """Cross-entropy over seen classes, binary distillation; nearest mean of exemplars."""
   cross_entropy = base.seen_cross_entropy(config.train.label_smoothing)
 
-  def loss(outputs, batch, task):
+  def loss(outputs, batch, task, method_state):
     scalars = {
-      "cross_entropy": cross_entropy(outputs, batch, task)[0],
+      "cross_entropy": cross_entropy(outputs, batch, task, method_state)[0],
       "distillation": distillation.binary(
         outputs.logits,
         outputs.teacher.logits,

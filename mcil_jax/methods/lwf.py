@@ -13,7 +13,8 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   """
   distil = base.task_wise_distillation(config)
 
-  def loss(outputs, batch, task):
+  def loss(outputs, batch, task, method_state):
+    del method_state
     where = batch["valid"]
     scalars = {
       "cross_entropy": classification.separated_cross_entropy(

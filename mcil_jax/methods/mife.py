@@ -7,11 +7,12 @@ on new data only. A test sample's task is inferred from frozen features, see
 compete (`config.mife.within_task`).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import struct
 
 from mcil_jax import config as config_lib
 from mcil_jax import task_inference
@@ -23,19 +24,6 @@ from mcil_jax.scenario import Scenario
 
 # What a new router starts with for experts that are frozen; the others start with 0.
 FROZEN_BIAS = -2.0
-
-
-@struct.dataclass
-class Knowledge:
-  """What is known of the tasks so far.
-
-  Attributes:
-    classes: means in the frozen feature space.
-    frozen: modality → bool [layers, E], experts that no longer train.
-  """
-
-  classes: task_inference.ClassMeans
-  frozen: dict[str, np.ndarray]
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
@@ -60,14 +48,15 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     loss=_make_loss(config),
     train_towers="first_task",
     prompts="task",
-    tasks=base.TaskKnowledge(
-      initial=_make_initial(config),
-      begin=_make_begin(config),
-      end=_make_end(config),
+    tasks=base.TaskInference(
+      initial=functools.partial(_no_task_means, width=config.model.width),
       infer=_infer if infers else None,
       within_task=config.mife.within_task,
     ),
-    mask=lambda tree, task, knowledge: mask_frozen(tree, knowledge),
+    init_state=_make_init_state(config),
+    before_stage=_make_before_stage(config),
+    after_task=_make_after_task(config),
+    project=lambda tree, task, frozen: keep_frozen_experts(tree, frozen),
   )
 
 
@@ -77,7 +66,8 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
 def _make_loss(config: ml_collections.ConfigDict) -> base.Loss:
   c = config.mife
 
-  def loss(outputs, batch, task):
+  def loss(outputs, batch, task, method_state):
+    del method_state
     scalars = {"wccl": _wccl(outputs, batch, task, config)}
     value = (1.0 - c.mi_weight) * scalars["wccl"]
     if c.mi_weight:
@@ -151,69 +141,84 @@ def _trimodal(outputs, batch, task) -> jax.Array:
   return contrastive.trimodal(**features, scales=scales, where=where)
 
 
-# --- What is known of tasks.
+# --- Tasks: the means of their classes, and experts that freeze.
+
+# The method's state: owner of adapters → bool [layers, E], experts that do not train.
+FrozenExperts = dict[str, np.ndarray]
 
 
-def _make_initial(config: ml_collections.ConfigDict):
-  def initial(scenario: Scenario, modalities: tuple[str, ...]) -> Knowledge:
+def _no_task_means(
+  scenario: Scenario, modalities: tuple[str, ...], width: int
+) -> task_inference.ClassMeans:
+  return task_inference.empty(scenario.num_classes, len(modalities), width)
+
+
+def _make_init_state(config: ml_collections.ConfigDict):
+  def init_state(scenario: Scenario, modalities: tuple[str, ...]) -> FrozenExperts:
+    del scenario
+    if not config.moe.num_experts:
+      return {}
     depths = {m: config.model[m].depth for m in (*modalities, "text")}
     if config.moe.share_experts:
       depths = {multimodal.SHARED: max(depths.values())}
-    return Knowledge(
-      classes=task_inference.empty(
-        scenario.num_classes, len(modalities), config.model.width
-      ),
-      frozen={
-        owner: np.zeros((depth, config.moe.num_experts), bool)
-        for owner, depth in depths.items()
-        if config.moe.num_experts
-      },
-    )
+    return {
+      owner: np.zeros((depth, config.moe.num_experts), bool)
+      for owner, depth in depths.items()
+    }
 
-  return initial
+  return init_state
 
 
-def _make_begin(config: ml_collections.ConfigDict):
+def _make_before_stage(config: ml_collections.ConfigDict):
   num_tasks = len(config.scenario.increments)
 
-  def begin(params, knowledge: Knowledge, task: jax.Array):
-    """A new task's routers prefer experts that can still learn."""
-    if not config_lib.per_task_routers(config):
-      return params
+  @jax.jit
+  def prefer_open_experts(params, frozen: FrozenExperts, task: jax.Array):
     params = jax.tree.map(lambda x: x, params)  # new dictionaries, the same arrays
     for m, layer, adapters in multimodal.adapters(params):
       if "router_bias" in adapters:
         bias = adapters["router_bias"]
         # Experts that towers share have the tasks' routers of each modality in a row.
         of_task = jnp.arange(len(bias)) % num_tasks == task
-        preferred = jnp.where(knowledge.frozen[m][layer], FROZEN_BIAS, 0.0)
+        preferred = jnp.where(frozen[m][layer], FROZEN_BIAS, 0.0)
         adapters["router_bias"] = jnp.where(of_task[:, None], preferred, bias)
     return params
 
-  return begin
+  def before_stage(model, teacher, frozen: FrozenExperts, data, stage):
+    """Lets a new task's routers prefer experts that can still learn."""
+    del stage
+    if config_lib.per_task_routers(config):
+      params = prefer_open_experts(model.params, frozen, data.task.index)
+      model = model.replace(params=params)
+    return model, teacher, frozen
+
+  return before_stage
 
 
-def _make_end(config: ml_collections.ConfigDict):
-  def end(knowledge: Knowledge, outcome, labels, task: int) -> Knowledge:
-    features = [x for _, x in sorted(outcome.frozen_features.items())]
+def _make_after_task(config: ml_collections.ConfigDict):
+  def after_task(model, frozen: FrozenExperts, data: base.TaskData):
+    """Adds the means of the task's classes, and freezes experts that it used much."""
+    outputs = data.outputs(data.ids, "")
+    features = [x for _, x in sorted(outputs.frozen_features.items())]
+    task_means = task_inference.add(
+      model.task_means, np.concatenate(features, axis=1), data.labels[data.ids]
+    )
+    usage = {m: x.usage for m, x in outputs.told_routing.items()}
+    if (of_prompts := data.prompt_routing()) is not None:
+      usage["text"] = of_prompts.usage
     frozen = {
-      m: update_frozen(
+      owner: update_frozen(
         before,
-        _usage(outcome, m),
+        _mean_over_modalities(usage) if owner == multimodal.SHARED else usage[owner],
         above=config.mife.freeze_above,
         at_least=config.moe.top_k,
-        there=_experts_of_task(config, task + 1),
+        there=_experts_of_task(config, int(data.task.index) + 1),
       )
-      for m, before in knowledge.frozen.items()
+      for owner, before in frozen.items()
     }
-    return Knowledge(
-      classes=task_inference.add(
-        knowledge.classes, np.concatenate(features, axis=1), labels
-      ),
-      frozen=frozen,
-    )
+    return model.replace(task_means=task_means), frozen
 
-  return end
+  return after_task
 
 
 def _experts_of_task(config: ml_collections.ConfigDict, task: int) -> int:
@@ -224,14 +229,9 @@ def _experts_of_task(config: ml_collections.ConfigDict, task: int) -> int:
   return min(c.initial_experts + task * c.experts_per_task, c.num_experts)
 
 
-def _usage(outcome, owner: str) -> np.ndarray:
-  """Assignments [n, layers, E] of adapters; shared ones: means over modalities."""
-  if owner != multimodal.SHARED:
-    return outcome.told_routing[owner].usage
-  means = [
-    of_modality.usage.mean(axis=0, dtype=np.float64)
-    for of_modality in outcome.told_routing.values()
-  ]
+def _mean_over_modalities(usage: dict[str, np.ndarray]) -> np.ndarray:
+  """Assignments of modalities [n_m, layers_m, E] → means, [1, layers, E]."""
+  means = [x.mean(axis=0, dtype=np.float64) for x in usage.values()]
   depth = max(map(len, means))
   layers = [[m[i] for m in means if i < len(m)] for i in range(depth)]
   return np.stack([np.mean(of_layer, axis=0) for of_layer in layers])[None]
@@ -264,18 +264,18 @@ def update_frozen(
   return after
 
 
-def _infer(knowledge: Knowledge, features, present) -> jax.Array:
+def _infer(task_means: task_inference.ClassMeans, features, present) -> jax.Array:
   names = sorted(features)
   return task_inference.nearest_class(
-    knowledge.classes, [features[m] for m in names], [present[m] for m in names]
+    task_means, [features[m] for m in names], [present[m] for m in names]
   )
 
 
-def mask_frozen(tree, knowledge: Knowledge):
+def keep_frozen_experts(tree, frozen: FrozenExperts):
   """Zeros in the places of frozen experts, of a gradient or an update."""
   tree = jax.tree.map(lambda x: x, tree)
   for m, layer, adapters in multimodal.adapters(tree):
-    keep = ~knowledge.frozen[m][layer]
+    keep = ~frozen[m][layer]
     adapters["experts"] = jax.tree.map(
       lambda x, keep=keep: x * keep.reshape(-1, *[1] * (x.ndim - 1)),
       adapters["experts"],

@@ -336,14 +336,3 @@ def balance(params: dict, routing: Routings, router: jax.Array | int, rate: floa
 def first_router(modality: str, num_routers: int) -> int:
   """The first of a modality's routers among those of experts that towers share."""
   return ROUTED.index(modality) * (num_routers // len(ROUTED))
-
-
-def is_frozen_with_towers(path: tuple[str, ...]) -> bool:
-  """Whether a parameter stays as it is when towers are frozen.
-
-  That is all of a tower but its adapters, the projections into the shared space and the
-  scale of cosines; fusion and linear classifier go on.
-  """
-  if path[0].startswith("towers_") or path[0] == "text":
-    return "adapters" not in path
-  return path[0].startswith("projections_") or path[0] == "logit_scale"
