@@ -12,6 +12,7 @@ from mcil_jax import compilations, config, evaluate, methods, scenario, sharding
 from mcil_jax.methods.base import Task
 from mcil_jax.models.fusion import Fused
 from mcil_jax.models.multimodal import Outputs
+from mcil_jax.models.state import ModelState
 
 # Classes 0, 1 | 2, 3. Each sample's "image" and "audio" are the logits that they add.
 SCENARIO = scenario.make("abcd", increments=(2, 2), class_order=(0, 1, 2, 3))
@@ -51,9 +52,9 @@ class StubOfTasks(Stub):
     return inputs | {"image": inputs["image"].at[:, 3].add(bonus)}, {}
 
 
-def infer(knowledge, features, present):
+def infer(task_means, features, present):
   """By the largest number that the image holds, or the audio, if that is absent."""
-  del knowledge
+  del task_means
   shown = jnp.where(present["image"][:, None], features["image"], features["audio"])
   return shown.argmax(-1)
 
@@ -64,7 +65,7 @@ class StubSplit:
 
 
 def task(seen: int) -> Task:
-  return Task(*(np.int32(x) for x in (seen // 2 - 1, seen - 2, seen, 0)))
+  return Task(*(np.int32(x) for x in (seen // 2 - 1, seen - 2, seen)))
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +79,10 @@ def step(present, eight_devices):
   return evaluate.make_eval_step(Stub(), METHOD, SCENARIO, present, eight_devices)
 
 
-def evaluated(step, mesh, ids=(0, 1, 2, 3), seen=4, **options):
+def evaluated(step, mesh, ids=(0, 1, 2, 3), seen=4, means=None, **options):
   return evaluate.evaluate(
     step,
-    {},
+    ModelState({}, class_means=means),
     StubSplit(),
     LABELS,
     np.array(ids),
@@ -248,7 +249,7 @@ def test_one_compilation_serves_all_tasks(present, one_device):
   host["id"] = np.arange(len(LABELS), dtype=np.int32)
   batch = sharding.place(host, one_device, 4)
   for seen in (2, 4):
-    jax.block_until_ready(step({}, batch, task(seen), None, None, None))
+    jax.block_until_ready(step(ModelState({}), batch, task(seen), None))
   assert compilations.count("eval_step") == before + 1
 
 
@@ -260,7 +261,7 @@ def test_exemplars_do_not_depend_on_the_modalities_of_the_evaluation(one_device)
     kinds = evaluate.kinds(c, ("image", "audio"))
     outcome = evaluate.evaluate(
       evaluate.make_eval_step(Stub(), METHOD, SCENARIO, kinds, one_device),
-      {},
+      ModelState({}),
       StubSplit(),
       LABELS,
       np.arange(4),

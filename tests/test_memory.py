@@ -100,3 +100,11 @@ def test_update_of_a_memory_that_has_become_too_small():
 def test_an_empty_memory_stores_nothing():
   assert memory.empty(3).tolist() == [-1, -1, -1]
   assert memory.stored(memory.empty(3)).tolist() == []
+
+
+def test_arrays_of_exemplars_follow_them():
+  before = np.array([7, 2, 9, 2, -1, -1])
+  after = np.array([9, 5, 2, 7, 2, -1])
+  # 5 is new; of the two places of 2 each serves once.
+  assert memory.source_slots(before, after).tolist() == [2, -1, 1, 0, 3, -1]
+  assert memory.source_slots(np.full(3, -1), np.array([4, -1, -1])).tolist() == [-1] * 3

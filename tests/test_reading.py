@@ -32,7 +32,7 @@ def texts(read):
 
 def task(index):
   before, seen = SCENARIO.boundaries[index : index + 2]
-  return Task(index=jnp.int32(index), before=before, seen=seen, steps=jnp.int32(1))
+  return Task(index=jnp.int32(index), before=before, seen=seen)
 
 
 def test_a_linear_classifier_reads_nothing():

@@ -11,6 +11,7 @@ from mcil_jax import config, methods, teacher
 from mcil_jax.data import source
 from mcil_jax.methods.base import Samples
 from mcil_jax.models import audio_guided, build
+from mcil_jax.models.state import ModelState
 
 N, C, T, P, D = 9, 4, 2, 3, 8
 
@@ -80,7 +81,7 @@ def test_lessons_are_what_the_teacher_says(c, dataset, one_device):
   lessons = teacher.teach(
     shapes(c, dataset, one_device),
     teacher.make_teach_step(model, one_device, attends=True),
-    params,
+    ModelState(params),
     split,
     split.labels,
     Samples(new=np.array([0, 1, 3]), exemplars=exemplars),

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import compilations, config, methods, sharding, train
+from mcil_jax import compilations, config, methods, optimizer, sharding, train
 from mcil_jax.data.schema import RAW_DTYPES
-from mcil_jax.methods.base import Task
+from mcil_jax.methods.base import WITHOUT_TOWERS, Stage, Task
 from mcil_jax.models import build
+from mcil_jax.models.state import ModelState, split
 
 SHAPES = {"image": (2, 8, 8, 3), "audio": (80,)}
 BATCH_SIZE, NUM_CLASSES = 16, 6
 VALID = np.arange(BATCH_SIZE) < 13
+EVERYTHING = Stage()
 
 
 @pytest.fixture(scope="module")
@@ -44,27 +46,45 @@ def steps(c, model, one_device, eight_devices):
   """The train step on one device and on eight."""
   method = methods.make(c)
   return {
-    mesh.size: train.make_train_step(model, method, c, mesh)
+    mesh.size: train.make_train_step(model, method, Stage(), c, mesh)
     for mesh in (one_device, eight_devices)
   }
 
 
+def make_carry(c, model, stage=EVERYTHING, shapes=SHAPES) -> train.Carry:
+  """What the first step of a stage begins with, on the host."""
+  made = train.init_model(model, shapes, RAW_DTYPES, None, jax.random.key(0))
+  params, _ = split(made.params, stage.trains)
+  opt_state = optimizer.make(stage.config(c)).init(params)
+  zero = jnp.zeros((), jnp.int32)
+  return host(train.Carry(params, made.stats, train.TrainState(opt_state, zero, zero)))
+
+
 @pytest.fixture(scope="module")
-def initial(c, model, one_device):
-  """The initial state, on the host."""
-  return host(train.create_state(model, c, SHAPES, RAW_DTYPES, one_device))
+def initial(c, model):
+  return make_carry(c, model)
 
 
 @pytest.fixture
 def create(initial):
-  """mesh → the initial state there; a step donates it, so it is a copy."""
+  """mesh → the initial carry there; a step donates it, so it is a copy."""
   return lambda mesh: jax.device_put(
     initial, sharding.replicated(mesh), may_alias=False
   )
 
 
-def make_task(seen: int = 4, steps: int = 10) -> Task:
-  return Task(*(np.int32(x) for x in (0, 0, seen, steps)))
+def make_constants(seen: int = 4, steps: int = 10, frozen=None) -> train.Constants:
+  return train.Constants(
+    frozen=ModelState(frozen),
+    teacher=None,
+    task=Task(*(np.int32(x) for x in (0, 0, seen))),
+    method_state=None,
+    lessons=None,
+    reading=None,
+    key=np.array([0, 7], np.uint32),
+    schedule_start=np.int32(0),
+    schedule_steps=np.int32(steps),
+  )
 
 
 def make_batch(mesh, padding: int = 0):
@@ -92,36 +112,16 @@ def test_parameters_are_of_the_kinds_that_weight_decay_tells_apart(initial):
   assert names == {"positions", "scale", "bias", "kernel"}
 
 
-def test_the_initial_state_is_the_same_on_any_mesh(c, model, initial, eight_devices):
-  state = train.create_state(model, c, SHAPES, RAW_DTYPES, eight_devices)
-  for x in jax.tree.leaves(state):
-    assert x.sharding.is_equivalent_to(sharding.replicated(eight_devices), x.ndim)
-  jax.tree.map(np.testing.assert_array_equal, host(state), initial)
-
-
-def test_the_initial_state_depends_on_the_seed(c, model, initial, one_device):
-  other = c.copy_and_resolve_references()
-  other.seed = 1
-  state = host(train.create_state(model, other, SHAPES, RAW_DTYPES, one_device))
-  assert (state.key != initial.key).any()
-  assert (
-    state.params["classifier"]["kernel"] != initial.params["classifier"]["kernel"]
-  ).any()
-
-
 def test_one_compilation_serves_all_tasks(c, steps, create, eight_devices):
   step, batch = steps[8], make_batch(eight_devices)
-  next_task = train.make_next_task(c.train, sharding.replicated(eight_devices))
-  state, _ = step(create(eight_devices), batch, make_task(), None)
-  names = ("train_step", "next_task")
-  before = {name: compilations.count(name) for name in names}
+  carry, _ = step(create(eight_devices), make_constants(), batch)
+  before = compilations.count("train_step")
   for seen, count in ((2, 3), (4, 7), (6, 2)):
-    state = next_task(state)
     for _ in range(2):
-      state, _ = step(state, batch, make_task(seen=seen, steps=count), None)
-  assert before["train_step"] > 0
-  assert compilations.count("train_step") == before["train_step"]
-  assert compilations.count("next_task") == before["next_task"] + 1
+      carry, _ = step(carry, make_constants(seen=seen, steps=count), batch)
+  assert before > 0
+  assert compilations.count("train_step") == before
+  assert compilations.total("train_step") >= before
 
 
 def test_a_step_on_eight_devices_equals_one_on_one_device(
@@ -132,19 +132,19 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(
     state, batch = create(mesh), make_batch(mesh)
     losses.append([])
     for _ in range(3):
-      state, scalars = steps[mesh.size](state, batch, make_task(), None)
+      state, scalars = steps[mesh.size](state, make_constants(), batch)
       losses[-1].append([float(scalars[k]) for k in sorted(scalars)])
     states.append(host(state))
   np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
   for one, eight in zip(*(jax.tree.leaves(s.params) for s in states), strict=True):
     np.testing.assert_allclose(one, eight, atol=1e-5)
-  assert states[0].step == states[0].task_step == 3
+  assert states[0].train.step == states[0].train.stage_step == 3
 
 
 def test_what_padding_holds_changes_nothing(steps, create, one_device):
   outcomes = [
     host(
-      steps[1](create(one_device), make_batch(one_device, padding), make_task(), None)
+      steps[1](create(one_device), make_constants(), make_batch(one_device, padding))
     )
     for padding in (0, 3)
   ]
@@ -154,7 +154,7 @@ def test_what_padding_holds_changes_nothing(steps, create, one_device):
 def test_unseen_classes_do_not_learn(c, steps, create, initial, one_device):
   before = initial.params["classifier"]
   state, _ = steps[1](
-    create(one_device), make_batch(one_device), make_task(seen=4), None
+    create(one_device), make_constants(seen=4), make_batch(one_device)
   )
   after = host(state).params["classifier"]
   np.testing.assert_array_equal(after["bias"][4:], before["bias"][4:])
@@ -172,7 +172,7 @@ def test_unseen_classes_do_not_learn(c, steps, create, initial, one_device):
 def test_training_on_one_batch_learns_it(steps, create, one_device):
   state, batch, first = create(one_device), make_batch(one_device), None
   for _ in range(300):
-    state, scalars = steps[1](state, batch, make_task(steps=300), None)
+    state, scalars = steps[1](state, make_constants(steps=300), batch)
     first = first or float(scalars["loss"])
   assert float(scalars["loss"]) < 0.7 * first
   assert float(scalars["accuracy"]) > 0.5
@@ -184,8 +184,9 @@ def test_each_step_draws_its_own_augmentation(steps, create, one_device):
   def loss(number: int) -> float:
     """Of the same parameters and samples at step `number`."""
     state = create(one_device)
-    state = state.replace(step=state.step + number)
-    return float(steps[1](state, batch, make_task(), None)[1]["loss"])
+    counters = state.train.replace(step=state.train.step + number)
+    state = state.replace(train=counters)
+    return float(steps[1](state, make_constants(), batch)[1]["loss"])
 
   assert loss(0) == loss(0)
   assert len({loss(number) for number in range(4)}) == 4
@@ -200,29 +201,16 @@ def test_a_model_of_one_modality_ignores_the_other(c, one_device):
     sample_rate_hz=1000,
   )
   image_only = {"image": SHAPES["image"]}
-  state = host(train.create_state(model, c, image_only, RAW_DTYPES, one_device))
+  state = make_carry(c, model, shapes=image_only)
   assert state.params.keys() == {"towers_image", "classifier"}
-  step = train.make_train_step(model, methods.make(c), c, one_device)
+  step = train.make_train_step(model, methods.make(c), EVERYTHING, c, one_device)
   batch = make_batch(one_device)
   silent = batch | {"audio": jnp.zeros_like(batch["audio"])}
   outcomes = [
-    host(step(jax.device_put(state, may_alias=False), x, make_task(), None))
+    host(step(jax.device_put(state, may_alias=False), make_constants(), x))
     for x in (batch, silent)
   ]
   jax.tree.map(np.testing.assert_array_equal, *outcomes)
-
-
-def test_the_next_task_starts_with_a_fresh_optimizer(
-  c, steps, create, initial, one_device
-):
-  state, _ = steps[1](create(one_device), make_batch(one_device), make_task(), None)
-  trained = host(state)
-  found = host(train.make_next_task(c.train, sharding.replicated(one_device))(state))
-  jax.tree.map(np.testing.assert_array_equal, found.params, trained.params)
-  assert (found.step, found.task_step) == (1, 0)
-  np.testing.assert_array_equal(found.key, trained.key)
-  jax.tree.map(np.testing.assert_array_equal, found.opt_state, initial.opt_state)
-  assert any((a != 0).any() for a in jax.tree.leaves(trained.opt_state))
 
 
 def scalars_of(loss: float, gradient_norm: float = 1.0) -> dict:
@@ -287,25 +275,34 @@ def test_timed_counts_waiting_and_leaves_out_what_is_no_step(monkeypatch):
   }
 
 
-def test_frozen_towers_get_no_step_but_the_classifier_does(
-  c, model, create, initial, one_device
+def test_a_stage_trains_its_groups_and_has_no_moments_of_others(
+  c, model, initial, one_device
 ):
-  step = train.make_train_step(
-    model, methods.make(c), c, one_device, freeze_towers=True
+  stage = Stage("frozen_towers", trains=WITHOUT_TOWERS)
+  assert train.step_name(stage) == "train_step_frozen_towers"
+  step = train.make_train_step(model, methods.make(c), stage, c, one_device)
+  carry = make_carry(c, model, stage)
+  assert not jax.tree.leaves(carry.params["towers_image"])
+  # Adam's two moments of the classifier's kernel and bias, and its counter.
+  assert len(jax.tree.leaves(carry.train.opt_state)) == 5
+  _, frozen = split(initial.params, stage.trains)
+  constants = make_constants(frozen=frozen)
+  found, _ = step(
+    jax.device_put(carry, may_alias=False), constants, make_batch(one_device)
   )
-  state, _ = step(create(one_device), make_batch(one_device), make_task(), None)
-  found = host(state)
-  for name, before in initial.params.items():
-    same = jax.tree.map(np.array_equal, before, found.params[name])
-    assert jax.tree.all(same) == name.startswith("towers_"), name
-  # No gradient at all, rather than one that is thrown away.
-  for moments in (found.opt_state[1].mu, found.opt_state[1].nu):
-    assert not any(x.any() for x in jax.tree.leaves(moments["towers_image"]))
+  assert jax.tree.structure(host(found)) == jax.tree.structure(carry)
+  for name, before in carry.params["classifier"].items():
+    assert (host(found).params["classifier"][name] != before).any()
 
 
-def test_parameters_are_split_by_path_and_joined_again():
-  tree = {"a": {"x": 1, "y": 2}, "b": {"x": 3}}
-  trained, frozen = train.split(tree, lambda path: path[-1] == "x")
-  assert trained == {"a": {"x": None, "y": 2}, "b": {"x": None}}
-  assert frozen == {"a": {"x": 1, "y": None}, "b": {"x": 3}}
-  assert train.join(trained, frozen) == tree
+def test_stages_of_a_task_may_share_a_schedule(c, steps, create, one_device):
+  # The cosine of 10 steps: a step that follows on four is the fifth.
+  c = c.copy_and_resolve_references()
+  batch, found = make_batch(one_device), []
+  for start, done in ((4, 0), (0, 4)):
+    carry = create(one_device)
+    counters = carry.train.replace(stage_step=carry.train.stage_step + done)
+    constants = make_constants().replace(schedule_start=np.int32(start))
+    after, _ = steps[1](carry.replace(train=counters), constants, batch)
+    found.append(host(after).params)
+  jax.tree.map(np.testing.assert_array_equal, *found)

@@ -92,8 +92,9 @@ def keep(params: dict, wanted: Callable[[str], bool]) -> dict:
   return jax.tree_util.tree_map_with_path(of_one, params)
 
 
-def join(*parts: dict) -> dict:
+def join(*parts: dict | None) -> dict:
   """Joins trees with None in places; what stands in an earlier one wins."""
+  parts = tuple(part for part in parts if part is not None)
 
   def first(*leaves):
     return next((x for x in leaves if x is not None), None)

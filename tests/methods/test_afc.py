@@ -1,12 +1,15 @@
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mcil_jax import config, methods
 from mcil_jax.methods import afc
-from mcil_jax.methods.base import Task
+from mcil_jax.methods.base import Stage, Task, TaskData
+from mcil_jax.models.state import ModelState
 
-TASK = Task(*(np.int32(n) for n in (1, 2, 4, 10)))  # classes 2 and 3 are new
+TASK = Task(*(np.int32(n) for n in (1, 2, 4)))  # classes 2 and 3 are new
 
 
 @pytest.mark.parametrize("key", ["classifier", "fusion"])
@@ -47,3 +50,39 @@ def test_new_proxies_are_centres_as_long_as_old_ones():
   assert found["factor"] == of_teacher["factor"] == 1  # starts anew
   assert not proxies[2].any()  # not changed in place
   np.testing.assert_array_equal(of_teacher["proxies"], proxies)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_task_but_the_first_begins_with_imprinted_proxies(index):
+  proxies = np.ones((5, 2, 2), np.float32)
+  classifier = {"proxies": proxies, "factor": np.float32(2)}
+  model, teacher = (
+    ModelState({"classifier": classifier, "fusion": np.ones(1)}) for _ in range(2)
+  )
+  asked = []
+
+  def outputs(ids, part):
+    asked.append((ids.tolist(), part))
+    return types.SimpleNamespace(embedding=np.array([[3.0, 0.0], [0.0, 2.0]]))
+
+  data = TaskData(
+    task=TASK.replace(index=np.int32(index)),
+    labels=np.array([0, 2, 3, 1]),
+    ids=np.array([1, 2]),
+    exemplars=None,
+    source_slot=None,
+    seed=0,
+    outputs=outputs,
+    prompt_routing=lambda: None,
+  )
+  student, taught, _ = afc.before_stage(model, teacher, None, data, Stage())
+  if index == 0:
+    assert (student, taught, asked) == (model, teacher, [])
+    return
+  assert asked == [([1, 2], "embedding")]
+  length = np.sqrt(2)  # of the old proxies
+  made = student.params["classifier"]["proxies"]
+  np.testing.assert_allclose(made[2], [[length, 0]] * 2, atol=1e-6)
+  np.testing.assert_allclose(made[3], [[0, length]] * 2, atol=1e-6)
+  np.testing.assert_array_equal(taught.params["classifier"]["proxies"], proxies)
+  assert student.params["fusion"] is model.params["fusion"]

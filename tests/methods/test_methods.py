@@ -74,10 +74,9 @@ def test_replay_adds_the_memory_in_its_order():
 def test_the_loss_is_the_smoothed_cross_entropy_over_seen_classes(name):
   logits = np.array([[0.0, np.log(3.0), 9.0], [7.0, 7.0, 7.0]], np.float32)
   batch = {"label": np.array([1, 0]), "valid": np.array([True, False])}
-  task = Task(
-    index=np.int32(0), before=np.int32(0), seen=np.int32(2), steps=np.int32(1)
-  )
-  value, scalars = make(name).loss(Outputs(logits, embedding=logits), batch, task)
+  task = Task(index=np.int32(0), before=np.int32(0), seen=np.int32(2))
+  outputs = Outputs(logits, embedding=logits)
+  value, scalars = make(name).loss(outputs, batch, task, None)
   # Probabilities 1/4 and 3/4; default smoothing 0.1 makes the targets 0.05 and 0.95.
   expected = -0.05 * np.log(1 / 4) - 0.95 * np.log(3 / 4)
   np.testing.assert_allclose(value, expected, rtol=1e-6)

@@ -7,9 +7,10 @@ import pytest
 
 from mcil_jax import config, methods, scenario
 from mcil_jax.methods import mife
-from mcil_jax.methods.base import Task
+from mcil_jax.methods.base import Stage, Task
 from mcil_jax.models.fusion import Fused
 from mcil_jax.models.multimodal import Outputs, Prototypes
+from mcil_jax.models.state import ModelState
 
 SCENARIO = scenario.make("abcd", increments=(2, 2), class_order=(0, 1, 2, 3))
 
@@ -47,11 +48,11 @@ BATCH = {
   "label": np.array([2, 3, 3, 2, 0]),
   "valid": np.array([1, 1, 1, 1, 0], bool),
 }
-TASK = Task(index=1, before=2, seen=4, steps=1)
+TASK = Task(index=1, before=2, seen=4)
 
 
 def loss_of(outputs, **overrides):
-  value, scalars = methods.make(settings(**overrides)).loss(outputs, BATCH, TASK)
+  value, scalars = methods.make(settings(**overrides)).loss(outputs, BATCH, TASK, None)
   return float(value), {name: float(x) for name, x in scalars.items()}
 
 
@@ -101,8 +102,8 @@ def test_tasks_cannot_be_inferred_in_a_space_that_moves():
 
 
 def test_a_model_without_experts_freezes_none():
-  tasks = methods.make(settings(**{"moe.num_experts": 0})).tasks
-  assert tasks.initial(SCENARIO, ("image", "audio")).frozen == {}
+  method = methods.make(settings(**{"moe.num_experts": 0}))
+  assert method.init_state(SCENARIO, ("image", "audio")) == {}
 
 
 @pytest.mark.parametrize("variant", ["paper", "released", "infonce"])
@@ -122,8 +123,8 @@ def test_mutual_information_is_of_the_samples_that_have_the_modality(outputs, va
 def test_the_contrastive_loss_of_the_towers_is_on_in_the_first_task_only(outputs):
   c = settings(**{"mife.trimodal_weight": 2.0})
   loss = methods.make(c).loss
-  later, scalars = loss(outputs, BATCH, TASK)
-  first, _ = loss(outputs, BATCH, TASK.replace(index=0))
+  later, scalars = loss(outputs, BATCH, TASK, None)
+  first, _ = loss(outputs, BATCH, TASK.replace(index=0), None)
   np.testing.assert_allclose(first - later, 2 * scalars["trimodal"], rtol=1e-5)
 
 
@@ -174,8 +175,7 @@ def test_experts_with_many_samples_freeze():
   assert again.tolist() == after.tolist()
 
 
-def knowledge(frozen):
-  return types.SimpleNamespace(frozen={"image": np.array(frozen)})
+SECOND_EXPERT = {"image": np.array([[False, True, False]])}
 
 
 def params():
@@ -189,7 +189,7 @@ def params():
 
 def test_frozen_experts_get_neither_gradient_nor_update():
   tree = params()
-  masked = mife.mask_frozen(tree, knowledge([[False, True, False]]))
+  masked = mife.keep_frozen_experts(tree, SECOND_EXPERT)
   block = masked["towers_image"]["encoder"]["block_0"]
   assert block["adapters"]["experts"]["up_bias"].tolist() == [[1, 1], [0, 0], [1, 1]]
   assert block["adapters"]["experts"]["up_kernel"].sum(axis=(1, 2)).tolist() == [
@@ -202,15 +202,23 @@ def test_frozen_experts_get_neither_gradient_nor_update():
   assert untouched["up_bias"].sum() == 6
 
 
+def params_of_second_task(routers: str) -> dict:
+  """What the second task begins with, where the second expert is frozen."""
+  method = methods.make(settings(**{"moe.routers": routers}))
+  data = types.SimpleNamespace(task=TASK)
+  model, teacher, frozen = method.before_stage(
+    ModelState(params()), None, SECOND_EXPERT, data, Stage()
+  )
+  assert teacher is None and frozen is SECOND_EXPERT
+  return model.params
+
+
 def test_a_new_router_prefers_experts_that_can_learn():
-  begin = methods.make(settings(**{"moe.routers": "per_task"})).tasks.begin
-  after = begin(params(), knowledge([[False, True, False]]), 1)
+  after = params_of_second_task("per_task")
   bias = after["towers_image"]["encoder"]["block_0"]["adapters"]["router_bias"]
   assert bias.tolist() == [[0, 0, 0], [0, mife.FROZEN_BIAS, 0]]
 
 
 def test_a_shared_router_starts_nowhere_anew():
-  begin = methods.make(settings(**{"moe.routers": "shared"})).tasks.begin
-  before = params()
-  after = begin(before, knowledge([[False, True, False]]), 1)
-  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before, after))
+  after = params_of_second_task("shared")
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params(), after))
