@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from mcil_jax import cli, train
 from mcil_jax import collectives as collectives_lib
 from mcil_jax.data import pipeline, schema, source
+from mcil_jax.methods.base import Stage
 from mcil_jax.setup import Setup
 
 _GIB = 2**30
@@ -135,13 +136,13 @@ def devices_of(topology: str) -> list[jax.Device]:
     raise ValueError(f"topology {topology!r}: {cli.last_line(error)}") from error
 
 
-def state_shapes(setup: Setup) -> train.TrainState:
-  """The training state of a run as shapes, dtypes and shardings."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    jax.eval_shape(setup.create_state),
-    setup.layout,
-  )
+def stages(setup: Setup) -> dict[str, tuple[int, Stage]]:
+  """Returns the stages of a run by program, with the first task of each."""
+  found: dict[str, tuple[int, Stage]] = {}
+  for number in range(setup.scenario.num_tasks):
+    for stage in setup.stages(number):
+      found.setdefault(train.step_name(stage), (number, stage))
+  return found
 
 
 def count(tree: Any) -> int:
@@ -157,37 +158,33 @@ def bytes_per_chip(tree: Any) -> int:
   )
 
 
-def compile_step(
-  setup: Setup, state: train.TrainState, *, freeze_towers: bool
-) -> Program:
-  """Compiles the train step of a run for the devices of its mesh.
+def compile_step(setup: Setup, number: int, stage: Stage) -> Program:
+  """Compiles the train step of a stage for the devices of a run's mesh.
 
   Args:
     setup: from `mcil_jax.setup.prepare`.
-    state: of `state_shapes`.
-    freeze_towers: the phase, see `train.jit_train_step`.
+    number: of a task that has the stage.
+    stage: whose step is compiled.
 
   Raises:
     MisfitError: it needs more memory than a chip has.
   """
   c = setup.config
-  step = train.jit_train_step(
-    setup.model,
-    setup.method,
-    c,
-    setup.mesh,
-    layout=setup.layout,
-    freeze_towers=freeze_towers,
+  model, init_state = setup.model_shapes(), setup.method.init_state
+  teacher = jax.eval_shape(lambda m: setup.teacher_of(m, number), model)
+  constants = setup.constants(
+    stage,
+    model,
+    teacher,
+    init_state and init_state(setup.scenario, setup.modalities),
+    number,
+    lessons=setup.lessons,
   )
-  knowledge = None
-  if setup.method.tasks is not None:
-    knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
   data = setup.dataset
   batch = pipeline.batch_shapes(data.shapes, data.dtypes, c.train.batch_size)
   started = time.perf_counter()
-  lowered = step.lower(
-    state, batch, setup.task(0, 1), knowledge, setup.lessons, setup.reading
-  )
+  step = setup.train_step(stage)
+  lowered = step.lower(setup.carry_shapes(stage), constants, batch)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

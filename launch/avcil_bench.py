@@ -94,7 +94,7 @@ def measure_jax() -> dict:
   allocation.settle()
   import jax
 
-  from mcil_jax import config_avcil, setup, teacher
+  from mcil_jax import config_avcil, look, setup, teacher
   from mcil_jax.data import pipeline, schema, source
   from mcil_jax.methods.base import Samples
 
@@ -127,7 +127,8 @@ def measure_jax() -> dict:
     fingerprint="bench",
   )
   prepared = setup.prepare(c, dataset=dataset, devices=jax.devices()[:1])
-  state = prepared.create_state()
+  model, (stage,) = prepared.create_model(), prepared.stages(1)
+  asked = prepared.teacher_of(model, 1)
   ids = np.arange(size)
   samples = Samples(new=ids[: _NEW.value], exemplars=ids[_NEW.value :])
   asking, kept, lessons = 0.0, 0, None
@@ -138,7 +139,7 @@ def measure_jax() -> dict:
       lessons = teacher.teach(
         prepared.lessons,
         prepared.teach_step,
-        state.teacher,
+        asked,
         split,
         prepared.labels["train"],
         samples,
@@ -156,12 +157,18 @@ def measure_jax() -> dict:
   )
   (batch,) = pipeline.batches(split, prepared.labels["train"], plan, prepared.mesh)
   split.forget()
-  train_step = prepared.train_step(1)
-  task = prepared.task(1, 1000)
+  train_step = prepared.train_step(stage)
+  carry = prepared.carry(stage, model, prepared.fresh_optimizer(model, 1))
+  constants = look.on_devices(
+    prepared,
+    prepared.constants(
+      stage, model, asked, None, 1, lessons=lessons, schedule=(0, 1000)
+    ),
+  )
 
   def step():
-    nonlocal state
-    state, scalars = train_step(state, batch, task, None, lessons)
+    nonlocal carry
+    carry, scalars = train_step(carry, constants, batch)
     jax.block_until_ready(scalars)
 
   steps = max(_NEW.value // _ROWS.value, 1) * _EPOCHS.value

@@ -11,10 +11,10 @@ of flags, which need no dataset:
 
   --image_shape=4,224,224,3 --audio_samples=160000 --sample_rate_hz=16000
 
-Every program of a run's training is compiled: `train_step`, and `train_step_frozen`
-where the method freezes the towers after the first task. For each it prints the memory
-of a chip, its FLOPs, its collectives by kind, and times by the model that
-`launch.roofline` states. Exit status 1: a program does not fit into a chip's memory.
+The step of every stage of a run's training is compiled: `train_step`, and where the
+method freezes the towers after the first task `train_step_frozen_towers`. For each it
+prints the memory of a chip, its FLOPs, its collectives by kind, and times by the model
+that `launch.roofline` states. Exit status 1: a program does not fit into a chip.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ _IMAGE_SHAPE = flags.DEFINE_list("image_shape", None, "Of one clip: T,H,W,3.")
 _AUDIO_SAMPLES = flags.DEFINE_integer("audio_samples", None, "Of one sound.")
 _SAMPLE_RATE_HZ = flags.DEFINE_integer("sample_rate_hz", None, "Of the sounds.")
 _PROGRAMS = flags.DEFINE_list(
-  "programs", ["train_step", "train_step_frozen"], "Those to compile, of what there is."
+  "programs", [], "Names of those to compile; none: all that there are."
 )
 _JSON = flags.DEFINE_string("json", None, "File to write the same figures to.")
 flags.mark_flags_as_required(["config", "topology"])
@@ -143,7 +143,6 @@ def check(topology: str) -> list[dict[str, Any]]:
   """Compiles and prints the programs of a run for one slice; returns their records."""
   from launch import ahead_of_time
   from mcil_jax import setup as setup_lib
-  from mcil_jax import train
 
   c, chip = _CONFIG.value, roofline.chip_of(topology)
   shapes = _IMAGE_SHAPE.value, _AUDIO_SAMPLES.value, _SAMPLE_RATE_HZ.value
@@ -152,13 +151,19 @@ def check(topology: str) -> list[dict[str, Any]]:
     dataset=ahead_of_time.dataset_of(c, *shapes),
     devices=ahead_of_time.devices_of(topology),
   )
-  state = ahead_of_time.state_shapes(setup)
+  stages = ahead_of_time.stages(setup)
+  if unknown := set(_PROGRAMS.value) - stages.keys():
+    raise ValueError(
+      f"--programs: there is no {', '.join(sorted(unknown))}, only {', '.join(stages)}"
+    )
+  model = setup.model_shapes()
+  carry = setup.carry_shapes(next(iter(stages.values()))[1])
   about = {
     "topology": topology,
     "mesh": dict(setup.mesh.shape),
     "batch_size": c.train.batch_size,
-    "parameters": ahead_of_time.count(state.params),
-    "state_bytes": ahead_of_time.bytes_per_chip(state),
+    "parameters": ahead_of_time.count(model.params),
+    "state_bytes": ahead_of_time.bytes_per_chip(carry),
   }
   print(
     f"{topology}: mesh {about['mesh']}, batch {c.train.batch_size}, "
@@ -167,13 +172,12 @@ def check(topology: str) -> list[dict[str, Any]]:
     flush=True,
   )
   records = []
-  for name in (train.TRAIN_STEP, train.TRAIN_STEP_FROZEN):
-    if name not in setup.compiled or name not in _PROGRAMS.value:
+  for name, (number, stage) in stages.items():
+    if _PROGRAMS.value and name not in _PROGRAMS.value:
       continue
-    frozen = name == train.TRAIN_STEP_FROZEN
-    print(f"{name} ({'towers frozen' if frozen else 'everything trains'})", flush=True)
+    print(f"{name} (trains {', '.join(stage.trains)})", flush=True)
     try:
-      program = ahead_of_time.compile_step(setup, state, freeze_towers=frozen)
+      program = ahead_of_time.compile_step(setup, number, stage)
       mesh = setup.mesh
       record = record_of(program, chip, mesh.size, mesh.shape["expert"])
     except ahead_of_time.MisfitError as error:
@@ -189,8 +193,6 @@ def main(argv: list[str]) -> None:
     cli.fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
   os.environ.update(_ENVIRONMENT)
   try:
-    if unknown := set(_PROGRAMS.value) - {"train_step", "train_step_frozen"}:
-      raise ValueError(f"--programs: there is no {', '.join(sorted(unknown))}")
     for topology in _TOPOLOGIES.value:
       roofline.chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:

@@ -94,25 +94,16 @@ def _constants(
   setup: Setup, state: RunState, record: Record, stage: Stage, samples: Samples
 ) -> train.Constants:
   """What the steps of a stage read."""
-  number = int(state.task)
-  params = split(state.model.params, stage.trains)[1]
-  frozen = ModelState(params, theta=state.model.theta)
-  start, steps = _schedule(setup, state, stage, samples)
-  lessons = _lessons(setup, state, record, samples)
-  on_host = {
-    "task": setup.task(number),
-    "method_state": state.method_state,
-    "reading": setup.reading,
-    "schedule_start": np.int32(start),
-    "schedule_steps": np.int32(steps),
-  }
-  return train.Constants(
-    frozen=look.on_devices(setup, frozen),
-    teacher=state.teacher if lessons is None else None,
-    lessons=lessons,
-    key=setup.run_key,
-    **look.on_devices(setup, on_host),
+  constants = setup.constants(
+    stage,
+    state.model,
+    state.teacher,
+    state.method_state,
+    int(state.task),
+    lessons=_lessons(setup, state, record, samples),
+    schedule=_schedule(setup, state, stage, samples),
   )
+  return look.on_devices(setup, constants)
 
 
 def _schedule(setup, state, stage: Stage, samples: Samples) -> tuple[int, int]:

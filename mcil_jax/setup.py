@@ -20,14 +20,14 @@ from mcil_jax import (
   optimizer,
   scenario,
   sharding,
-  teacher,
   train,
 )
 from mcil_jax import reading as reading_lib
+from mcil_jax import teacher as teacher_lib
 from mcil_jax.data import pipeline, schema, source
 from mcil_jax.methods.base import WITHOUT_TOWERS, Method, Stage, Task
 from mcil_jax.models import build, multimodal
-from mcil_jax.models.state import ModelState, copied, split
+from mcil_jax.models.state import NO_THETA, ModelState, copied, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +67,10 @@ class Setup:
     made = jax.jit(self._init_model, out_shardings=self.layout)(
       self._keys(task)[0], self.reading
     )
-    if self.method.tasks is None:
-      return made
-    task_means = self.method.tasks.initial(self.scenario, self.modalities)
-    return made.replace(task_means=task_means)
+    task_means = None
+    if self.method.tasks is not None:
+      task_means = self.method.tasks.initial(self.scenario, self.modalities)
+    return made.replace(task_means=task_means, theta=NO_THETA)
 
   def _init_model(self, key: jax.Array, reading) -> ModelState:
     shapes = {m: self.dataset.shapes[m] for m in self.modalities}
@@ -83,10 +83,9 @@ class Setup:
     return jax.random.split(jax.random.fold_in(key, task) if task else key)
 
   @functools.cached_property
-  def run_key(self) -> jax.Array:
-    """Key data from which each training step derives its key, replicated."""
-    data = jax.random.key_data(self._keys()[1])
-    return jax.device_put(np.asarray(data), sharding.replicated(self.mesh))
+  def run_key(self) -> np.ndarray:
+    """Key data from which each training step derives its key."""
+    return np.asarray(jax.random.key_data(self._keys()[1]))
 
   @functools.cached_property
   def layout(self) -> ModelState:
@@ -108,6 +107,41 @@ class Setup:
     params, _ = split(model.params, stage.trains)
     return train.Carry(params, model.stats, state)
 
+  def constants(
+    self,
+    stage: Stage,
+    model: ModelState,
+    teacher: ModelState | None,
+    method_state: Any,
+    number: int,
+    *,
+    lessons: teacher_lib.Lessons | None = None,
+    schedule: tuple[int, int] = (0, 1),
+  ) -> train.Constants:
+    """Returns what the steps of a stage read, see `train.Constants`.
+
+    Args:
+      stage: of task `number`.
+      model: of the run.
+      teacher: see `teacher_of`; left out where there are lessons.
+      method_state: of the method.
+      number: of the task.
+      lessons: what is kept of the teacher.
+      schedule: steps before the stage that its schedule counts, and steps of it.
+    """
+    start, steps = schedule
+    return train.Constants(
+      frozen=ModelState(split(model.params, stage.trains)[1], theta=model.theta),
+      teacher=teacher if lessons is None else None,
+      task=self.task(number),
+      method_state=method_state,
+      lessons=lessons,
+      reading=self.reading,
+      key=self.run_key,
+      schedule_start=np.int32(start),
+      schedule_steps=np.int32(steps),
+    )
+
   def fresh_optimizer(
     self, model: ModelState, number: int, stage: int = 0, step: Any = 0
   ) -> train.TrainState:
@@ -123,9 +157,11 @@ class Setup:
     return self._fresh_optimizer(self.stages(number)[stage], model, step)
 
   def _fresh_optimizer(self, stage: Stage, model: ModelState, step) -> train.TrainState:
+    tx = optimizer.make(stage.config(self.config), self.method.project)
+
     def create(params, step):
       return train.TrainState(
-        opt_state=optimizer.make(stage.config(self.config)).init(params),
+        opt_state=tx.init(params),
         step=jnp.asarray(step, jnp.int32),
         stage_step=jnp.zeros((), jnp.int32),
       )
@@ -162,15 +198,26 @@ class Setup:
   def train_step(self, stage: Stage) -> train.TrainStep:
     """Jitted, for a stage, see `train.make_train_step`; stages of one name share it."""
     if stage.name not in self._train_steps:
-      model = jax.eval_shape(self._init_model, self._keys()[0], self.reading)
-      state = jax.eval_shape(
-        functools.partial(self._fresh_optimizer, stage, step=0), model
-      )
-      layout = sharding.state_sharding(self.mesh, self.carry(stage, model, state))
+      carry = self.carry_shapes(stage)
+      layout = jax.tree.map(lambda x: x.sharding, carry)
       self._train_steps[stage.name] = train.make_train_step(
         self.model, self.method, stage, self.config, self.mesh, layout=layout
       )
     return self._train_steps[stage.name]
+
+  def model_shapes(self) -> ModelState:
+    """Returns the parameters and statistics as shapes, dtypes and shardings."""
+    shapes = jax.eval_shape(self._init_model, self._keys()[0], self.reading)
+    return _with_shardings(shapes, self.layout).replace(theta=NO_THETA)
+
+  def carry_shapes(self, stage: Stage) -> train.Carry:
+    """Returns what the steps of a stage change, as shapes, dtypes and shardings."""
+    model = self.model_shapes()
+    state = jax.eval_shape(
+      functools.partial(self._fresh_optimizer, stage, step=0), model
+    )
+    carry = self.carry(stage, model, state)
+    return _with_shardings(carry, sharding.state_sharding(self.mesh, carry))
 
   @functools.cached_property
   def _train_steps(self) -> dict[str, train.TrainStep]:
@@ -214,9 +261,9 @@ class Setup:
     return reading_lib.make_read_step(self.model, self.reading, self.mesh)
 
   @functools.cached_property
-  def lessons(self) -> teacher.Lessons | None:
+  def lessons(self) -> teacher_lib.Lessons | None:
     """Shapes of what is kept of the teacher, see `teacher.shapes`."""
-    return teacher.shapes(
+    return teacher_lib.shapes(
       self.config,
       self.method,
       self.dataset,
@@ -226,10 +273,10 @@ class Setup:
     )
 
   @functools.cached_property
-  def teach_step(self) -> teacher.TeachStep:
+  def teach_step(self) -> teacher_lib.TeachStep:
     """Jitted, see `teacher.make_teach_step`; there are lessons."""
     attends = self.lessons.attention is not None
-    return teacher.make_teach_step(self.model, self.mesh, attends=attends)
+    return teacher_lib.make_teach_step(self.model, self.mesh, attends=attends)
 
   @property
   def compiled(self) -> tuple[str, ...]:
@@ -242,13 +289,21 @@ class Setup:
     if self.reading is not None:
       names.append(reading_lib.READ_STEP)
     if self.lessons is not None:
-      names.append(teacher.TEACH_STEP)
+      names.append(teacher_lib.TEACH_STEP)
     return tuple(names)
 
   def task(self, number: int) -> Task:
     """What the jitted steps know of task `number`."""
     before, seen = self.scenario.boundaries[number : number + 2]
     return Task(index=np.int32(number), before=before, seen=seen)
+
+
+def _with_shardings(shapes: Any, layout: Any) -> Any:
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    shapes,
+    layout,
+  )
 
 
 def prepare(

@@ -17,6 +17,7 @@ from mcil_jax import (
   scenario,
   sharding,
 )
+from mcil_jax.models.state import ModelState
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
 
@@ -68,14 +69,17 @@ def setup() -> Setup:
 def state(setup) -> RunState:
   """The state after both tasks."""
   return RunState(
-    train=types.SimpleNamespace(params=PARAMS, step=jnp.int32(40)),
+    model=ModelState(PARAMS),
+    train=types.SimpleNamespace(step=jnp.int32(40)),
+    teacher=None,
+    method_state=None,
     task=np.array(2),
+    stage=np.array(0),
+    begun=np.array(False),
     memory=np.array([7, 5, -1]),
     predictions={k: np.array(rows, np.int32) for k, rows in PREDICTIONS.items()},
     zero_shot=np.full(len(LABELS), -1, np.int32),
     observed=observe.empty(evaluate.EvalOutputs(), None, setup.scenario, len(LABELS)),
-    knowledge=None,
-    means=None,
     best=None,
     theta=np.full(2, np.nan, np.float32),
     log_bytes=np.array(0),

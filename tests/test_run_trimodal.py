@@ -52,7 +52,7 @@ def reference(data_dir, tmp_path_factory):
 
 def test_two_phases_compile_once_each(reference):
   _, results, _ = reference
-  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen_towers": 1}
   # Samples per task: 54, 24, 42; batches of 16, two epochs.
   assert results["steps"] == 2 * (4 + 2 + 3)
 
@@ -175,7 +175,7 @@ def test_experts_on_four_devices_give_the_result_of_one(
   results, params = run_here(data_dir, tmp_path, **sharded)
   assert results["accuracy_matrix"] == four_experts[0]["accuracy_matrix"]
   assert results["routing_drift"] == four_experts[0]["routing_drift"]
-  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen_towers": 1}
   assert_close(params, four_experts[1])
 
 
@@ -245,7 +245,7 @@ def test_modalities_share_experts_through_routers_of_their_own(data_dir, tmp_pat
   assert not flat["experts_1.router_bias"][[0, 1, 2, 6, 7, 8]].any()
   depths = {m: np.shape(x)[1] for m, x in results["expert_usage"].items()}
   assert depths == {"image": 1, "audio": 2, "text": 1}
-  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen_towers": 1}
 
 
 def test_experts_come_only_with_tasks_that_have_routers(data_dir, tmp_path):
@@ -257,7 +257,7 @@ def test_experts_come_only_with_tasks_that_have_routers(data_dir, tmp_path):
 def test_experts_that_come_with_a_task_serve_it_and_later_ones(data_dir, tmp_path):
   growing = MIFE | {"moe.initial_experts": 1, "moe.experts_per_task": 1}
   results, _ = run_here(data_dir, tmp_path, **growing)
-  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen_towers": 1}
   # What task inference gets wrong routes a sample by another task's router, so look at
   # the prompts, whose tasks are known.
   text = np.array(results["expert_usage"]["text"])[:, 0]
@@ -300,7 +300,7 @@ def test_mife_without_experts(data_dir, tmp_path):
   settings = TRIMODAL | {"method": "mife", "moe.num_experts": 0}
   results, _ = run_here(data_dir, tmp_path, **settings)
   assert results["expert_usage"] == {}
-  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen": 1}
+  assert results["compilations"] == ONE_COMPILATION | {"train_step_frozen_towers": 1}
 
 
 def test_theta_is_of_all_modalities_whatever_is_there_at_test(data_dir):

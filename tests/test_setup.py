@@ -99,17 +99,14 @@ def test_the_parts_fit_together(prepare):
 
 def test_what_the_steps_know_of_a_task(prepare):
   made = prepare()  # increments 3, 1
-  tasks = [made.task(0, 12, theta=0.5), made.task(1)]
+  tasks = [made.task(0), made.task(1)]
   assert [int(t.index) for t in tasks] == [0, 1]
   assert [int(t.before) for t in tasks] == [0, 3]
   assert [int(t.seen) for t in tasks] == [3, 4]
-  assert [int(t.steps) for t in tasks] == [12, 0]
   # Values of one type and shape, so that a step compiled for one task serves all.
-  assert [float(t.theta) for t in tasks] == [0.5, -1.0]
   for task in tasks:
     for name, x in vars(task).items():
-      dtype = np.float32 if name == "theta" else np.int32
-      assert (x.dtype, x.shape) == (dtype, ()), name
+      assert (x.dtype, x.shape) == (np.int32, ()), name
 
 
 def test_the_class_order_is_drawn_by_the_seed(prepare):

@@ -15,6 +15,9 @@ from flax import struct
 Path = tuple[str, ...]
 
 
+NO_THETA = np.float32(-1.0)  # a correlation is never below
+
+
 @struct.dataclass
 class ModelState:
   """What prediction reads, and nothing else.
@@ -26,14 +29,14 @@ class ModelState:
       it is learned; None if classes are told apart by logits.
     task_means: what the task of a sample is inferred by, see
       `task_inference.ClassMeans`; None if nothing infers tasks.
-    theta: float32 [], threshold of the fusion.
+    theta: float32 [], threshold of the fusion; None in what is only a part of a model.
   """
 
   params: dict[str, Any]
   stats: dict[str, Any] = struct.field(default_factory=dict)
   class_means: jax.Array | np.ndarray | None = None
   task_means: Any = None
-  theta: jax.Array | np.ndarray = np.float32(-1.0)
+  theta: jax.Array | np.ndarray | None = NO_THETA
 
   @property
   def variables(self) -> dict[str, Any]:

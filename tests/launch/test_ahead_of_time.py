@@ -4,7 +4,8 @@ from tiny_trimodal import RATE_HZ, SHAPES, settings
 
 from launch import ahead_of_time
 from mcil_jax import collectives, config, setup
-from mcil_jax.models import multimodal
+from mcil_jax.methods.base import Stage
+from mcil_jax.models import state
 
 
 @pytest.fixture(scope="module")
@@ -19,23 +20,17 @@ def prepared():
 
 @pytest.fixture(scope="module")
 def programs(prepared):
-  state = ahead_of_time.state_shapes(prepared)
-  return [
-    ahead_of_time.compile_step(prepared, state, freeze_towers=frozen)
-    for frozen in (False, True)
-  ]
+  return {
+    name: ahead_of_time.compile_step(prepared, number, stage)
+    for name, (number, stage) in ahead_of_time.stages(prepared).items()
+  }
 
 
-def gradient_bytes(prepared, frozen):
+def gradient_bytes(prepared, stage):
   """Of the parameters that train, but for the text's, which no batch is split over."""
-  params = ahead_of_time.state_shapes(prepared).params
-  flat = {tuple(k.split(".")): x for k, x in config.flatten(params).items()}
-  return sum(
-    4 * x.size
-    for path, x in flat.items()
-    if path[0] not in ("text", "projections_text")
-    and not (frozen and multimodal.is_frozen_with_towers(path))
-  )
+  trained = set(stage.trains) - {state.TEXT, state.TEXT_PROJECTION, state.TEXT_ADAPTERS}
+  params, _ = state.split(prepared.model_shapes().params, trained)
+  return 4 * ahead_of_time.count(params)
 
 
 def test_a_dataset_of_shapes(prepared):
@@ -65,11 +60,11 @@ def test_impossible_shapes(flags, message):
 
 
 def test_a_state_of_shapes(prepared):
-  state = ahead_of_time.state_shapes(prepared)
-  # Parameters and two moments of Adam, its count, two counters of steps, a key.
-  expected = 12 * ahead_of_time.count(state.params) + 4 + 8 + 8
-  assert ahead_of_time.bytes_per_chip(state) == expected
-  assert {x.sharding.mesh for x in jax.tree.leaves(state)} == {prepared.mesh}
+  carry = prepared.carry_shapes(Stage())
+  # Parameters and two moments of Adam, its count, two counters of steps.
+  expected = 12 * ahead_of_time.count(prepared.model_shapes().params) + 4 + 8
+  assert ahead_of_time.bytes_per_chip(carry) == expected
+  assert {x.sharding.mesh for x in jax.tree.leaves(carry)} == {prepared.mesh}
 
 
 def test_bytes_of_what_is_split(prepared):
@@ -80,23 +75,24 @@ def test_bytes_of_what_is_split(prepared):
   assert ahead_of_time.bytes_per_chip([shape]) == 3 * 16 * 2 // 8
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_program_holds_the_state_and_reduces_the_gradient(prepared, programs, frozen):
-  program = programs[frozen]
-  state_bytes = ahead_of_time.bytes_per_chip(ahead_of_time.state_shapes(prepared))
+@pytest.mark.parametrize("name", ["train_step", "train_step_frozen_towers"])
+def test_a_program_holds_the_state_and_reduces_the_gradient(prepared, programs, name):
+  program, (_, stage) = programs[name], ahead_of_time.stages(prepared)[name]
+  carry_bytes = ahead_of_time.bytes_per_chip(prepared.carry_shapes(stage))
+  params, frozen = state.split(prepared.model_shapes().params, stage.trains)
+  frozen_bytes = ahead_of_time.bytes_per_chip(frozen)
   # A chip has 2 of 16 samples: uint8 clips, int16 sounds.
   batch_bytes = 2 * (2 * 8 * 8 * 3 + 2 * 400)
-  assert program.memory.arguments >= state_bytes + batch_bytes
-  # The donated state is where the new one goes.
-  assert program.memory.aliased >= 0.9 * state_bytes
+  assert program.memory.arguments >= carry_bytes + frozen_bytes + batch_bytes
+  # The donated carry is where the new one goes.
+  assert program.memory.aliased >= 0.9 * carry_bytes
   reduced = collectives.totals(program.collectives)["all-reduce"]["payload_bytes"]
-  assert gradient_bytes(prepared, frozen) <= reduced < 2 * state_bytes
+  of_all = ahead_of_time.bytes_per_chip((params, frozen))
+  assert gradient_bytes(prepared, stage) <= reduced < 2 * of_all
 
 
 def test_frozen_towers_cost_less(programs):
-  everything, frozen = programs
-  assert frozen.flops < everything.flops
-  assert frozen.bytes_accessed < everything.bytes_accessed
+  assert programs["train_step_frozen_towers"].flops < programs["train_step"].flops
 
 
 def test_memory_adds_up():
@@ -143,6 +139,6 @@ def test_a_program_that_does_not_fit(prepared, monkeypatch):
     def lower(self, *_):
       return Lowered()
 
-  monkeypatch.setattr(ahead_of_time.train, "jit_train_step", lambda *_, **__: Step())
+  monkeypatch.setattr(type(prepared), "train_step", lambda *_: Step())
   with pytest.raises(ahead_of_time.MisfitError, match=r"needs 20\.00 .*4\.00 GiB too"):
-    ahead_of_time.compile_step(prepared, None, freeze_towers=False)
+    ahead_of_time.compile_step(prepared, 0, Stage())
