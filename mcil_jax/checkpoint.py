@@ -325,7 +325,7 @@ def _text(array: tuple[tuple[int, ...], np.dtype] | None) -> str:
 def _named(tree: Any) -> dict[str, Any]:
   """Returns the leaves by the names that Orbax gives them."""
   flat = ocp.tree.to_flat_dict(tree, sep=".")
-  return {name: leaf for name, leaf in flat.items() if leaf is not None}
+  return {name: leaf for name, leaf in flat.items() if hasattr(leaf, "shape")}
 
 
 def _own_checksums(path: epath.Path) -> dict[str, list[int]]:
@@ -339,7 +339,7 @@ def _arrays(path: epath.Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   names = [
     ".".join(key["key"] for key in leaf["key_metadata"])
     for leaf in metadata["tree_metadata"].values()
-    if leaf["value_metadata"]["value_type"] != "None"
+    if not leaf["value_metadata"]["skip_deserialize"]  # None, or an empty container
   ]
   context = tensorstore.Context()
   store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}

@@ -25,6 +25,9 @@ def make_state(mesh, number: int = 0) -> dict:
     "memory": np.array([2**40 + number, -1], np.int64),
     "seconds": {"train": np.array(1 / 3 + number)},
     "absent": None,
+    "empty": {},
+    "list": [np.array(number)],
+    "none of it": {"a": (None, {}), "b": []},
   }
 
 
