@@ -299,6 +299,7 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
   process which dies leaves nothing that could be taken for a dataset.
 
   Raises:
+    OSError: it cannot be written, say because the disk is full.
     ValueError: what describes the dataset is not read back as it was given. Nothing is
       left of it then.
   """
@@ -321,6 +322,13 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
       if not Path(builder.data_dir).exists():
         raise
       return Path(builder.data_dir)
+    except RuntimeError as error:
+      if ".array_record" not in str(error):  # it names the file that it cannot write
+        raise
+      raise OSError(
+        f"Cannot write {builder.data_dir} ({error}). Make room there, or choose "
+        "another data_dir."
+      ) from error
   directory = Path(builder.data_dir)
   kept = _description(tfds.builder_from_directory(directory))
   for what, value in given.items():
