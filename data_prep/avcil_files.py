@@ -14,6 +14,7 @@ What is seen is frame by frame: the P tokens of the first frame come first.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -212,23 +213,36 @@ def _read_h5(path: Path, ids: Collection[str]) -> Iterator[tuple[str, np.ndarray
     raise ImportError(f"{path} needs h5py: pip install -e '.[features]'") from error
   try:
     file = h5py.File(path, "r")
+  except PermissionError:
+    raise
   except OSError as error:
     raise ValueError(
       f"{path} cannot be read ({error}). Copy or download it again."
     ) from error
   with file:
-    # A name with a NUL, which HDF5 does not have, is looked for in vain.
-    missing = [i for i in ids if "\0" in i or i not in file]
+    missing = []
+    for sample_id in ids:
+      with _reading(path, sample_id):
+        # HDF5 has no names with a NUL.
+        if "\0" in sample_id or sample_id not in file:
+          missing.append(sample_id)
     _check_complete(path, missing)
     for sample_id in ids:
-      try:
+      with _reading(path, sample_id):
         array = np.asarray(file[sample_id][()])
-      except Exception as error:  # HDF5 and h5py have many types
-        raise ValueError(
-          f"{path}: features of {sample_id!r} cannot be read ({error}). Copy or "
-          "download it again."
-        ) from error
       yield sample_id, array
+
+
+@contextlib.contextmanager
+def _reading(path: Path, sample_id: str) -> Iterator[None]:
+  """Names the file and the sample in what HDF5 and h5py raise, which is many types."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+      f"{path}: features of {sample_id!r} cannot be read ({error}). Copy or download "
+      "it again."
+    ) from error
 
 
 def _check_complete(path: Path, missing: Collection[str]) -> None:

@@ -127,7 +127,7 @@ def _skip_header(path: Path, file: BinaryIO) -> None:
       (2, 0): np.lib.format.read_array_header_2_0,
     }[np.lib.format.read_magic(file)]
     shape, _, dtype = read_header(file)
-  except (KeyError, ValueError) as error:
+  except Exception as error:  # a damaged header is Python that cannot be parsed
     raise ValueError(
       f"{path} is not an .npy file, or only the beginning of one ({error})."
     ) from error

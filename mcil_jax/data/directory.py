@@ -58,8 +58,14 @@ def _versions(directory: Path) -> list[Path]:
   return [p for p in directory.glob("*") if _VERSION.fullmatch(p.name) and p.is_dir()]
 
 
+REWRITE = (
+  "Whoever wrote it has to write it as mcil_jax/data/schema.py says; CONTRIBUTING.md "
+  "says how, under 'A dataset'."
+)
+
+
 def again(directory: Path) -> str:
-  """Says what to do about a dataset that cannot be used."""
+  """Says what to do about a dataset that is damaged."""
   return f"Remove it, rm -r {paths.quoted(directory)}, and prepare the dataset again."
 
 
@@ -75,24 +81,27 @@ def open_builder(directory: Path) -> tfds.core.DatasetBuilder:
     if not path.is_file():
       raise FileNotFoundError(f"{path} is missing. {again(directory)}")
     try:
-      json.loads(path.read_text(encoding="utf-8"))
+      content = json.loads(path.read_text(encoding="utf-8"))
+      if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
     except ValueError as error:
       raise ValueError(f"{path} is damaged ({error}). {again(directory)}") from error
   try:
     builder = tfds.builder_from_directory(directory)
     features = builder.info.features  # read on first use
+    splits = {name: split.filepaths for name, split in builder.info.splits.items()}
   except Exception as error:  # whatever TFDS raises for valid JSON of another kind
+    (reason, *_) = str(error).splitlines() or [type(error).__name__]
     raise ValueError(
-      f"{directory} is no TFDS dataset ({error}). {again(directory)}"
+      f"{directory} is no TFDS dataset ({reason}). {again(directory)}"
     ) from error
   _check_names(features, directory)
   for split in schema.SPLITS:
-    if split not in builder.info.splits:
+    if split not in splits:
       raise ValueError(
-        f"{directory} has no split {split!r}, only {sorted(builder.info.splits)}. "
-        + again(directory)
+        f"{directory} has no split {split!r}, only {sorted(splits)}. {REWRITE}"
       )
-    for path in builder.info.splits[split].filepaths:
+    for path in splits[split]:
       if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing. {again(directory)}")
   return builder
@@ -116,19 +125,15 @@ def _check_names(features: tfds.features.FeaturesDict, directory: Path) -> None:
     if near := difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=0.75):
       raise ValueError(
         f"{directory} has a feature {name!r}, which is not read, but none that is "
-        f"called {near[0]!r}. Write the dataset with that name, which is one of "
-        f"{', '.join(schema.FEATURES)}."
+        f"called {near[0]!r}. What is read is called {', '.join(schema.FEATURES)}. "
+        + REWRITE
       )
   have = f"it has {', '.join(map(repr, sorted(features)))}."
   for name in ("label", "id"):
     if name not in features:
-      raise ValueError(
-        f"{directory} has no feature {name!r}; {have} {again(directory)}"
-      )
+      raise ValueError(f"{directory} has no feature {name!r}; {have} {REWRITE}")
   if not set(schema.MODALITIES) & set(features):
-    raise ValueError(
-      f"{directory} has neither image nor audio; {have} {again(directory)}"
-    )
+    raise ValueError(f"{directory} has neither image nor audio; {have} {REWRITE}")
   if unused:
     _warn_of_unused(directory, tuple(sorted(unused)))
 
@@ -153,31 +158,41 @@ def check_features(
   """
   features, metadata = info.features, dict(info.metadata or {})
   names = metadata.get("feature_dtypes", {})
+  if not isinstance(names, dict):
+    raise ValueError(
+      f"{directory}: feature_dtypes in metadata.json is {names!r}, not a dictionary. "
+      + REWRITE
+    )
   shapes = {m: tuple(features[m].shape) for m in schema.MODALITIES if m in features}
   dtypes = {}
   for modality, shape in shapes.items():
     stored = np.dtype(features[modality].np_dtype)
     if modality not in names:
       dtype, rank = schema.RAW_DTYPES[modality], schema.RAW_RANKS[modality]
-    elif (name := names[modality]) in schema.FEATURE_DTYPES:
+    elif (name := names[modality]) in tuple(schema.FEATURE_DTYPES):
       dtype, rank = schema.FEATURE_DTYPES[name], schema.FEATURE_RANKS[modality]
     else:
       raise ValueError(
         f"{directory}: feature_dtypes in metadata.json has {name!r} for {modality!r}, "
-        f"not one of {', '.join(schema.FEATURE_DTYPES)}. {again(directory)}"
+        f"not one of {', '.join(schema.FEATURE_DTYPES)}. {REWRITE}"
       )
     expected = schema.stored_dtype(dtype)
     if len(shape) != rank or None in shape or stored != expected:
       raise ValueError(
         f"{directory}: feature {modality!r} is {stored} {list(shape)}, not "
-        f"{expected} of rank {rank} and of fixed shape. {again(directory)}"
+        f"{expected} of rank {rank} and of fixed shape. {REWRITE}"
       )
     dtypes[modality] = dtype
   raw_audio = "audio" in dtypes and not schema.is_features(dtypes["audio"])
-  if raw_audio and not metadata.get("sample_rate_hz"):
+  rate = metadata.get("sample_rate_hz")
+  if raw_audio and rate is None:
     raise ValueError(
-      f"{directory} has audio but no sample_rate_hz in metadata.json. "
-      + again(directory)
+      f"{directory} has audio but no sample_rate_hz in metadata.json. {REWRITE}"
+    )
+  if rate is not None and (type(rate) is not int or rate < 1):
+    raise ValueError(
+      f"{directory}: sample_rate_hz in metadata.json is {rate!r}, not a number ≥ 1. "
+      + REWRITE
     )
   return shapes, dtypes
 
@@ -268,7 +283,7 @@ def check_labels(
     n = outside[0]
     raise ValueError(
       f"Sample {ids[n]!r} of split {split!r} in {directory} has label {labels[n]}, but "
-      f"there are {num_classes} class names. {again(directory)}"
+      f"there are {num_classes} class names. {REWRITE}"
     )
   labels.flags.writeable = False
 
@@ -277,7 +292,7 @@ def check_unique(ids: list[str], directory: Path) -> None:
   """Raises ValueError if two samples have the same id."""
   if len(set(ids)) < len(ids):
     twice = next(i for i, count in collections.Counter(ids).items() if count > 1)
-    raise ValueError(f"{directory}: id {twice!r} occurs twice. {again(directory)}")
+    raise ValueError(f"{directory}: id {twice!r} occurs twice. {REWRITE}")
 
 
 class _DecodePng(tfds.decode.Decoder):

@@ -93,7 +93,7 @@ class Split:
         raise ValueError(
           f"{self._directory}: {modality} of sample {sample_id!r} is "
           f"{list(array.shape)}, not {list(self._shapes[modality])} as features.json "
-          f"has it. {directory_lib.again(self._directory)}"
+          f"has it. {directory_lib.REWRITE}"
         )
       array.flags.writeable = False
     return {**sample, "label": label}
@@ -189,7 +189,7 @@ def load(
     version=str(info.version),
     class_names=class_names,
     modalities=tuple(shapes),
-    sample_rate_hz=metadata["sample_rate_hz"] if "audio" in shapes else None,
+    sample_rate_hz=metadata.get("sample_rate_hz") if "audio" in shapes else None,
     shapes=shapes,
     dtypes=dtypes,
     splits=splits,

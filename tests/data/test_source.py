@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import schema, sounding_shapes, source
 
 IMAGE_SHAPE = (2, 5, 6, 3)
@@ -273,7 +274,7 @@ SHARD = "tiny-train.array_record-00000-of-00001"
       "dataset_info.json",
       lambda path: path.write_text("[]"),
       ValueError,
-      "{directory} is no TFDS dataset",
+      "{path} is damaged (it holds a list, not a dictionary)",
     ),
     (SHARD, Path.unlink, FileNotFoundError, "{path} is missing"),
     (SHARD, truncate, ValueError, "Cannot read {path}"),
@@ -281,9 +282,23 @@ SHARD = "tiny-train.array_record-00000-of-00001"
     (SHARD, lambda path: path.write_bytes(b""), ValueError, "Cannot read {path}"),
     (
       "metadata.json",
-      lambda path: path.write_text("{}"),
+      lambda path: path.write_text("[1]"),
       ValueError,
-      "{directory} has audio but no sample_rate_hz in metadata.json",
+      "{path} is damaged (it holds a list, not a dictionary)",
+    ),
+    (
+      "dataset_info.json",
+      lambda path: edit_json(path, lambda content: content.update(odd=1)),
+      ValueError,
+      "{directory} is no TFDS dataset (",
+    ),
+    (
+      "dataset_info.json",
+      lambda path: edit_json(
+        path, lambda content: content["splits"][0].update(filepathTemplate="{ODD}")
+      ),
+      ValueError,
+      "{directory} is no TFDS dataset (",
     ),
   ],
 )
@@ -293,9 +308,39 @@ def test_a_damaged_file_is_named(directory, tmp_path, name, damage, error, messa
     load(tmp_path)
   expected = message.format(path=directory / name, directory=directory)
   assert str(caught.value).startswith(expected)
+  assert len(str(caught.value).splitlines()) == 1
   assert str(caught.value).endswith(
     f"Remove it, rm -r {directory}, and prepare the dataset again."
   )
+
+
+@pytest.mark.parametrize(
+  ("metadata", "message"),
+  [
+    ({}, "has audio but no sample_rate_hz in metadata.json."),
+    (
+      {"sample_rate_hz": "8000"},
+      "sample_rate_hz in metadata.json is '8000', not a num",
+    ),
+    ({"sample_rate_hz": 0}, "sample_rate_hz in metadata.json is 0, not a number ≥ 1."),
+    (
+      {"sample_rate_hz": 8000, "feature_dtypes": ["audio"]},
+      "feature_dtypes in metadata.json is ['audio'], not a dictionary.",
+    ),
+    (
+      {"sample_rate_hz": 8000, "feature_dtypes": {"audio": []}},
+      "feature_dtypes in metadata.json has [] for 'audio', not one of float32, ",
+    ),
+  ],
+)
+def test_metadata_of_another_kind_are_named(directory, tmp_path, metadata, message):
+  (directory / "metadata.json").write_text(json.dumps(metadata))
+  with pytest.raises(ValueError, match=re.escape(message)) as error:
+    load(tmp_path)
+  assert str(error.value).startswith(str(directory))
+  # What was written on purpose is not to be removed.
+  assert "rm -r" not in str(error.value)
+  assert "mcil_jax/data/schema.py" in str(error.value)
 
 
 @pytest.mark.parametrize("split", schema.SPLITS)
@@ -405,8 +450,8 @@ def test_a_feature_that_is_nearly_called_right_is_an_error(
     load(tmp_path)
   assert str(error.value) == (
     f"{directory} has a feature {name!r}, which is not read, but none that is called "
-    f"{known!r}. Write the dataset with that name, which is one of label, id, image, "
-    "audio."
+    f"{known!r}. What is read is called label, id, image, audio. "
+    + directory_lib.REWRITE
   )
 
 
@@ -457,7 +502,7 @@ def test_a_sample_of_another_shape_is_named(tmp_path, wrong, monkeypatch):
     load(tmp_path)
   assert str(error.value).startswith(
     f"{tmp_path}/tiny/1.0.0: image of sample 'train-3' is {list(wrong)}, not "
-    f"{list(IMAGE_SHAPE)} as features.json has it. Remove it, rm -r "
+    f"{list(IMAGE_SHAPE)} as features.json has it. "
   )
 
 

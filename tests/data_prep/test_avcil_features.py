@@ -507,6 +507,20 @@ def test_a_file_that_ends_early_is_named(tmp_path, name):
   assert nothing_is_there(tmp_path / "data")
 
 
+def test_names_that_cannot_be_looked_up_are_told(tmp_path, monkeypatch):
+  source = save(tmp_path / "source", as_h5(contents()))
+
+  def damaged(file, name):
+    raise RuntimeError("Unable to check link existence")
+
+  monkeypatch.setattr(h5py.File, "__contains__", damaged, raising=False)
+  with pytest.raises(ValueError) as error:
+    prepare(source, tmp_path / "data")
+  assert re.match(
+    rf"{source}/{H5}: features of '\S+' cannot be read \(Unable to ch", str(error.value)
+  )
+
+
 def test_a_group_is_no_dataset(tmp_path):
   source = save(tmp_path / "source", as_h5(contents()))
   with h5py.File(tmp_path / "source" / H5, "a") as file:
