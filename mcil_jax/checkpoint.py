@@ -11,6 +11,7 @@ import functools
 import hashlib
 import inspect
 import logging
+import os
 import pathlib
 import sys
 from typing import Any
@@ -20,6 +21,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+
+from mcil_jax import paths
 
 
 class _Manager(ocp.CheckpointManager):
@@ -189,7 +192,7 @@ def _abstract(leaf):
   return leaf
 
 
-def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
+def load_task_params(workdir: str | os.PathLike, task: int, like: Any) -> Any:
   """The parameters that a finished task left; all processes call this together.
 
   Args:
@@ -199,9 +202,11 @@ def load_task_params(workdir: pathlib.Path, task: int, like: Any) -> Any:
 
   Raises:
     FileNotFoundError: no such task has been finished there.
-    ValueError: the parameters are damaged or of another structure.
+    ValueError: the parameters are damaged or of another structure, or `workdir` is no
+      path.
   """
-  tasks = pathlib.Path(workdir).resolve() / "checkpoints" / "tasks"
+  root = paths.user_path(workdir, "workdir").resolve()
+  tasks = root / "checkpoints" / "tasks"
   path = tasks / str(task) / _ITEM
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
