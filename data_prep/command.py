@@ -33,10 +33,8 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
       source = paths.user_path(args.source, "--source")
       print(f"Reading {paths.quoted(source)}", flush=True)
       done = prepare(args)
-    except PermissionError as error:
-      cli.fail(f"{error}; change its permissions, or those of its directory.")
     except (ValueError, OSError, ImportError) as error:
-      cli.fail(error)
+      cli.fail(_with_remedy(error))
     except MemoryError as error:
       cli.fail(
         f"there is not enough memory ({error}); close other programs, or prepare fewer "
@@ -45,3 +43,13 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
     print(done)
 
   cli.run(main)
+
+
+def _with_remedy(error: Exception) -> str:
+  """Says what to do where only the system has said what is wrong."""
+  if isinstance(error, OSError) and error.errno and error.filename:
+    return (
+      f"{paths.quoted(str(error.filename))}: {error.strerror}. Choose another path, or "
+      "change what is there or its permissions."
+    )
+  return str(error)

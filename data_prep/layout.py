@@ -24,6 +24,9 @@ _KINDS = {"iu": "integers", "U": "text", "iuUS": "text or integers"}
 _TYPE_REMEDIES = {
   ("class_names", "S"): "decode them: class_names.astype(str)",
   ("audio_len", "f"): "in samples they are (audio_len * sample_rate).astype(int)",
+  ("labels", "U"): "np.unique(labels, return_inverse=True) has names and numbers",
+  ("split", "U"): "0 is train, 1 test, and 2 validation",
+  ("split", "b"): "split.astype(int) is 1 where it is test",
 }
 # Key and its dimensions → what to do.
 _RANK_REMEDIES = {

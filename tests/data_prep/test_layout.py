@@ -274,6 +274,17 @@ def test_the_mean_of_channels_is_that_of_the_axis_that_is_named():
     assert (sounds(audio=mono).audio == np.full((5, 400), 3)).all()
 
 
+def test_texts_in_place_of_numbers_are_told_what_to_become():
+  for key, values, remedy in (
+    ("split", ["train", "test"], "<U5, not integers; 0 is train, 1 test, and 2 valida"),
+    ("split", [False, True], "bool, not integers; split.astype(int) is 1 where it is"),
+    ("labels", ["a", "b"], "<U1, not integers; np.unique(labels, return_inverse=True)"),
+    ("labels", [0.0, 1.0], "float64, not integers."),
+  ):
+    with pytest.raises(ValueError, match="^" + re.escape(f"{key} is {remedy}")):
+      layout.take({key: np.array(values)}, key, "iu", 1)
+
+
 def test_one_hot_labels_are_told_what_to_become():
   with pytest.raises(ValueError) as error:
     layout.take({"labels": np.eye(3, dtype=int)}, "labels", "iu", 1)

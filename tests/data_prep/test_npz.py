@@ -415,6 +415,17 @@ def test_what_is_not_read_back_as_it_was_is_removed(
   assert not (tmp_path / "tiny/1.0.0").exists()
 
 
+def test_what_only_the_system_says_gets_a_remedy(save, tmp_path):
+  (tmp_path / "a file").touch()
+  flags = (f"--source={save()}", "--name=tiny", f"--data_dir={tmp_path}/a file")
+  refused = run_command(*flags)
+  assert refused.returncode == 1
+  assert refused.stderr == (
+    f"error: '{tmp_path}/a file/tiny': Not a directory. Choose another path, or change "
+    "what is there or its permissions.\n"
+  )
+
+
 def test_a_full_disk_is_one_line(save, tmp_path):
   save(images=np.random.default_rng(0).integers(0, 256, (20, 99, 99, 3), np.uint8))
   command = "ulimit -f 20; exec " + shlex.join(
