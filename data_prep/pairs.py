@@ -145,13 +145,16 @@ def _unused(
   """Returns the keys that nothing is made of.
 
   Raises:
-    ValueError: one is nearly called like a key that is missing, such as audio_group,
-      without which what belongs together could come to be in two splits.
+    ValueError: one is nearly called like a key whose absence would go unnoticed: a
+      modality would be missing, or what belongs together come to be in two splits.
   """
   unused = tuple(sorted(set(arrays) - {*_KEYS, frames}))
-  absent = [key for key in _KEYS if key not in arrays]
+  pixels = ("images", "video_frames")
+  absent = [] if frames or set(pixels) & set(arrays) else [*pixels]
+  optional = ("audio_len", "audio_group") if "audio" in arrays else ("audio",)
+  absent += [key for key in optional if key not in arrays]
   for key in unused:
-    if near := difflib.get_close_matches(key, absent, n=1, cutoff=0.8):
+    if near := difflib.get_close_matches(key.casefold(), absent, n=1, cutoff=0.8):
       layout.refuse(
         f"key {key!r} is not read, and there is no key {near[0]!r}; rename it.",
         allow_unusual,

@@ -235,25 +235,33 @@ def test_keys_that_nothing_is_made_of_are_said(save, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("key", "name"),
+  ("key", "name", "also_absent"),
   [
-    ("audio_group", "audio_groups"),
-    ("audio_len", "audio_lens"),
-    ("audio_len", "audio_length"),
-    ("split", "Split"),
+    ("audio_group", "audio_groups", ()),
+    ("audio_len", "audio_lens", ()),
+    ("audio_len", "Audio_Length", ()),
+    ("images", "image", ("image_index",)),
+    ("images", "Images", ("image_index",)),
+    ("audio", "audios", AUDIO_KEYS[1:]),
   ],
 )
-def test_a_key_that_is_nearly_called_right_is_an_error(save, tmp_path, key, name):
-  if key == "split":
-    message = "key 'split' is missing; there are Split, audio"
-  else:
-    message = f"key {name!r} is not read, and there is no key {key!r}; rename it. If it"
-  path = save(**{key: None, name: contents()[key]})
-  with pytest.raises(ValueError, match="^" + re.escape(f"{path}: {message}")):
+def test_a_key_that_is_nearly_called_right_is_an_error(
+  save, tmp_path, key, name, also_absent
+):
+  path = save(**{key: None, name: contents()[key], **dict.fromkeys(also_absent)})
+  message = f"{path}: key {name!r} is not read, and there is no key {key!r}; rename it."
+  with pytest.raises(ValueError, match="^" + re.escape(message)):
     npz.prepare(path, "tiny", tmp_path)
-  if key != "split":
-    done = npz.prepare(path, "tiny", tmp_path, allow_unusual=True)
-    assert f"\nNot used: {name!r}, which the file has besides.\n" in done
+  done = npz.prepare(path, "tiny", tmp_path, allow_unusual=True)
+  assert f"\nNot used: {name!r}, which the file has besides.\n" in done
+
+
+def test_other_keys_are_no_concern(save, tmp_path):
+  others = {"audio_id": np.arange(9), "image_id": np.arange(9), "speaker": np.arange(9)}
+  path = save(**others | dict.fromkeys(AUDIO_KEYS))
+  assert "Not used: 'audio_id', 'image_id', 'speaker'" in npz.prepare(
+    path, "a", tmp_path
+  )
 
 
 def test_paths_may_be_in_the_home_directory(save, tmp_path, monkeypatch):
