@@ -322,6 +322,32 @@ def test_a_preparation_that_fails_leaves_nothing(tmp_path, change, error, messag
     load(tmp_path)
 
 
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    {"image": np.zeros((2, 3, 5), np.float32)},
+    {"audio": np.zeros(5, np.float16)},
+    {"label": 2},
+  ],
+  ids=str,
+)
+def test_a_sample_of_another_kind_is_named(tmp_path, wrong):
+  class Uneven(Few, skip_registration=True):
+    name = "few"
+
+    def _samples(self):
+      for split, sample in super()._samples():
+        yield split, sample | (wrong if sample["id"] == "train-3" else {})
+
+  with pytest.raises(ValueError) as error:
+    schema.write(Uneven(tmp_path))
+  assert str(error.value).startswith(
+    "sample 'train-3' of split 'train' is not as the features of the dataset say ("
+  )
+  assert len(str(error.value).splitlines()) == 1
+  assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_shard_that_cannot_be_written_is_named(tmp_path, monkeypatch):
   class Full:
     def __init__(self, path, options):
