@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import flags
 
 from launch import HUGE_PAGES
+from mcil_jax import cli, paths
 from mcil_jax.report import tables
 
 CONFIGS = flags.DEFINE_list("configs", None, "Files in configs/: NAME or NAME:VARIANT.")
@@ -76,21 +77,26 @@ def run_once(run: Run) -> dict:
 
   Raises:
     subprocess.CalledProcessError: it failed, and has said why.
+    ValueError: `--workdir` is no path.
   """
   name, _, variant = run.config.partition(":")
-  folder = pathlib.Path(WORKDIR.value)
+  folder = _workdir()
   command = [
     *(sys.executable, "-m", "mcil_jax.main"),
     f"--config=configs/{name}.py{variant and ':'}{variant}",
     f"--workdir={folder / run.folder}",
     *run.arguments,
   ]
-  print(" ".join(command), file=sys.stderr, flush=True)
+  print(*map(paths.quoted, command), file=sys.stderr, flush=True)
   # Runs that differ in their seed only, say, compile the same programs.
-  cache = {"JAX_COMPILATION_CACHE_DIR": str((folder / "compiled").absolute())}
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
   env = HUGE_PAGES | cache | os.environ
   subprocess.run(command, stdout=sys.stderr, env=env, check=True)
   return json.loads((folder / run.folder / "results.json").read_text())
+
+
+def _workdir() -> pathlib.Path:
+  return paths.user_path(WORKDIR.value, "--workdir")
 
 
 def _pool(jobs: int) -> concurrent.futures.ThreadPoolExecutor:
@@ -124,8 +130,13 @@ def print_table(
     rows: what names a row, and its runs.
 
   Raises:
-    SystemExit: a run failed; those that had begun are finished, no others begin.
+    SystemExit: a run failed; those that had begun are finished, no others begin. Or
+      `--workdir` is no path.
   """
+  try:
+    _workdir()
+  except ValueError as error:
+    cli.fail(error)
   print(tables.markdown_heading([*labels, *columns], len(labels)), flush=True)
   with _pool(_JOBS.value) as pool:
     pending = [[pool.submit(run_once, run) for run in of_row] for _, of_row in rows]

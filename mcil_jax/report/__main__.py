@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
+from mcil_jax import paths
 from mcil_jax.report import comparison
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
@@ -25,16 +26,19 @@ def write(workdirs: Sequence[str], out_dir: str) -> list[pathlib.Path]:
 
   Raises:
     FileNotFoundError: a run has no results.json.
-    ValueError: no run is named, one is named twice, or a results.json is damaged.
+    ValueError: no run is named, one is named twice, a name is no path, or a
+      results.json is damaged.
   """
   if not workdirs:
     raise ValueError("name the workdir of at least one finished run")
-  counts = collections.Counter(pathlib.Path(name).resolve() for name in workdirs)
+  folders = [paths.user_path(name, "RUN") for name in workdirs]
+  out = paths.user_path(out_dir, "--out")
+  counts = collections.Counter(folder.resolve() for folder in folders)
   path, count = counts.most_common(1)[0]
   if count > 1:
     raise ValueError(f"the run {path} is named {count} times: name it once")
-  runs = [comparison.load(workdir) for workdir in workdirs]
-  return comparison.write(comparison.group(runs), out_dir)
+  runs = [comparison.load(folder) for folder in folders]
+  return comparison.write(comparison.group(runs), out)
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -36,6 +37,28 @@ def test_a_run_is_a_process_with_a_workdir(monkeypatch, workdir):
     *(f"--workdir={workdir}/a/b-seed1", "--config.seed=1"),
   ]
   assert env["JAX_COMPILATION_CACHE_DIR"] == f"{workdir}/compiled"
+
+
+def test_the_command_that_is_printed_works_where_it_is_pasted(
+  monkeypatch, capsys, tmp_path
+):
+  monkeypatch.setenv("HOME", f"{tmp_path}/a home")
+  monkeypatch.setattr(runs, "WORKDIR", types.SimpleNamespace(value="~/$runs"))
+  ran = []
+  monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command))
+  with pytest.raises(FileNotFoundError):  # the process has written nothing
+    runs.run_once(runs.Run("a", "b", ("--config.data.name=it's",)))
+  assert ran[0][4] == f"--workdir={tmp_path}/a home/$runs/b"
+  assert shlex.split(capsys.readouterr().err) == ran[0]
+
+
+def test_a_workdir_that_is_no_path_is_told_before_anything_runs(monkeypatch, capsys):
+  monkeypatch.setattr(runs, "WORKDIR", types.SimpleNamespace(value=""))
+  with pytest.raises(SystemExit):
+    runs.print_table(("row",), SHOWS_FINAL, [(("1",), [runs.Run("a", "1", ())])])
+  printed = capsys.readouterr()
+  assert printed.err == "error: --workdir is empty; it has to be a path.\n"
+  assert not printed.out
 
 
 def test_the_cache_that_the_user_names_is_taken(monkeypatch, workdir):

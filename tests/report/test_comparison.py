@@ -215,6 +215,19 @@ def test_no_run_and_a_run_named_twice(save, tmp_path):
     command.write([str(workdir), f"{workdir}/../run"], str(tmp_path))
 
 
+def test_runs_and_the_output_may_be_in_the_home_directory(save, tmp_path, monkeypatch):
+  save("run")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  written = command.write(["~/run"], "~/out")
+  assert {path.parent for path in written} == {tmp_path / "out"}
+  for workdirs, out, message in (
+    (["~/run"], "", "--out is empty"),
+    (["~/run", " "], "~/out", "RUN is blank"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      command.write(workdirs, out)
+
+
 def test_the_command_line(save, tmp_path):
   def run(*arguments):
     command = [sys.executable, "-m", "mcil_jax.report", *map(str, arguments)]
