@@ -16,7 +16,13 @@ keys. Results are fractions; what is shown is percent. Tasks are numbered from 0
 """
 
 from mcil_jax.report.page import write_page
-from mcil_jax.report.plots import save_plots
+from mcil_jax.report.plots import LivePlots, save_plots
 from mcil_jax.report.tables import accuracy_table, results_table
 
-__all__ = ["accuracy_table", "results_table", "save_plots", "write_page"]
+__all__ = [
+  "LivePlots",
+  "accuracy_table",
+  "results_table",
+  "save_plots",
+  "write_page",
+]
