@@ -111,6 +111,8 @@ class Dataset:
     fingerprint: hex digest which is another one when the data are others. It covers
       names, shapes, labels, ids and metadata, where writers keep what the data were
       made from, rather than encoded bytes, which depend on library versions.
+    benchmark: name of the benchmark that this is, classes and samples as released, such
+      as "ave"; None if it is none, or a part of one.
   """
 
   name: str
@@ -122,6 +124,7 @@ class Dataset:
   dtypes: Mapping[str, np.dtype]
   splits: Mapping[str, Split]
   fingerprint: str
+  benchmark: str | None = None
 
 
 def prepare(data_dir: str) -> None:

@@ -290,8 +290,9 @@ def _settings(results: Results) -> str | None:
 
 def _provenance(results: Results) -> str | None:
   """Everything else that is known about how the numbers came about."""
-  keys = ("seed", "steps", "exemplars", "train_seconds", "steps_per_second")
-  keys += ("input_wait_share", "params_sha256", "compilations", "devices", "versions")
+  keys = ("seed", "benchmark", "data_version", "fingerprints", "steps", "exemplars")
+  keys += ("train_seconds", "steps_per_second", "input_wait_share", "params_sha256")
+  keys += ("compilations", "devices", "versions")
   known = {key: results[key] for key in keys if results.get(key) is not None}
   rows = [
     (key.replace("_", " "), plain(value))

@@ -32,6 +32,9 @@ METRIC_NAMES = {
 # These two are columns of the accuracy table, not lines below it.
 _COLUMNS = ("average_incremental_accuracy", "final_accuracy")
 
+# Tasks whose accuracy matrix still fits the width of a terminal.
+_MOST_COLUMNS = 12
+
 # Those that a comparison shows, by the heading of their column.
 _COMPARED = {
   "average": "average_incremental_accuracy",
@@ -65,30 +68,55 @@ _MARKDOWN = str.maketrans(
 def accuracy_table(
   matrix: ArrayLike, increments: Sequence[int], seen_accuracy: ArrayLike | None = None
 ) -> str:
-  """The accuracy matrix in percent, as aligned text with a row per learned task.
+  """Returns the accuracies of a run that goes on, in percent, as aligned text.
+
+  That is the accuracy matrix with a row per learned task; or, where its columns are too
+  many for a terminal, the accuracies after the newest task, ten a line.
 
   Args:
     matrix: float [T, T], fractions; NaN or None where there is no value.
     increments: classes per task, T of them.
-    seen_accuracy: float [T], the last column. Every sample counts the same in it, so
-      that it does not follow from the matrix; None leaves the column out.
+    seen_accuracy: float [T], what is "seen" in the table. Every sample counts the same
+      in it, so that it does not follow from the matrix; None leaves it out.
 
   Raises:
     ValueError: the shapes disagree.
   """
   num_tasks = len(increments)
   matrix = reading.floats("accuracy_matrix", matrix, (num_tasks, num_tasks))
+  if seen_accuracy is not None:
+    seen_accuracy = reading.floats("seen_accuracy", seen_accuracy, (num_tasks,))
+  learned = np.flatnonzero(~np.isnan(matrix[:, 0]))
+  if num_tasks > _MOST_COLUMNS and learned.size:
+    return _newest_row(matrix, increments, seen_accuracy, int(learned[-1]))
   rows = [
     ["accuracy (%) on task", *(f"{task:5}" for task in range(num_tasks))],
     ["classes", *map(str, increments)],
   ]
-  learned = np.flatnonzero(~np.isnan(matrix[:, 0]))
   rows += [[f"after task {t}", *map(reading.percent, matrix[t])] for t in learned]
   if seen_accuracy is not None:
-    seen = reading.floats("seen_accuracy", seen_accuracy, (num_tasks,))
-    column = ["seen", str(sum(increments)), *map(reading.percent, seen[learned])]
+    percents = map(reading.percent, seen_accuracy[learned])
+    column = ["seen", str(sum(increments)), *percents]
     rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
   return _align(rows)
+
+
+def _newest_row(
+  matrix: np.ndarray,
+  increments: Sequence[int],
+  seen_accuracy: np.ndarray | None,
+  newest: int,
+) -> str:
+  """A row of the matrix in lines of ten, below what it is of."""
+  classes = sum(increments[: newest + 1])
+  lead = f"after task {newest}, {classes} of {sum(increments)} classes seen"
+  if seen_accuracy is not None:
+    lead += f": {reading.percent(seen_accuracy[newest])} % accuracy on them"
+  row = list(map(reading.percent, matrix[newest, : newest + 1]))
+  row += [""] * (-len(row) % 10)
+  rows = [["accuracy (%) on task", *(f"{digit:+5}" for digit in range(10))]]
+  rows += [[str(start), *row[start : start + 10]] for start in range(0, len(row), 10)]
+  return f"{lead}\n{_align(rows)}"
 
 
 def results_table(results: Results) -> str:
