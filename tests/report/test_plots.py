@@ -172,7 +172,7 @@ def test_long_names_of_modalities_stay_in_the_figure(results):
   figure.draw_without_rendering()
   (legend,) = figure.legends
   box = legend.get_window_extent()
-  assert 0 <= box.x0 and box.x1 <= figure.bbox.x1
+  assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
   assert not box.overlaps(figure.axes[0].get_tightbbox())
 
 
