@@ -8,7 +8,7 @@ and of the settings.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mcil_jax import config
@@ -85,6 +85,26 @@ def concerns(key: str, settings: Mapping[str, Any]) -> bool:
     return settings["method"] in READ_BY[section]
   if section == "moe" and key != "moe.num_experts":
     return settings.get("moe.num_experts") != 0
+  aavfm = settings.get("model.fusion", "aavfm") == "aavfm"
+  if key in ("model.theta", "model.anchor"):
+    return aavfm or (key == "model.anchor" and settings["method"] == "mife")
   if config.is_among(key, _OF_TEXT):
     return settings.get("model.classifier", "text") == "text"
   return True
+
+
+def repeated(
+  identities: Iterable[Hashable], names: Iterable[str]
+) -> tuple[Hashable, list[str]] | None:
+  """Returns the first thing that is named more than once, and its names.
+
+  Whatever is averaged asks this first, for what is named twice would count twice.
+
+  Args:
+    identities: what each name stands for.
+    names: as many, as the user wrote them.
+  """
+  found: dict[Hashable, list[str]] = {}
+  for identity, name in zip(identities, names, strict=True):
+    found.setdefault(identity, []).append(name)
+  return next((item for item in found.items() if len(item[1]) > 1), None)

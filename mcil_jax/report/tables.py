@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mcil_jax.metrics import UndefinedMetricError
 from mcil_jax.report import reading
 from mcil_jax.report.reading import Results
 
@@ -197,8 +198,9 @@ def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
     modalities: those with a column for the accuracy with this modality alone at test.
 
   Returns:
-    Functions of the results of a finished run. They return NaN for what the run has no
-    value for, and raise ValueError if it does not say why.
+    Functions of the results of a finished run. They raise
+    `metrics.UndefinedMetricError`, with the reason, for what the run has no value for,
+    and another ValueError if it does not say why; NaN is no number.
   """
   metrics = metric_columns(_COMPARED)
   known = {"task known": _final_task_known}
@@ -216,25 +218,66 @@ def metric_columns(
   }
 
 
+class Notes:
+  """Numbers the reasons for which cells have no value, to stand below their table."""
+
+  def __init__(self):
+    self._numbers: dict[str, int] = {}
+
+  def mark(self, reason: str) -> str:
+    """Returns the mark of a cell, such as "(1)"; the same for the same reason."""
+    return f"({self._numbers.setdefault(reason, len(self._numbers) + 1)})"
+
+  def lines(self) -> list[str]:
+    """Returns a line for each mark, such as "(1) the run has learned 2 of 3 tasks"."""
+    return [f"({number}) {reason}" for reason, number in self._numbers.items()]
+
+
 def cells(
-  runs: Sequence[Results], values: Mapping[str, Callable[[Results], float]]
+  runs: Sequence[Results],
+  values: Mapping[str, Callable[[Results], float]],
+  notes: Notes | None = None,
 ) -> list[str]:
   """A cell per column: mean ± standard deviation (n − 1) over runs.
 
   Args:
     runs: results of one run or more; one has no deviation.
     values: from `columns`. If a run has no value, neither have all of them: "n/a".
+    notes: takes the reasons for that, whose marks then follow; None gives none.
 
   Raises:
     ValueError: a run lacks a key that every finished run has.
   """
   texts = []
   for value in values.values():
-    sample = np.array([value(results) for results in runs])
-    spread = f" ± {sample.std(ddof=1):.1f}" if len(sample) > 1 else ""
-    mean = round(sample.mean(), 1) + 0.0  # not "-0.0"
-    texts.append("n/a" if np.isnan(sample).any() else f"{mean:.1f}{spread}")
+    sample, reasons = [], {}
+    for run in runs:
+      try:
+        sample.append(_number(value(run)))
+      except UndefinedMetricError as reason:
+        reasons.setdefault(str(reason), []).append(run)
+    if reasons:
+      mark = notes and notes.mark(_reason(reasons, len(runs)))
+      texts.append(f"n/a {mark}" if mark else "n/a")
+      continue
+    spread = f" ± {np.std(sample, ddof=1):.1f}" if len(sample) > 1 else ""
+    texts.append(f"{round(np.mean(sample), 1) + 0.0:.1f}{spread}")  # not "-0.0"
   return texts
+
+
+def _number(value: float) -> float:
+  if np.isnan(value):
+    raise UndefinedMetricError("the value is not a number")
+  return value
+
+
+def _reason(reasons: Mapping[str, Sequence[Results]], num_runs: int) -> str:
+  """Why runs have no value; names their seeds unless it is true of all of them."""
+  parts = []
+  for reason, runs in reasons.items():
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    parts.append(reason if len(runs) == num_runs else f"{reason} (seed {seeds})")
+  return "; ".join(parts)
 
 
 def markdown_row(row: Sequence[str]) -> str:
@@ -253,28 +296,41 @@ def markdown_heading(row: Sequence[str], num_labels: int) -> str:
   return f"{markdown_row(row)}\n{rule}"
 
 
-def markdown(rows: Sequence[Sequence[str]], num_labels: int) -> str:
+def markdown_notes(notes: Sequence[str]) -> str:
+  """Paragraphs below a Markdown table; empty without notes."""
+  return "".join(f"\n{note.translate(_MARKDOWN)}\n" for note in notes)
+
+
+def markdown(
+  rows: Sequence[Sequence[str]], num_labels: int, notes: Sequence[str] = ()
+) -> str:
   """A Markdown table; arguments as those of `latex`."""
   lines = [markdown_heading(rows[0], num_labels), *map(markdown_row, rows[1:])]
-  return "\n".join(lines) + "\n"
+  return "\n".join(lines) + "\n" + markdown_notes(notes)
 
 
-def latex(rows: Sequence[Sequence[str]], num_labels: int) -> str:
+def latex(
+  rows: Sequence[Sequence[str]], num_labels: int, notes: Sequence[str] = ()
+) -> str:
   r"""A LaTeX table; it needs \usepackage{booktabs}.
 
   Args:
     rows: the headings, then the cells, as plain text.
     num_labels: how many columns, the first ones, are text; the others align right.
+    notes: plain text, lines below the table.
   """
   lines = [f"{' & '.join(cell.translate(_LATEX) for cell in row)} \\\\" for row in rows]
   alignment = "l" * num_labels + "r" * (len(rows[0]) - num_labels)
   head = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", lines[0], r"\midrule"]
-  return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+  below = [rf"\par {{\footnotesize {note.translate(_LATEX)}\par}}" for note in notes]
+  foot = [r"\bottomrule", r"\end{tabular}", *below]
+  return "\n".join([*head, *lines[1:], *foot]) + "\n"
 
 
 def _metric(results: Results, name: str) -> float:
-  if name in results.get("undefined", {}):
-    return np.nan
+  reason = results.get("undefined", {}).get(name)
+  if reason is not None:
+    raise UndefinedMetricError(f"no {METRIC_NAMES.get(name, name)}: {reason}")
   value = reading.get(reading.get(results, "metrics"), name)
   return np.nan if value is None else 100 * value
 
@@ -286,6 +342,8 @@ def _final_task_known(results: Results) -> float:
 
 
 def _final(results: Results, modality: str) -> float:
-  """Final accuracy with one modality present, percent; NaN if it was not trained."""
+  """Final accuracy with one modality present, percent."""
   accuracies = (reading.get(results, "per_modality") or {}).get(modality)
-  return 100 * reading.get(accuracies, "seen_accuracy")[-1] if accuracies else np.nan
+  if not accuracies:
+    raise UndefinedMetricError(f"the model has no {modality}")
+  return 100 * reading.get(accuracies, "seen_accuracy")[-1]
