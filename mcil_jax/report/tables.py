@@ -273,11 +273,14 @@ def _number(value: float) -> float:
 
 def _reason(reasons: Mapping[str, Sequence[Results]], num_runs: int) -> str:
   """Why runs have no value; names their seeds unless it is true of all of them."""
-  parts = []
-  for reason, runs in reasons.items():
-    seeds = ", ".join(str(run["seed"]) for run in runs)
-    parts.append(reason if len(runs) == num_runs else f"{reason} (seed {seeds})")
-  return "; ".join(parts)
+
+  def seeds(runs: Sequence[Results]) -> str:
+    return f" (seed {', '.join(str(run['seed']) for run in runs)})"
+
+  return "; ".join(
+    reason if len(runs) == num_runs else reason + seeds(runs)
+    for reason, runs in reasons.items()
+  )
 
 
 def markdown_row(row: Sequence[str]) -> str:
