@@ -12,6 +12,9 @@ keys. Results are fractions; what is shown is percent. Tasks are numbered from 0
   plots       of one run, PNG
   charts      what the charts of a page show: plain data, drawn by charts.js
   page        the page of one run
+  experiments which runs are repetitions of one experiment, and its name
+  joint       intransigence, against the joint run
+  benchmark   the table of AV-CIL's benchmark
   comparison  the page and the tables of many
 """
 
