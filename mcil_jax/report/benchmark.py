@@ -6,7 +6,7 @@ the accuracy on all seen classes, and average forgetting by its own definition
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mcil_jax import config as config_lib
 from mcil_jax.report import reading, tables
@@ -25,6 +25,7 @@ PUBLISHED = {
   "MMAL": {"ave": 76.71, "kinetics_sounds": 78.98, "vggsound100": 76.19},
 }
 
+_SETTINGS = ": settings"  # ends the heading of a column of text
 _COLUMNS = {
   "average": "average_incremental_accuracy",
   "final": "final_accuracy",
@@ -55,33 +56,46 @@ def rows(groups: Sequence[Group], notes: tables.Notes | None = None) -> list[lis
   published = [m for m in PUBLISHED if any(PUBLISHED[m].get(name) for name in names)]
   table = [["method"], *([method] for method in dict.fromkeys([*methods, *published]))]
   for name in names:
-    _add_block(table, name, blocks[name], notes)
+    if any(g.settings for g in blocks[name].values()):
+      _add(
+        table, f"{name}{_SETTINGS}", {m: _settings(g) for m, g in blocks[name].items()}
+      )
+  for name in names:
+    _add_figures(table, name, blocks[name], notes)
   return table if blocks else []
 
 
-def _add_block(
+def num_labels(table: Sequence[Sequence[str]]) -> int:
+  """Returns how many columns of the table, the first ones, are text."""
+  return 1 + sum(heading.endswith(_SETTINGS) for heading in table[0])
+
+
+def _add_figures(
   table: list[list[str]],
   name: str,
-  of_methods: dict[str, Group],
+  of_methods: Mapping[str, Group],
   notes: tables.Notes | None,
 ) -> None:
-  """Adds the columns of one dataset to rows that begin with the method."""
+  """Adds the columns of one dataset, and what is published beside runs of it."""
   columns = tables.metric_columns(_COLUMNS)
-  with_settings = any(g.settings for g in of_methods.values())
-  headings = ["settings"] * with_settings + [*columns]
-  headings += ["published"] * (name in DATASETS)
-  heading, *body = table
-  heading += [f"{name}: {column}" for column in headings]
-  for row in body:
-    method, g = row[0], of_methods.get(row[0])
-    if g is None:
-      row += [""] * (with_settings + len(columns))
-    else:
-      row += [", ".join(g.settings)] * with_settings
-      row += tables.cells(g.runs, columns, notes)
-    if name in DATASETS:
-      known = PUBLISHED.get(method, {}).get(name)
-      row.append("" if known is None else f"{known:.1f}")
+  cells = {m: tables.cells(g.runs, columns, notes) for m, g in of_methods.items()}
+  for i, heading in enumerate(columns):
+    _add(table, f"{name}: {heading}", {m: row[i] for m, row in cells.items()})
+  if name in DATASETS:
+    published = {
+      m: f"{known[name]:.1f}" for m, known in PUBLISHED.items() if name in known
+    }
+    _add(table, f"{name}: published", published)
+
+
+def _add(table: list[list[str]], heading: str, cells: Mapping[str, str]) -> None:
+  """Adds a column, whose cells are given by the method of the row."""
+  for row in table:
+    row.append(heading if row is table[0] else cells.get(row[0], ""))
+
+
+def _settings(g: Group) -> str:
+  return ", ".join(g.settings)
 
 
 def _block(g: Group) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mcil_jax import config as config_lib
-from mcil_jax.report import charts, joint, page, reading, tables
+from mcil_jax.report import benchmark, charts, joint, page, reading, tables
 from mcil_jax.report.benchmark import rows as benchmark_rows
 from mcil_jax.report.experiments import Group
 from mcil_jax.report.experiments import group as group
@@ -109,7 +109,7 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
   }
   notes = tables.Notes()
   if table := benchmark_rows(groups, notes):
-    files |= _text_files("benchmark", table, 1, notes)
+    files |= _text_files("benchmark", table, benchmark.num_labels(table), notes)
   out_dir = pathlib.Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
@@ -134,10 +134,8 @@ def comparison_page(groups: Sequence[Group]) -> str:
   sections = [_section(task, list(members)) for task, members in by_task]
   notes = tables.Notes()
   if table := benchmark_rows(groups, notes):
-    sections.insert(
-      0,
-      page.section("The benchmark of AV-CIL", _html(table, num_labels=1, notes=notes)),
-    )
+    shown = _html(table, benchmark.num_labels(table), notes)
+    sections.insert(0, page.section("The benchmark of AV-CIL", shown))
   num_runs = sum(len(g.runs) for g in groups)
   lead = (
     f"{num_runs} runs, {len(groups)} experiments. Percent; mean ± standard deviation "

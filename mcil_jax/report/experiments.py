@@ -28,8 +28,8 @@ class Group:
   Attributes:
     task: the data, their split and the classes per task; rows of other tasks cannot be
       compared with these.
-    method: with the settings that tell it from another group of the same task, and
-      whether the tasks were told at test.
+    method: with the settings that tell the group from others of the same task and
+      method, and whether the tasks were told at test.
     runs: their results, one or more.
     settings: "key=value" of what differs between the groups of the task and is not a
       matter of the method.
@@ -53,7 +53,7 @@ def group(runs: Sequence[Results], names: Sequence[str] = ()) -> list[Group]:
   """
   names = names or [f"run {position}" for position in range(len(runs))]
   by_task = collections.defaultdict(list)
-  for positions in split(runs):
+  for positions in _split(runs):
     members = [runs[i] for i in positions]
     _refuse_repeated_seed(members, [names[i] for i in positions])
     by_task[_task(members[0])].append(members)
@@ -65,8 +65,8 @@ def group(runs: Sequence[Results], names: Sequence[str] = ()) -> list[Group]:
   ]
 
 
-def split(runs: Sequence[Results]) -> list[list[int]]:
-  """Returns the positions of each experiment's runs, experiments in their first order.
+def _split(runs: Sequence[Results]) -> list[list[int]]:
+  """The positions of each experiment's runs, experiments in their first order.
 
   Where the seed orders the classes, repetitions have orders of their own. But runs of
   one seed with different orders are no repetitions.

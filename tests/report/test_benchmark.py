@@ -138,12 +138,26 @@ def test_no_experiment_is_left_out(finished):
   runs.append(run(finished, "lwf", "ave", 0.5, config={"memory": {"size": 340}}))
   heading, *rows = table(runs)
   assert heading[1] == "ave: settings"
+  assert benchmark.num_labels([heading]) == 2
   assert [row[:3] for row in rows] == [
     ["avcil, memory.size=340", "memory.size=340", "60.0"],
     ["avcil, memory.size=680", "memory.size=680", "70.0"],
     ["lwf", "", "50.0"],
     ["MMAL", "", ""],
   ]
+
+
+def test_settings_are_text_in_front_of_the_numbers(finished, tmp_path):
+  runs = [
+    run(finished, method, data, 0.6, config={"train": {"epochs": epochs}})
+    for data in ("ave", "kinetics_sounds")
+    for method, epochs in (("avcil", 200), ("ssil", 150))
+  ]
+  heading, *_ = table(runs)
+  assert heading[1:4] == ["ave: settings", "kinetics_sounds: settings", "ave: average"]
+  comparison.write(comparison.group(runs), tmp_path)
+  assert "|---|---|---|---:|" in (tmp_path / "benchmark.md").read_text()
+  assert "<td>train.epochs=200</td>" in (tmp_path / "index.html").read_text()
 
 
 def test_data_of_the_same_name_have_columns_of_their_own(finished):

@@ -288,11 +288,15 @@ def test_a_comparison_is_drawn(browser, finished):
   of_benchmark = finished(data="ave", seen_accuracy=[0.9, 0.8, 0.7])
   of_benchmark["metrics"]["forgetting_avcil"] = 0.125
   runs.append(of_benchmark)
+  settings = {"epochs": 200, "batch_size": 256, "weight_decay": 0.0001}
+  runs.append(of_benchmark | {"method": "ssil", "config": {"train": settings}})
   answers = browser.ask(
     comparison.comparison_page(comparison.group(runs)),
     headings=texts("h2"),
     points=f"{LINES}.querySelectorAll('.point').length",
     bands="document.querySelectorAll('.band').length",
+    settings="Array.from(document.querySelectorAll('td:not(.number)'), "
+    "(cell) => cell.clientWidth)",
     tips=attributes(".hit", "data-tip", LINES),
   )
   assert answers["console"] == []
@@ -301,6 +305,7 @@ def test_a_comparison_is_drawn(browser, finished):
   assert answers["headings"] == ["The benchmark of AV-CIL", *of_tasks]
   assert answers["points"] == 3
   assert answers["bands"] == 1  # one run has no deviation
+  assert answers["settings"] and min(answers["settings"]) > 180  # no word per line
   # 50 and 70 percent: mean 60, deviation √(100 + 100) = 14.1.
   assert answers["tips"][2].endswith("avcil: 60.0 ± 14.1 %")
 
