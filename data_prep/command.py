@@ -34,7 +34,7 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
       print(f"Reading {paths.quoted(source)}", flush=True)
       done = prepare(args)
     except (ValueError, OSError, ImportError) as error:
-      cli.fail(_with_remedy(error))
+      cli.fail(with_remedy(error))
     except MemoryError as error:
       cli.fail(
         f"there is not enough memory ({error}); close other programs, or prepare fewer "
@@ -45,7 +45,7 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
   cli.run(main)
 
 
-def _with_remedy(error: Exception) -> str:
+def with_remedy(error: Exception) -> str:
   """Says what to do where only the system has said what is wrong."""
   if isinstance(error, OSError) and error.errno and error.filename:
     return (

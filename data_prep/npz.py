@@ -20,9 +20,10 @@ A file without the image keys, or without the audio keys, gives a dataset of the
 modality alone. Keys that are not listed here are not read, which is said.
 
 What is almost surely in another layout, or has another unit, is refused: frames with a
-side of less than four pixels or one that is eight times the other; grey ones that may
-be colours; sounds shorter than 10 ms or longer than 10 min; and more, see
-`data_prep.layout`. `--allow_unusual` takes it as it is.
+side of less than four pixels or one that is eight times the other; clips of three grey
+frames, unless an axis of channels says that they are no colours, [Ni, 3, H, W, 1];
+sounds shorter than 10 ms or longer than 10 min; and more, see `data_prep.layout`.
+`--allow_unusual` takes it as it is.
 
 No image, no sound and no group of sounds is in two splits. Where `split` names no
 validation pairs, they are carved out of train: pairs that share something, even by way
@@ -31,8 +32,8 @@ are paired so many times that all its pairs are linked, its images and its sound
 groups) are split into those of train and those of validation; a pair across them gets
 another sound of its class, or else another image, from its side, which makes a pair
 that was not there before; and it is dropped if there is none. `validation_share` is
-then the share of the images and of the sounds. Their ids end in "-remade", and the
-output says how many there are.
+then the share of the images and of the sounds. The ids of pairs that were made anew end
+in "-remade"; the output counts these and those that were dropped.
 """
 
 import dataclasses

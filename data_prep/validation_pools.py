@@ -9,8 +9,9 @@ image, such that both are on the same side and were not paired before. If there 
 the pair is dropped.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -177,14 +178,14 @@ class _Rotation:
   def __init__(self, items: np.ndarray):
     self._items, self._next = items.tolist(), 0
 
-  def take(self, fits: Callable[[int], bool]) -> int | None:
-    """Returns the next item that fits, or None if there is none."""
-    for step in range(len(self._items)):
-      place = (self._next + step) % len(self._items)
-      if fits(self._items[place]):
-        self._next = place + 1
-        return self._items[place]
-    return None
+  def take(self, besides: set[int]) -> int | None:
+    """Returns the next item that is not in a set of some of them; None if all are."""
+    if len(besides) == len(self._items):
+      return None
+    while self._items[self._next % len(self._items)] in besides:
+      self._next += 1
+    self._next += 1
+    return self._items[(self._next - 1) % len(self._items)]
 
 
 def _match(
@@ -215,25 +216,23 @@ def _match(
 
   images, sounds = rotations(image, image_side), rotations(sound, sound_side)
   agrees = image_side == sound_side
-  used = set(zip(*(x[agrees].tolist() for x in (label, image, sound)), strict=True))
-
-  def other_sound(c: int, i: int, side: bool) -> int | None:
-    return sounds[c, side].take(lambda s: (c, i, s) not in used)
-
-  def other_image(c: int, s: int, side: bool) -> int | None:
-    return images[c, side].take(lambda i: (c, i, s) not in used)
-
+  # Class and image → its sounds, class and sound → its images, as far as they agree.
+  of_image, of_sound = collections.defaultdict(set), collections.defaultdict(set)
+  for c, i, s in zip(*(x[agrees].tolist() for x in (label, image, sound)), strict=True):
+    of_image[c, i].add(s)
+    of_sound[c, s].add(i)
   side, remade = image_side.copy(), np.zeros(len(inside), bool)
-  for m in np.flatnonzero(~agrees):
+  for m in np.flatnonzero(~agrees).tolist():
     c, i, s = int(label[m]), int(image[m]), int(sound[m])
     # It goes with its image if it can: validation then has its share of the samples.
-    if (found := other_sound(c, i, bool(image_side[m]))) is not None:
+    if (found := sounds[c, image_side[m]].take(of_image[c, i])) is not None:
       s = found
-    elif (found := other_image(c, s, bool(sound_side[m]))) is not None:
+    elif (found := images[c, sound_side[m]].take(of_sound[c, s])) is not None:
       i, side[m] = found, sound_side[m]
     else:
       continue
-    used.add((c, i, s))
+    of_image[c, i].add(s)
+    of_sound[c, s].add(i)
     remade[m], image[m], sound[m] = True, i, s
   return _replaced(carved, inside, side, image, sound, remade, ~agrees & ~remade)
 

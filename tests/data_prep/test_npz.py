@@ -1,6 +1,6 @@
 import json
 import re
-import shlex
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import npz
+from data_prep import command, npz
 from data_prep import pairs as pairs_lib
 from mcil_jax.data import schema
 from mcil_jax.data import source as source_lib
@@ -425,29 +425,36 @@ def test_what_is_not_read_back_as_it_was_is_removed(
 
 def test_what_only_the_system_says_gets_a_remedy(save, tmp_path):
   (tmp_path / "a file").touch()
-  flags = (f"--source={save()}", "--name=tiny", f"--data_dir={tmp_path}/a file")
-  refused = run_command(*flags)
-  assert refused.returncode == 1
-  assert refused.stderr == (
-    f"error: '{tmp_path}/a file/tiny': Not a directory. Choose another path, or change "
-    "what is there or its permissions.\n"
+  with pytest.raises(NotADirectoryError) as error:
+    npz.prepare(save(), "tiny", f"{tmp_path}/a file")
+  assert command.with_remedy(error.value) == (
+    f"'{tmp_path}/a file/tiny': Not a directory. Choose another path, or change what "
+    "is there or its permissions."
   )
+  # Ours have one already.
+  with pytest.raises(FileNotFoundError) as error:
+    npz.prepare(f"{tmp_path}/none.npz", "tiny", tmp_path)
+  assert command.with_remedy(error.value) == f"There is no file {tmp_path}/none.npz."
 
 
-def test_a_full_disk_is_one_line(save, tmp_path):
-  save(images=np.random.default_rng(0).integers(0, 256, (20, 99, 99, 3), np.uint8))
-  command = "ulimit -f 20; exec " + shlex.join(
-    [
-      *(sys.executable, "-m", "data_prep.npz", f"--source={tmp_path}/pairs.npz"),
-      *("--name=tiny", f"--data_dir={tmp_path}/data"),
-    ]
-  )
-  refused = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-  assert refused.returncode == 1
-  assert "Traceback" not in refused.stderr
-  error = refused.stderr[refused.stderr.index("error: ") :]
-  assert error.startswith(f"error: Cannot write {tmp_path}/data/tiny/1.0.0 (")
-  assert "). Make room there, or choose another data_dir.\n" in error
+@pytest.fixture
+def small_files():
+  """No file may be larger than 100 kB, as if the disk were full."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line(save, tmp_path, small_files):
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 99, 99, 3), np.uint8)
+  path = save(images=pixels)
+  small_files()
+  with pytest.raises(OSError) as error:
+    npz.prepare(path, "tiny", tmp_path / "data")
+  message = command.with_remedy(error.value)
+  assert message.startswith(f"Cannot write {tmp_path}/data/tiny/1.0.0 (")
+  assert message.endswith("). Make room there, or choose another data_dir.")
+  assert len(message.splitlines()) == 1
   assert not list((tmp_path / "data").rglob("*.json"))
 
 
@@ -650,8 +657,8 @@ def test_a_validation_split_that_cannot_be_made_is_an_error(save, tmp_path):
 
 
 def run_command(*flags: str) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "data_prep.npz", *flags]
-  return subprocess.run(command, capture_output=True, text=True)
+  words = [sys.executable, "-m", "data_prep.npz", *flags]
+  return subprocess.run(words, capture_output=True, text=True)
 
 
 def test_the_command_says_what_comes_next_or_what_is_wrong(save, tmp_path):
