@@ -13,10 +13,14 @@ The files are read once, sample by sample, so that memory does not depend on the
 A dataset is known to be of the same source by hashes of the small files, and of the
 large one by its size and a hash of sixteen blocks of it. A preparation that was killed
 leaves `DATA_DIR/NAME/incomplete.*`, which nothing reads and which may be deleted.
+
+A part of a benchmark is prepared like the whole. The metadata say whether it is the
+benchmark as released, `benchmark`, which takes its number of classes and its number of
+samples in each split; and if not, `unlike_benchmark` says in what it differs.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 
-from data_prep import avcil_files, command, existing
+from data_prep import avcil_files, command, existing, next_command
+from mcil_jax import paths
 from mcil_jax.data import ordered, schema
 
 VERSION = "1.0.0"
 NUM_CLASSES = {"ave": 28, "kinetics_sounds": 30, "vggsound100": 100}
+NUM_SAMPLES = {
+  "ave": {"train": 3294, "validation": 391, "test": 394},
+  "kinetics_sounds": {"train": 19220, "validation": 1947, "test": 1958},
+  "vggsound100": {"train": 51195, "validation": 5000, "test": 5000},
+}
 CONFIGS = {
   "ave": "configs/ave.py",
   "kinetics_sounds": "configs/kinetics_sounds.py",
@@ -136,15 +146,21 @@ def prepare(
       raise ValueError(f"{option} is {value!r}, not one of {', '.join(known)}.")
   if frames < 1:
     raise ValueError(f"frames is {frames}; it has to be at least 1.")
-  files, directory = Path(source), Path(data_dir) / name / VERSION
+  files = paths.user_path(source, "--source")
+  directory = paths.user_path(data_dir, "--data_dir") / name / VERSION
   if not files.is_dir():
-    raise FileNotFoundError(f"There is no directory {source}.")
+    raise FileNotFoundError(f"There is no directory {files}.")
   annotations = avcil_files.read_annotations(files)
   visual = avcil_files.visual_file(files)
-  options = _options(files, visual, dtype, frames)
+  unlike = _differences(dataset, annotations)
+  options = {
+    **_options(files, visual, dtype, frames),
+    "benchmark": None if unlike else dataset,
+  }
   if directory.exists() and not overwrite:
     existing.check_same(directory, options)
-    return f"{directory} is there already, made from the same files. Nothing to do."
+    there = paths.quoted(directory)
+    return f"{there} is there already, made from the same files. Nothing to do."
   audio = _read_audio(
     files / avcil_files.AUDIO_FILE, annotations, schema.FEATURE_DTYPES[dtype]
   )
@@ -153,21 +169,45 @@ def prepare(
     "audio": schema.Features(next(iter(audio.values())).shape, dtype),
   }
   _check_room(directory, len(audio) * _sample_bytes(features))
+  _write(
+    directory,
+    annotations=annotations,
+    audio=audio,
+    visual=visual,
+    features=features,
+    options={**options, "unlike_benchmark": unlike},
+  )
+  return _report(directory, dataset, annotations, features, unlike)
+
+
+def _differences(dataset: str, annotations: avcil_files.Annotations) -> list[str]:
+  """Says in what samples differ from those of the benchmark as released."""
+  found = {"classes": len(annotations.class_names)} | {
+    f"{split} samples": n for split, n in annotations.num_samples.items()
+  }
+  released = {"classes": NUM_CLASSES[dataset]} | {
+    f"{split} samples": n for split, n in NUM_SAMPLES[dataset].items()
+  }
+  return [
+    f"{found[what]} {what}, not {number}"
+    for what, number in released.items()
+    if found[what] != number
+  ]
+
+
+def _write(
+  directory: Path, *, annotations: avcil_files.Annotations, **content: Any
+) -> None:
+  """Writes the dataset in place of what is there, and compares labels and ids."""
   if directory.exists():
     # Before the builder is made: it would take its description from what is there.
     shutil.rmtree(directory)
-  schema.write(
-    AvcilBuilder(
-      name,
-      data_dir,
-      annotations=annotations,
-      audio=audio,
-      visual=visual,
-      features=features,
-      options=options,
-    )
-  )
-  return _report(directory, dataset, annotations, features)
+  name, data_dir = directory.parent.name, directory.parent.parent
+  schema.write(AvcilBuilder(name, str(data_dir), annotations=annotations, **content))
+  labels: dict[str, dict[str, int]] = {split: {} for split in schema.SPLITS}
+  for sample_id, (split, label) in annotations.samples.items():
+    labels[split][sample_id] = label
+  existing.check_written(directory, labels)
 
 
 def _options(source: Path, visual: Path, dtype: str, frames: int) -> dict[str, Any]:
@@ -248,29 +288,40 @@ def _report(
   dataset: str,
   annotations: avcil_files.Annotations,
   features: Mapping[str, schema.Features],
+  unlike: Sequence[str],
 ) -> str:
   """Says what was written and what comes next."""
-  num_classes, expected = len(annotations.class_names), NUM_CLASSES[dataset]
-  unlike = "" if num_classes == expected else f" ({dataset} as released has {expected})"
-  shapes = ", ".join(f"{m} {f.dtype} {list(f.shape)}" for m, f in features.items())
-  sizes = ", ".join(f"{n} {split}" for split, n in annotations.num_samples.items())
+  num_classes = len(annotations.class_names)
+  axes = {"image": "T, P, D", "audio": "D"}
+  shapes = ", ".join(
+    f"{m} {f.dtype} {list(f.shape)} ({axes[m]})" for m, f in features.items()
+  )
+  sizes = ", ".join(f"{annotations.num_samples[s]} {s}" for s in schema.SPLITS)
   lines = [
-    f"Wrote {directory}: {num_classes} classes{unlike}; {shapes}; samples: {sizes}."
+    f"Wrote {paths.quoted(directory)}: {num_classes} classes; {shapes}; samples: "
+    f"{sizes}."
   ]
+  if unlike:
+    lines.append(
+      f"This is not {dataset} as released: {'; '.join(unlike)}. Results on it do not "
+      "compare with published ones."
+    )
   if annotations.num_unlisted:
     lines.append(
       f"Left out: {annotations.num_unlisted} ids that {avcil_files.CATEGORIES_FILE} "
       f"has, but no list of {avcil_files.CLASSES_FILE}."
     )
-  name, data_dir = directory.parent.name, directory.parent.parent
-  next_command = (
-    f"python -m mcil_jax.main --config={CONFIGS[dataset]}:avcil --workdir=runs/{name}"
+  # Attention by sound needs features of one width; class means do not.
+  same_width = features["image"].shape[-1] == features["audio"].shape[-1]
+  command_line = next_command.for_benchmark(
+    CONFIGS[dataset],
+    "avcil" if same_width else "ncm",
+    directory.parent.name,
+    directory.parent.parent,
+    benchmark=dataset,
+    num_classes=num_classes,
   )
-  if name != dataset:
-    next_command += f" --config.data.name={name}"
-  if data_dir != Path("data"):
-    next_command += f" --config.data.data_dir={data_dir}"
-  return "\n".join([*lines, f"Next: {next_command}"])
+  return "\n".join([*lines, f"Next: {command_line}"])
 
 
 def _define_flags() -> None:

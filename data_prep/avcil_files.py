@@ -14,15 +14,17 @@ What is seen is frame by frame: the P tokens of the first frame come first.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep import safe_pickle
+from mcil_jax.data import schema
 
 CLASSES_FILE = "all_classId_vid_dict.npy"
 CATEGORIES_FILE = "all_id_category_dict.npy"
@@ -106,7 +108,17 @@ def _class_names(path: Path) -> tuple[str, ...]:
       f"{path}: the indices of its {len(encoding)} classes are "
       f"{sorted(encoding.values(), key=repr)}, not 0 to {len(encoding) - 1}."
     )
-  return tuple(str(by_index[index]) for index in range(len(encoding)))
+  names = tuple(str(by_index[index]) for index in range(len(encoding)))
+  _check_text(schema.check_class_names, names, path)
+  return names
+
+
+def _check_text(check: Callable[[Any], None], text: Any, path: Path) -> None:
+  """Checks a text of a file by a function of `schema`; raises ValueError."""
+  try:
+    check(text)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
 def _index(value: Any) -> int | None:
@@ -149,6 +161,7 @@ def _labelled(
           f"{path}: class {label} of split {split!r} has the id {sample_id!r}, which "
           "is not text."
         )
+      _check_text(schema.check_sample_id, sample_id, path)
       yield label, str(sample_id)
 
 
@@ -200,21 +213,36 @@ def _read_h5(path: Path, ids: Collection[str]) -> Iterator[tuple[str, np.ndarray
     raise ImportError(f"{path} needs h5py: pip install -e '.[features]'") from error
   try:
     file = h5py.File(path, "r")
+  except PermissionError:
+    raise
   except OSError as error:
     raise ValueError(
       f"{path} cannot be read ({error}). Copy or download it again."
     ) from error
   with file:
-    _check_complete(path, [sample_id for sample_id in ids if sample_id not in file])
+    missing = []
     for sample_id in ids:
-      try:
+      with _reading(path, sample_id):
+        # HDF5 has no names with a NUL.
+        if "\0" in sample_id or sample_id not in file:
+          missing.append(sample_id)
+    _check_complete(path, missing)
+    for sample_id in ids:
+      with _reading(path, sample_id):
         array = np.asarray(file[sample_id][()])
-      except (OSError, RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(
-          f"{path}: features of {sample_id!r} cannot be read ({error}). Copy or "
-          "download it again."
-        ) from error
       yield sample_id, array
+
+
+@contextlib.contextmanager
+def _reading(path: Path, sample_id: str) -> Iterator[None]:
+  """Names the file and the sample in what HDF5 and h5py raise, which is many types."""
+  try:
+    yield
+  except Exception as error:
+    raise ValueError(
+      f"{path}: features of {sample_id!r} cannot be read ({error}). Copy or download "
+      "it again."
+    ) from error
 
 
 def _check_complete(path: Path, missing: Collection[str]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from mcil_jax import cli
+from mcil_jax import cli, paths
 
 
 def define_flags(source: str) -> None:
@@ -19,7 +19,7 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
 
   Args:
     prepare: gets the flags, those of `define_flags` and its own; its ValueError,
-      OSError and ImportError are the user's to mend.
+      OSError, ImportError and MemoryError are the user's to mend.
     example: an option, for who writes one in another way.
   """
 
@@ -29,11 +29,27 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
     args = flags.FLAGS
     if not args["verbosity"].present:
       logging.set_verbosity(logging.WARNING)
-    print(f"Reading {args.source}", flush=True)
     try:
+      source = paths.user_path(args.source, "--source")
+      print(f"Reading {paths.quoted(source)}", flush=True)
       done = prepare(args)
     except (ValueError, OSError, ImportError) as error:
-      cli.fail(error)
+      cli.fail(with_remedy(error))
+    except MemoryError as error:
+      cli.fail(
+        f"there is not enough memory ({error}); close other programs, or prepare fewer "
+        "samples."
+      )
     print(done)
 
   cli.run(main)
+
+
+def with_remedy(error: Exception) -> str:
+  """Says what to do where only the system has said what is wrong."""
+  if isinstance(error, OSError) and error.errno and error.filename:
+    return (
+      f"{paths.quoted(str(error.filename))}: {error.strerror}. Choose another path, or "
+      "change what is there or its permissions."
+    )
+  return str(error)

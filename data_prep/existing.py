@@ -1,12 +1,16 @@
-"""What the commands do where a dataset of the wanted name is there already."""
+"""What the commands check of a dataset: one of the wanted name, and what they wrote."""
 
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mcil_jax.data import sounding_shapes
+import numpy as np
+
+from mcil_jax import paths
+from mcil_jax.data import fingerprint, sounding_shapes
 from mcil_jax.data import source as source_lib
 
 
@@ -36,7 +40,7 @@ def check_same(directory: Path, options: Mapping[str, Any]) -> None:
       "Pass --overwrite to replace it, or another --name."
     )
   try:
-    source_lib.load(directory.parent.name, str(directory.parent.parent))
+    source_lib.load(directory.parent.name, directory.parent.parent)
   except (ValueError, OSError) as error:
     raise ValueError(f"{error} Or pass --overwrite.") from error
 
@@ -44,7 +48,7 @@ def check_same(directory: Path, options: Mapping[str, Any]) -> None:
 def _differences(directory: Path, options: Mapping[str, Any]) -> str:
   """Says in which options the dataset there differs; empty if in none."""
   try:
-    before = json.loads((directory / "metadata.json").read_text())
+    before = json.loads((directory / "metadata.json").read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return "metadata.json is missing or damaged"
   return ", ".join(
@@ -52,3 +56,54 @@ def _differences(directory: Path, options: Mapping[str, Any]) -> str:
     for key, value in options.items()
     if before.get(key) != value
   )
+
+
+def check_written(
+  directory: Path,
+  labels: Mapping[str, Mapping[str, int]],
+  content: Callable[[str], Mapping[str, Any]] | None = None,
+) -> None:
+  """Reads a dataset that has been written, and compares it with what it was made of.
+
+  Args:
+    directory: `data_dir/name/version` of the dataset.
+    labels: split → id → label.
+    content: id → modality → array, to compare some samples; None compares none.
+
+  Raises:
+    ValueError: it is not read back as it was given. Nothing is left of it then.
+  """
+  try:
+    dataset = source_lib.load(
+      directory.parent.name, directory.parent.parent, cache_bytes=0
+    )
+    for name, expected in labels.items():
+      _compare(dataset.splits[name], name, expected, content)
+  except (ValueError, OSError) as error:
+    shutil.rmtree(directory)
+    raise ValueError(
+      f"{paths.quoted(directory)} was not read back as it was written, and is removed "
+      f"again: {error}"
+    ) from error
+
+
+def _compare(
+  split: source_lib.Split,
+  name: str,
+  expected: Mapping[str, int],
+  content: Callable[[str], Mapping[str, Any]] | None,
+) -> None:
+  found = dict(zip(split.ids, split.labels.tolist(), strict=True))
+  if found != expected:
+    sample_id = min(dict(found.items() ^ expected.items()))
+    raise ValueError(
+      f"sample {sample_id!r} of split {name!r} has label {found.get(sample_id)}, not "
+      f"{expected.get(sample_id)}."
+    )
+  if content is None:
+    return
+  for n in fingerprint.spaced(len(split)):
+    given, read = content(split.ids[n]), split[n]
+    for modality, array in read.items():
+      if not np.array_equal(array, given[modality]):
+        raise ValueError(f"{modality} of sample {split.ids[n]!r} differs.")

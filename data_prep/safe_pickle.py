@@ -24,6 +24,7 @@ def load(path: Path) -> dict:
 
   Raises:
     FileNotFoundError: there is no such file.
+    OSError: it cannot be read.
     ValueError: it is another kind of file, damaged, or asks for something else.
   """
   machine = Machine(streaming=False)
@@ -43,6 +44,7 @@ def stream(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
   Raises:
     FileNotFoundError: there is no such file.
+    OSError: it cannot be read.
     ValueError: as `load`; or a value is no array, or an array occurs twice.
   """
   machine = Machine(streaming=True)
@@ -100,6 +102,16 @@ def _run(path: Path, machine: Machine) -> Iterator[tuple[str, np.ndarray]]:
       raise ValueError(
         f"{path} ends early, after {reader.size} bytes. Copy or download it again."
       ) from None
+    except MemoryError as error:
+      raise ValueError(
+        f"{path} wants more memory than there is near byte {reader.position} "
+        f"({error}). If that is more than its arrays take, copy or download it again."
+      ) from error
+    except OSError as error:
+      raise OSError(
+        f"{path} cannot be read beyond byte {reader.position} ({error}). Copy or "
+        "download it again."
+      ) from error
     except _NONSENSE as error:
       raise ValueError(
         f"{path} is damaged near byte {reader.position} ({error}). Copy or download it "
@@ -115,7 +127,7 @@ def _skip_header(path: Path, file: BinaryIO) -> None:
       (2, 0): np.lib.format.read_array_header_2_0,
     }[np.lib.format.read_magic(file)]
     shape, _, dtype = read_header(file)
-  except (KeyError, ValueError) as error:
+  except Exception as error:  # a damaged header is Python that cannot be parsed
     raise ValueError(
       f"{path} is not an .npy file, or only the beginning of one ({error})."
     ) from error

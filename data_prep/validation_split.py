@@ -17,9 +17,7 @@ def carve_validation(
   """Chooses the validation samples among N train samples of C classes.
 
   Samples that share a unit (an image, a sound, a group of sounds), even by way of other
-  samples, form a component and stay together. Going through the components in random
-  order, each one is taken that brings the validation samples per class nearer to the
-  wanted share of that class.
+  samples, form a component and stay together; `choose` takes components.
 
   Args:
     labels: int [N] in [0, C), where each class occurs.
@@ -34,42 +32,91 @@ def carve_validation(
   Raises:
     ValueError: a class cannot be in both, or the share is not in (0, 1).
   """
+  check_share(share)
+  component = components(units)
+  counts = count(component, labels, len(class_names))
+  chosen, failed = choose(counts, share=share, rng=np.random.default_rng(seed))
+  if failed is not None:
+    raise ValueError(
+      f"class {class_names[failed]!r}: none of its {counts[:, failed].sum()} train "
+      "samples can become validation, for samples that share an image, a sound or a "
+      "group go together, and then some class would have no train sample left. Add "
+      "samples."
+    )
+  return chosen[component]
+
+
+def check_share(share: float) -> None:
+  """Raises ValueError unless it leaves samples to both splits."""
   if not 0 < share < 1:
     raise ValueError(f"validation_share is {share}; it has to be between 0 and 1.")
-  component = _components(units)
-  counts = np.zeros((component.max() + 1, len(class_names)), np.int64)
-  np.add.at(counts, (component, labels), 1)
+
+
+def count(part: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+  """Returns the samples of each class in each part, int64 [K, C].
+
+  Args:
+    part: int [N] in [0, K), where each part occurs.
+    labels: int [N] in [0, C).
+    num_classes: C.
+  """
+  counts = np.zeros((part.max() + 1, num_classes), np.int64)
+  np.add.at(counts, (part, labels), 1)
+  return counts
+
+
+def choose(
+  counts: np.ndarray,
+  *,
+  share: float,
+  rng: np.random.Generator,
+  required: np.ndarray | None = None,
+) -> tuple[np.ndarray, int | None]:
+  """Chooses which of K parts of the samples become validation.
+
+  Going through the parts in random order, each one is taken that brings the validation
+  samples per class nearer to the wanted share of that class.
+
+  Args:
+    counts: int [K, C], samples of each class in each part.
+    share: of the samples of each class that are to become validation.
+    rng: of the random order.
+    required: bool [C], the classes that have to be on both sides; by default all.
+
+  Returns:
+    bool [K], and the first class that is required on both sides but cannot be there;
+    None if there is no such class.
+  """
+  if required is None:
+    required = np.ones(counts.shape[1], bool)
   total = counts.sum(axis=0)
   wanted = np.maximum(1, share * total)
   taken = np.zeros_like(total)
   chosen = np.zeros(len(counts), bool)
 
   def leaves_all_classes(k: int) -> bool:
-    return bool(np.all(taken + counts[k] < total))
+    return bool(np.all((taken + counts[k] < total)[required]))
 
-  for k in np.random.default_rng(seed).permutation(len(counts)):
+  for k in rng.permutation(len(counts)):
     missing = 1 - taken / wanted
     gain = np.sum(missing**2) - np.sum((missing - counts[k] / wanted) ** 2)
     if gain > 0 and leaves_all_classes(k):
       chosen[k] = True
       taken += counts[k]
-  for c in np.flatnonzero(taken == 0):  # classes that occur in large components only
+  # Classes that occur in large parts only.
+  for c in np.flatnonzero(required & (taken == 0)):
     if taken[c]:  # by now, along with another class
       continue
     candidates = [k for k in np.flatnonzero(counts[:, c]) if leaves_all_classes(k)]
     if not candidates:
-      raise ValueError(
-        f"class {class_names[c]!r}: none of its {total[c]} train samples can become "
-        "validation, for samples that share an image, a sound or a group go together, "
-        "and then some class would have no train sample left. Add samples."
-      )
+      return chosen, int(c)
     k = min(candidates, key=lambda k: counts[k].sum())
     chosen[k] = True
     taken += counts[k]
-  return chosen[component]
+  return chosen, None
 
 
-def _components(units: Sequence[np.ndarray]) -> np.ndarray:
+def components(units: Sequence[np.ndarray]) -> np.ndarray:
   """Returns the connected component, int [N], of samples linked by equal units."""
   num_samples = len(units[0])
   # A graph of samples and units in which a sample has an edge to each of its units.

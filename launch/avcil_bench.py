@@ -25,6 +25,8 @@ import time
 import numpy as np
 from absl import app, flags
 
+from mcil_jax import cli, paths
+
 _SIDE = flags.DEFINE_enum("side", None, ["jax", "torch"], "Of a process of its own.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 5, "Timed in each turn.", lower_bound=1)
@@ -243,6 +245,12 @@ def main(argv: list[str]) -> None:
     figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(figures))
     return
+  out = None
+  if _FIGURES.value is not None:
+    try:
+      out = paths.user_path(_FIGURES.value, "--figures")
+    except ValueError as error:
+      cli.fail(error)
   turns = {"jax": [], "torch": []}
   with tempfile.TemporaryDirectory() as cache:
     _in_a_process("jax", cache)  # compiles, which takes memory of its own
@@ -277,9 +285,8 @@ def main(argv: list[str]) -> None:
     f"{without / theirs['peak_bytes']:.2f} of the peak memory, "
     f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f} with the teacher's answers"
   )
-  if _FIGURES.value:
-    with open(_FIGURES.value, "w") as file:
-      json.dump(found, file, indent=2)
+  if out:
+    out.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

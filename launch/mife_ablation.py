@@ -9,7 +9,7 @@ workdir. `--rows="k = 2,without MI"` runs some of the rows only.
 
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import flags
 
 from launch import runs
 from mcil_jax.config import MODALITIES
@@ -64,24 +64,25 @@ def columns() -> dict[str, Callable[[dict], float]]:
   return tables.columns(MODALITIES) | {"all compete": all_compete}
 
 
+def _known(label: str) -> str:
+  """The label of a row, if there is one."""
+  if label not in ROWS:
+    raise ValueError(f"no row {label!r}; there are: {', '.join(ROWS)}")
+  return label
+
+
 def main(argv: list[str]) -> None:
   """Runs everything and prints the table."""
-  unknown = [label for label in _ROWS.value if label not in ROWS]
-  if unknown:
-    raise app.UsageError(f"no row {unknown[0]!r}; there are: {', '.join(ROWS)}")
   rows = [
     (
       (config, label),
-      [
-        runs.mife(config, label, seed, ROWS[label], argv[1:])
-        for seed in runs.SEEDS.value
-      ],
+      [runs.mife(config, label, seed, ROWS[label], argv[1:]) for seed in runs.seeds()],
     )
-    for config in runs.CONFIGS.value
-    for label in _ROWS.value
+    for config in runs.configs()
+    for label in runs.distinct("rows", _ROWS.value, _known)
   ]
   runs.print_table(("data", "mife"), columns(), rows)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  runs.main(main)

@@ -12,7 +12,6 @@ of it (`train.text_rate`).
 from collections.abc import Callable
 
 import numpy as np
-from absl import app
 
 from launch import runs
 from mcil_jax.report import tables
@@ -74,13 +73,13 @@ def main(argv: list[str]) -> None:
   rows = [
     (
       (config, label),
-      [runs.mife(config, folder, seed, changes, argv[1:]) for seed in runs.SEEDS.value],
+      [runs.mife(config, folder, seed, changes, argv[1:]) for seed in runs.seeds()],
     )
-    for config in runs.CONFIGS.value
+    for config in runs.configs()
     for label, (folder, changes) in ROWS.items()
   ]
   runs.print_table(("data", "router"), columns(), rows)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  runs.main(main)

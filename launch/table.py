@@ -7,7 +7,7 @@ Each run is a process with a workdir of its own, so that the same command again 
 where it ended and repeats nothing. What follows `--` is passed on to every run.
 """
 
-from absl import app, flags
+from absl import flags
 
 from launch import runs
 from mcil_jax.config import MODALITIES
@@ -28,12 +28,12 @@ def run(config: str, method: str, seed: str, passed_on: list[str]) -> runs.Run:
 def main(argv: list[str]) -> None:
   """Runs everything and prints the table."""
   rows = [
-    ((config, method), [run(config, method, s, argv[1:]) for s in runs.SEEDS.value])
-    for config in runs.CONFIGS.value
-    for method in _METHODS.value
+    ((config, method), [run(config, method, seed, argv[1:]) for seed in runs.seeds()])
+    for config in runs.configs()
+    for method in runs.distinct("methods", _METHODS.value)
   ]
   runs.print_table(("data", "method"), tables.columns(MODALITIES), rows)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  runs.main(main)

@@ -21,7 +21,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -30,7 +29,7 @@ from absl import flags
 # What imports JAX is imported in the functions, because the environment must be set
 # before.
 from launch import roofline
-from mcil_jax import cli, collectives
+from mcil_jax import cli, collectives, paths
 
 _CONFIG = cli.define_config()
 _TOPOLOGIES = flags.DEFINE_list(
@@ -200,9 +199,11 @@ def main(argv: list[str]) -> None:
         "libtpu is not installed: in an environment of its own, "
         "pip install -c constraints.txt -e '.[tpu]'"
       )
+    # Compiling takes minutes; a path that is none is told before.
+    out = None if _JSON.value is None else paths.user_path(_JSON.value, "--json")
     records = [record for t in _TOPOLOGIES.value for record in check(t)]
-    if _JSON.value:
-      pathlib.Path(_JSON.value).write_text(json.dumps(records, indent=2) + "\n")
+    if out:
+      out.write_text(json.dumps(records, indent=2) + "\n")
   except (ValueError, OSError) as error:
     cli.fail(error)
   if not all(record["fits"] for record in records):

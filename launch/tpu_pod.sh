@@ -49,7 +49,7 @@ done
 for variable in name zone workdir; do
   [ -n "${!variable}" ] || fail "--$variable is missing; see the head of launch/tpu_pod.sh"
 done
-[[ $workdir != /* && $workdir != *:* ]] ||
+[[ $workdir != /* && $workdir != "~"* && $workdir != *:* && $workdir = *[![:space:]]* ]] ||
   fail "--workdir=$workdir: expected a folder such as runs/mife, in --share if there is one"
 [[ -z $share || $share == ?*:/* ]] || fail "--share=$share: expected SERVER:/PATH"
 [[ " $* " == *" --config="* ]] || fail "no --config=FILE.py after --"
@@ -107,7 +107,8 @@ on_all_hosts "cd mcil_jax && . .venv/bin/activate &&
 mkdir -p "$workdir"
 gcloud compute tpus tpu-vm scp --recurse "${where[@]}" --worker=0 \
   "$name:$root/$workdir/*" "$workdir/" || echo "nothing to copy from $workdir" >&2
-[ $status = 0 ] && echo "Results: $workdir" ||
+[ $status = 0 ] && echo "Results: $PWD/$workdir" ||
   echo "The run ended early (status $status); the same command goes on from there." >&2
-echo "The slice goes on costing until: gcloud compute tpus tpu-vm delete $name ${where[*]}"
+printf 'The slice goes on costing until:%s\n' "$(printf ' %q' \
+  gcloud compute tpus tpu-vm delete "$name" "${where[@]}")"
 exit $status

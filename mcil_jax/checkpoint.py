@@ -33,7 +33,7 @@ import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mcil_jax import writers
+from mcil_jax import paths, writers
 
 _KEPT = 2  # snapshots
 # What a start that died may have left, by the end of its name.
@@ -419,7 +419,7 @@ def _abstract(leaf):
   return leaf
 
 
-def load_task_model(workdir: pathlib.Path, task: int, like: Any) -> Any:
+def load_task_model(workdir: str | os.PathLike, task: int, like: Any) -> Any:
   """Returns the model that a finished task left; all processes call this together.
 
   Args:
@@ -429,9 +429,10 @@ def load_task_model(workdir: pathlib.Path, task: int, like: Any) -> Any:
 
   Raises:
     FileNotFoundError: no such task has been finished there.
-    ValueError: the model is damaged or of another structure.
+    ValueError: the model is damaged or of another structure, or `workdir` is no path.
   """
-  path = _checkpoints(workdir) / "tasks" / str(task)
+  root = _checkpoints(paths.user_path(workdir, "workdir"))
+  path = root / "tasks" / str(task)
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
   try:

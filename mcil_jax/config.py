@@ -8,7 +8,7 @@ that need the dataset are made where it is known (`scenario`, `sharding`, `model
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import ml_collections
 from ml_collections import config_dict
@@ -429,10 +429,13 @@ def changed_keys(old: dict, new: dict) -> Iterator[str]:
   old, new = flatten(old), flatten(new)
   missing = object()
   for key in sorted(old.keys() | new.keys()):
-    if old.get(key, missing) != new.get(key, missing) and not any(
-      key == name or key.startswith(f"{name}.") for name in RESUMABLE
-    ):
+    if old.get(key, missing) != new.get(key, missing) and not is_among(key, RESUMABLE):
       yield key
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+  """Whether a dotted key, or a section that it is in, is one of the names."""
+  return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def refuse_change(path: pathlib.Path, new: dict) -> None:

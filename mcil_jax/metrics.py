@@ -53,6 +53,24 @@ def seen_accuracy(
   )
 
 
+def after_task(
+  predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int], task: int
+) -> tuple[float, np.ndarray]:
+  """Returns the accuracies after one task, without looking at the others.
+
+  Returns:
+    What `seen_accuracy` has for the task, and the row of `accuracy_matrix` up to the
+    diagonal, float64 [task + 1].
+  """
+  seen = _seen_classes(increments)[: task + 1]
+  known = np.asarray(labels) < seen[-1]
+  rows, labels = np.asarray(predictions)[[task]][:, known], np.asarray(labels)[known]
+  total, (correct,), _ = _count(rows, labels, seen[-1:])
+  starts = seen - np.asarray(increments)[: task + 1]
+  of_tasks = np.add.reduceat(correct, starts) / np.add.reduceat(total, starts)
+  return float(correct.sum() / total.sum()), of_tasks
+
+
 def per_class_accuracy(
   predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int]
 ) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from mcil_jax import (
   __version__,
   checkpoint,
+  comparability,
   evaluate,
   memory,
   metrics,
@@ -22,14 +23,6 @@ from mcil_jax import (
 from mcil_jax import config as config_lib
 from mcil_jax.setup import Setup
 from mcil_jax.state import RunState
-
-# Keys of what experts did: a value per modality and task.
-OF_EXPERTS = (
-  "expert_usage",
-  "routing_drift",
-  "routing_entropy",
-  "dropped_assignments",
-)
 
 _PACKAGES = (
   "jax",
@@ -66,26 +59,17 @@ def _lists(values: np.ndarray) -> list:
   return np.where(np.isnan(values), None, values.astype(object)).tolist()
 
 
-def summarise(setup: Setup, state: RunState) -> dict:
-  """The contents of results.json; see the README for its keys."""
+def progress(setup: Setup, state: RunState) -> dict:
+  """Returns the part of `summarise` that the plots show: what was run, and accuracies.
+
+  It reads the predictions alone, so that it is cheap enough for the middle of a run.
+  """
   c, increments = setup.config, setup.scenario.increments
   labels = setup.labels[c.eval.split]
   by_kind = {
     kind: _accuracies(rows, labels, increments)
     for kind, rows in state.predictions.items()
   }
-  main = state.predictions[evaluate.MAIN]
-  zero_shot = _zero_shot(setup, state, labels)
-  summary = metrics.summary(main, labels, increments, zero_shot=zero_shot)
-  mife = observe.mife_metrics(
-    state.observed,
-    by_kind[evaluate.MAIN]["seen_accuracy"],
-    metrics.accuracy_matrix(main, labels, increments),
-    zero_shot,
-    metrics.chance_accuracy(increments),
-  )
-  seconds = {key: float(value) for key, value in state.seconds.items()}
-  loop = seconds["loop_seconds"]
   return {
     "method": c.method,
     "data": c.data.name,
@@ -94,34 +78,45 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "modalities": list(setup.modalities),
     "increments": list(increments),
     "class_names": list(setup.scenario.class_names),
+    # Whether the tasks of test samples are told, in the main accuracy too.
+    "task_told": bool(setup.method.tasks and not setup.method.tasks.infer),
     **by_kind[evaluate.MAIN],
-    "per_class_accuracy": _lists(
-      metrics.per_class_accuracy(main, labels, increments)[-1]
-    ),
-    "metrics": summary.values | mife.values,
-    "undefined": summary.undefined | mife.undefined,
     "task_incremental": by_kind[evaluate.TASK_INCREMENTAL],
     "open": by_kind[evaluate.OPEN] if setup.method.tasks else None,
     "per_modality": {m: by_kind[m] for m in setup.modalities},
+  }
+
+
+def summarise(setup: Setup, state: RunState) -> dict:
+  """The contents of results.json; see the README for its keys.
+
+  All processes call this together: it gathers the parameters.
+  """
+  c, labels = setup.config, setup.labels[setup.config.eval.split]
+  accuracies, zero_shot = progress(setup, state), _zero_shot(setup, state, labels)
+  values, undefined = _metrics(setup, state, accuracies["seen_accuracy"], zero_shot)
+  main = state.predictions[evaluate.MAIN]
+  of_classes = metrics.per_class_accuracy(main, labels, setup.scenario.increments)
+  infers = setup.method.tasks and setup.method.tasks.infer
+  return accuracies | {
+    "benchmark": setup.dataset.benchmark,
+    "data_version": setup.dataset.version,
+    "fingerprints": comparability.fingerprints(
+      setup.dataset.fingerprint, setup.scenario.class_names, config_lib.as_json(c)
+    ),
+    "per_class_accuracy": _lists(of_classes[-1]),
+    "metrics": values,
+    "undefined": undefined,
     "confusion_matrix": _confusion(setup, state, labels),
     "zero_shot": None if zero_shot is None else _lists(zero_shot),
     "task_inference_accuracy": observe.task_inference_accuracy(
       state.observed, labels, setup.scenario
     )
-    if setup.method.tasks and setup.method.tasks.infer
+    if infers
     else None,
-    # Whether the tasks of test samples are told, in the main accuracy too.
-    "task_told": bool(setup.method.tasks and not setup.method.tasks.infer),
-    "expert_usage": observe.expert_usage(state.observed, labels, setup.scenario),
-    "routing_drift": observe.routing_drift(state.observed, labels, setup.scenario),
-    "dropped_assignments": observe.dropped(state.observed, labels, setup.scenario),
-    "routing_entropy": observe.routing_entropy(state.observed, labels, setup.scenario),
+    **of_experts(setup, state),
     "fusion": observe.fusion(state.observed, labels, setup.scenario, state.theta),
-    "compilations": {name: int(n) for name, n in state.compilations.items()},
-    "train_seconds": seconds["train_seconds"],
-    "steps": int(state.train.step),
-    "steps_per_second": seconds["loop_steps"] / loop if loop else None,
-    "input_wait_share": seconds["wait_seconds"] / loop if loop else None,
+    **_cost(state),
     "exemplars": 0 if state.memory is None else len(memory.stored(state.memory)),
     "params": sum(x.size for x in jax.tree.leaves(state.model.params)),
     "params_sha256": checkpoint.sha256(state.model.params),
@@ -133,6 +128,50 @@ def summarise(setup: Setup, state: RunState) -> dict:
     },
     "versions": versions(),
     "config": config_lib.as_json(c),
+  }
+
+
+def of_experts(setup: Setup, state: RunState) -> dict[str, dict]:
+  """Returns what experts did, a value per modality and task, by its key in results."""
+  functions = {
+    "expert_usage": observe.expert_usage,
+    "routing_drift": observe.routing_drift,
+    "routing_entropy": observe.routing_entropy,
+    "dropped_assignments": observe.dropped,
+  }
+  labels = setup.labels[setup.config.eval.split]
+  return {
+    key: of(state.observed, labels, setup.scenario) for key, of in functions.items()
+  }
+
+
+def _metrics(
+  setup: Setup, state: RunState, seen_accuracy: list, zero_shot: np.ndarray | None
+) -> tuple[dict[str, float], dict[str, str]]:
+  """The metrics by name, and why the others have no value."""
+  main, increments = state.predictions[evaluate.MAIN], setup.scenario.increments
+  labels = setup.labels[setup.config.eval.split]
+  summary = metrics.summary(main, labels, increments, zero_shot=zero_shot)
+  mife = observe.mife_metrics(
+    state.observed,
+    seen_accuracy,
+    metrics.accuracy_matrix(main, labels, increments),
+    zero_shot,
+    metrics.chance_accuracy(increments),
+  )
+  return summary.values | mife.values, summary.undefined | mife.undefined
+
+
+def _cost(state: RunState) -> dict:
+  """Where the time went, over all starts of the run."""
+  seconds = {key: float(value) for key, value in state.seconds.items()}
+  loop = seconds["loop_seconds"]
+  return {
+    "compilations": {name: int(n) for name, n in state.compilations.items()},
+    "train_seconds": seconds["train_seconds"],
+    "steps": int(state.train.step),
+    "steps_per_second": seconds["loop_steps"] / loop if loop else None,
+    "input_wait_share": seconds["wait_seconds"] / loop if loop else None,
   }
 
 
@@ -157,22 +196,33 @@ def _confusion(setup: Setup, state: RunState, labels: np.ndarray) -> list | None
 
 
 def write(directory: pathlib.Path, summary: dict, *, keep: bool) -> dict:
-  """Writes results.json and the plots.
+  """Writes results.json, the plots and the page.
 
   Args:
     directory: the workdir.
     summary: from `summarise`.
-    keep: whether a results.json that is there and whole stays as it is, because the
-      run was finished before and this start did nothing but look.
+    keep: whether a results.json that is there and whole keeps what it says, because the
+      run was finished before and this start did nothing but look. What an earlier
+      version has not written is added.
 
   Returns:
     What the file holds.
   """
   path = directory / "results.json"
-  if keep and path.exists():
-    with contextlib.suppress(ValueError):  # damaged: no JSON, or no text
-      return json.loads(path.read_text())
+  kept = _read(path) if keep else {}
+  if kept.keys() >= summary.keys():
+    return kept
+  summary = summary | kept
   report.save_plots(summary, directory / "plots")
   report.write_page(summary, directory / "report" / "index.html")
   writers.write_json(path, summary)
   return summary
+
+
+def _read(path: pathlib.Path) -> dict:
+  """What a results.json holds; nothing if it is not there or damaged."""
+  if path.exists():
+    with contextlib.suppress(ValueError):  # no JSON, or no text
+      found = json.loads(path.read_text(encoding="utf-8"))
+      return found if isinstance(found, dict) else {}
+  return {}

@@ -51,6 +51,7 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
     workdir.opened(path, setup.config, setup.dataset) as directory,
     Record(setup, directory, stop) as record,
   ):
+    plots = report.LivePlots(directory / "plots")
     state = record.restore()
     was_finished = state.task == setup.scenario.num_tasks
     while state.task < setup.scenario.num_tasks:
@@ -58,7 +59,7 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
       # A stop saves the task as it was learned, with the memory it was trained with.
       state = _timed(conclude, setup, learned, record)
       state, validation_accuracy = assess(setup, state, record, learned)
-      announce(setup, state, record, validation_accuracy)
+      announce(setup, state, record, validation_accuracy, plots)
       record.save_task(state)
       state = record.save(next_task(setup, state))
     summary = results.summarise(setup, state)
@@ -290,32 +291,36 @@ def assess(
 
 
 def announce(
-  setup: Setup, state: RunState, record: Record, validation_accuracy: float
+  setup: Setup,
+  state: RunState,
+  record: Record,
+  validation_accuracy: float,
+  plots: report.LivePlots,
 ) -> None:
-  """Logs and prints the accuracies after the current task."""
+  """Logs, prints and, now and then, draws the accuracies after the current task."""
+  if not record.is_main:
+    return
   number, split = int(state.task), setup.config.eval.split
   increments, labels = setup.scenario.increments, setup.labels[split]
-  seen_accuracy = {
-    kind: metrics.seen_accuracy(rows, labels, increments)
+  accuracies = {
+    kind: metrics.after_task(rows, labels, increments, number)
     for kind, rows in sorted(state.predictions.items())  # as Orbax restores them
   }
-  matrix = metrics.accuracy_matrix(state.predictions[evaluate.MAIN], labels, increments)
   scalars = {"validation/seen_accuracy": validation_accuracy} | {
-    f"{split}/{kind}/seen_accuracy": accuracy[number]
-    for kind, accuracy in seen_accuracy.items()
+    f"{split}/{kind}/seen_accuracy": seen for kind, (seen, _) in accuracies.items()
   }
-  row = matrix[number, : number + 1]
-  summary = results.summarise(setup, state)  # in all processes: it gathers parameters
-  of_experts = {key: summary[key] for key in results.OF_EXPERTS if summary[key]}
+  of_experts = {k: x for k, x in results.of_experts(setup, state).items() if x}
   record.writer.write(
     int(state.train.step),
     scalars,
     event="task",
     task=number,
-    accuracy_of_task=row,
+    accuracy_of_task=accuracies[evaluate.MAIN][1],
     **of_experts,
   )
-  if record.is_main:
-    table = report.accuracy_table(matrix, increments, seen_accuracy[evaluate.MAIN])
-    print(f"\n{table}\n", flush=True)
-    report.save_plots(summary, record.workdir / "plots")
+  main = state.predictions[evaluate.MAIN], labels, increments
+  table = report.accuracy_table(
+    metrics.accuracy_matrix(*main), increments, metrics.seen_accuracy(*main)
+  )
+  print(f"\n{table}\n", flush=True)
+  plots.draw(lambda: results.progress(setup, state))

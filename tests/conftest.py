@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mcil_jax import sharding
+from mcil_jax import paths, sharding
 from mcil_jax.data import schema, sounding_shapes
 
 
@@ -45,7 +45,7 @@ def rng() -> np.random.Generator:
 def golden_dir() -> pathlib.Path:
   """Where the golden files are; another set of them can be put in their place."""
   default = pathlib.Path(__file__).parent / "golden"
-  return pathlib.Path(os.environ.get("MCIL_GOLDEN_DIR", default))
+  return paths.user_path(os.environ.get("MCIL_GOLDEN_DIR", default), "MCIL_GOLDEN_DIR")
 
 
 @pytest.fixture(scope="session")

@@ -428,11 +428,14 @@ def test_a_snapshot_of_another_structure(snapshots, eight_devices, name):
     snapshots.restore(lambda _: change(state))
 
 
-def test_parameters_of_a_task_are_kept_for_good(tmp_path, snapshots, eight_devices):
+def test_parameters_of_a_task_are_kept_for_good(
+  tmp_path, snapshots, eight_devices, monkeypatch
+):
+  monkeypatch.setenv("HOME", str(tmp_path.parent))
   for task in range(3):
     snapshots.save_task(task, make_state(eight_devices, task))
-  for task in range(3):
-    found = checkpoint.load_task_model(tmp_path, task, make_state(eight_devices))
+  for task, workdir in enumerate((tmp_path, str(tmp_path), f"~/{tmp_path.name}")):
+    found = checkpoint.load_task_model(workdir, task, make_state(eight_devices))
     assert_same(found, make_state(eight_devices, task))
 
 

@@ -41,6 +41,23 @@ def test_seen_accuracy_weighs_samples():
   np.testing.assert_allclose(metrics.seen_accuracy(*RUN), [3 / 4, 5 / 8, 1 / 2])
 
 
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_after_one_task(task):
+  seen, of_tasks = metrics.after_task(*RUN, task)
+  # 3 of 4; 1 + 4 of 8; 2 + 2 + 1 of 10.
+  assert seen == [3 / 4, 5 / 8, 1 / 2][task]
+  np.testing.assert_array_equal(of_tasks, MATRIX[task, : task + 1])
+
+
+def test_after_one_task_the_others_do_not_count_and_its_own_are_checked():
+  predictions = np.full_like(PREDICTIONS, 99)
+  predictions[1] = PREDICTIONS[1]
+  assert metrics.after_task(predictions, LABELS, INCREMENTS, 1)[0] == 5 / 8
+  predictions[1, 0] = 3  # of a later task
+  with pytest.raises(ValueError, match="must be one of the 3 classes seen by then"):
+    metrics.after_task(predictions, LABELS, INCREMENTS, 1)
+
+
 def test_per_class_accuracy():
   expected = [
     [1, 1 / 2, NAN, NAN, NAN, NAN],

@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 import types
 
@@ -14,6 +16,7 @@ from mcil_jax import (
   methods,
   observe,
   results,
+  run,
   scenario,
   sharding,
 )
@@ -47,13 +50,18 @@ PREDICTIONS = {
 }
 
 
+DATASET = types.SimpleNamespace(
+  name="letters", version="2.0.0", fingerprint="3fa4", benchmark=None
+)
+
+
 @pytest.fixture
 def setup() -> Setup:
   c = config.default()
   c.method, c.data.name, c.seed, c.eval.split = "replay", "letters", 3, "validation"
   return Setup(
     config=c,
-    dataset=None,
+    dataset=DATASET,
     scenario=scenario.make("abc", increments=(2, 1), class_order=(2, 0, 1)),
     labels={"validation": LABELS, "test": None, "train": None},
     mesh=sharding.make_mesh(2, 2),
@@ -135,6 +143,8 @@ def test_what_the_run_was(setup, state):
     "split": "validation",
     "increments": [2, 1],
     "class_names": ["c", "a", "b"],
+    "benchmark": None,
+    "data_version": "2.0.0",
     "compilations": {"train_step": 1, "eval_step": 2},
     "train_seconds": 9.5,
     "steps": 40,
@@ -152,6 +162,54 @@ def test_what_the_run_was(setup, state):
     "mesh": {"data": 2, "expert": 2},
     "processes": 1,
   }
+
+
+def sha256(content) -> str:
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def test_fingerprints_tell_what_can_be_compared(setup, state):
+  def fingerprints(**changes):
+    c = config.default()
+    c.update_from_flattened_dict(config.flatten(setup.config.to_dict()) | changes)
+    made = dataclasses.replace(setup, config=c)
+    return results.summarise(made, state)["fingerprints"]
+
+  before = fingerprints()
+  assert before["data"] == "3fa4"
+  assert before["class_order"] == sha256(["c", "a", "b"])
+  # Repetitions, also elsewhere: another seed with another order of the classes.
+  for key, value in {
+    "seed": 4,
+    "scenario.class_order": (1, 0, 2),
+    "scenario.shuffle_within": (2, 1),
+    "mesh.data": 1,
+    "data.data_dir": "elsewhere",
+    "log.progress": False,
+  }.items():
+    assert fingerprints(**{key: value}) == before
+  for key, value in {
+    "train.epochs": 3,
+    "scenario.increments": (1, 2),
+    "eval.modality_dropout": 0.1,
+    "method": "finetune",
+    "mife.mi_weight": 0.1,
+  }.items():
+    changed = fingerprints(**{key: value})
+    assert changed.pop("settings") != before["settings"]
+    assert changed == {k: before[k] for k in ("data", "class_order")}
+
+
+def test_other_data_and_another_class_order_have_other_fingerprints(setup, state):
+  other = types.SimpleNamespace(version="2.0.0", fingerprint="9b1c", benchmark="ave")
+  summary = results.summarise(dataclasses.replace(setup, dataset=other), state)
+  assert summary["fingerprints"]["data"] == "9b1c"
+  assert summary["benchmark"] == "ave"
+  reversed_order = scenario.make("abc", increments=(2, 1), class_order=(1, 0, 2))
+  summary = results.summarise(
+    dataclasses.replace(setup, scenario=reversed_order), state
+  )
+  assert summary["fingerprints"]["class_order"] == sha256(["b", "a", "c"])
 
 
 def test_a_summary_is_json_without_loss(setup, state):
@@ -197,7 +255,19 @@ def test_a_finished_run_keeps_what_it_wrote(setup, state, tmp_path):
   assert json.loads((tmp_path / "results.json").read_text()) == summary
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff"])
+def test_what_an_earlier_version_has_not_written_is_added(setup, state, tmp_path):
+  summary = results.summarise(setup, state)
+  earlier = {k: x for k, x in summary.items() if k not in ("fingerprints", "benchmark")}
+  earlier["versions"] = {"mcil_jax": "0.1"}  # which trained it
+  (tmp_path / "results.json").write_text(json.dumps(earlier))
+  completed = summary | {"versions": {"mcil_jax": "0.1"}}
+  assert results.write(tmp_path, summary, keep=True) == completed
+  assert json.loads((tmp_path / "results.json").read_text()) == completed
+  page = (tmp_path / "report" / "index.html").read_text()
+  assert completed["fingerprints"]["settings"] in page
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[]"])
 def test_damaged_results_of_a_finished_run_are_written_again(
   setup, state, tmp_path, content
 ):
@@ -205,3 +275,63 @@ def test_damaged_results_of_a_finished_run_are_written_again(
   (tmp_path / "results.json").write_bytes(content)
   assert results.write(tmp_path, summary, keep=True) == summary
   assert json.loads((tmp_path / "results.json").read_text()) == summary
+
+
+# --- Meanwhile.
+
+
+class Record:
+  """Stands for `record.Record`, with the lines that were written."""
+
+  def __init__(self, is_main: bool = True):
+    self.is_main, self.lines, self.writer = is_main, [], self
+
+  def write(self, step, scalars, **context):
+    self.lines.append((step, scalars, context))
+
+
+def without_params(state: RunState, task: int) -> RunState:
+  """The state in a task, whose parameters nobody may look at."""
+  for rows in state.predictions.values():
+    rows[task + 1 :] = -1
+  train = types.SimpleNamespace(params=None, step=jnp.int32(20))
+  return state.replace(task=np.array(task), train=train)
+
+
+def test_a_task_s_line_and_table_by_hand(setup, state, capsys):
+  record, drawn = Record(), []
+  plots = types.SimpleNamespace(draw=lambda shown: drawn.append(shown()))
+  run.announce(setup, without_params(state, 0), record, 0.25, plots)
+  ((step, scalars, context),) = record.lines
+  assert step == 20
+  assert scalars == {
+    "validation/seen_accuracy": 0.25,
+    "validation/audio/seen_accuracy": 2 / 3,
+    "validation/image/seen_accuracy": 1 / 3,
+    "validation/main/seen_accuracy": 2 / 3,
+    "validation/open/seen_accuracy": 2 / 3,
+    "validation/task_incremental/seen_accuracy": 1.0,
+  }
+  assert list(context.pop("accuracy_of_task")) == [2 / 3]
+  assert context == {"event": "task", "task": 0}
+  assert "after task 0" in capsys.readouterr().out
+  (shown,) = drawn
+  assert shown["accuracy_matrix"] == [[2 / 3, None], [None, None]]
+
+
+def test_a_task_s_line_is_that_of_the_results(setup, state):
+  record = Record()
+  plots = types.SimpleNamespace(draw=lambda shown: None)
+  run.announce(setup, without_params(state, 1), record, 0.25, plots)
+  summary = results.progress(setup, state)
+  ((_, scalars, context),) = record.lines
+  assert list(context["accuracy_of_task"]) == summary["accuracy_matrix"][1]
+  assert scalars["validation/main/seen_accuracy"] == summary["seen_accuracy"][1]
+  of_audio = summary["per_modality"]["audio"]["seen_accuracy"]
+  assert scalars["validation/audio/seen_accuracy"] == of_audio[1]
+
+
+def test_the_main_process_alone_has_work_with_that(setup, state, capsys):
+  record = Record(is_main=False)
+  run.announce(setup, without_params(state, 1), record, 0.25, plots=None)
+  assert (record.lines, capsys.readouterr().out) == ([], "")

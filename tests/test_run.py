@@ -1,5 +1,6 @@
 """Whole runs: one compilation, exact resume after any death, any layout."""
 
+import json
 import signal
 import time
 
@@ -27,6 +28,7 @@ from small_runs import (
 
 from mcil_jax import checkpoint, setup, state, writers
 from mcil_jax.record import StoppedError
+from mcil_jax.report import comparison
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +121,19 @@ def test_sigterm_saves_and_the_same_command_goes_on(data_dir, reference, tmp_pat
   assert_identical(tmp_path, reference)
 
 
-def test_a_finished_run_is_only_shown_again(data_dir, reference):
+def test_a_finished_run_is_only_shown_again_and_completed(data_dir, reference):
   before = results_of(reference)
+  written_by_then = {k: x for k, x in before.items() if k != "fingerprints"}
+  written_by_then["versions"] = {"mcil_jax": "0.1"}
+  (reference / "results.json").write_text(json.dumps(written_by_then))
+  with pytest.raises(
+    ValueError, match="start the run's command again, which adds them"
+  ):
+    comparison.load(reference)
   out, _ = finish(start(command(data_dir, reference)))
-  assert results_of(reference) == before
   assert "replay on sounding_shapes" in out
+  completed = comparison.load(reference)
+  assert completed == before | {"versions": {"mcil_jax": "0.1"}}
 
 
 @pytest.fixture(scope="module")

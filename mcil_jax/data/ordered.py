@@ -105,13 +105,19 @@ class _SplitWriter:
 
     Raises:
       OSError: it cannot be written, say because the disk is full.
-      ValueError: there are more than announced.
+      ValueError: there are more than announced, or it is not as the features say.
     """
     if len(self.ids) == self._ends[-1]:
       raise ValueError(
         f"{self._template.split} has more than {self._ends[-1]} samples."
       )
-    record = self._features.serialize_example(sample)
+    try:
+      record = self._features.serialize_example(sample)
+    except Exception as error:  # TFDS raises whatever its features do
+      raise ValueError(
+        f"sample {sample['id']!r} of split {self._split!r} is not as the features of "
+        f"the dataset say ({' '.join(str(error).split())})."
+      ) from error
     with self._writing():
       if self._file is None:
         self._file = array_record_module.ArrayRecordWriter(

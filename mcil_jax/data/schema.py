@@ -14,11 +14,16 @@ its bits are stored as uint16; `feature_dtypes` in the metadata says what they a
 
 A dataset whose builder writes samples in their order (`mcil_jax.data.ordered`) has all
 labels and ids in `samples.json`, too, so that nobody reads gigabytes to know them.
+
+What would be read back differently than it was given is refused before it is written.
+TFDS keeps class names one per line, without surrounding blanks, and metadata as JSON.
 """
 
 import contextlib
 import dataclasses
 import io
+import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +42,7 @@ FEATURE_DTYPES = {
   "float16": np.dtype(np.float16),
   "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+FEATURES = ("label", "id", *MODALITIES)  # of a sample, that are read
 SAMPLES_FILE = "samples.json"  # {split: {"labels": [N], "ids": [N]}}, in stored order
 
 RAW_RANKS = {"image": 4, "audio": 1}
@@ -65,6 +71,58 @@ def stored_dtype(dtype: Any) -> np.dtype:
   """What TFDS stores for features of `dtype`."""
   bfloat16 = np.dtype(dtype) == FEATURE_DTYPES["bfloat16"]
   return np.dtype(np.uint16 if bfloat16 else dtype)
+
+
+def check_class_names(names: Sequence[str]) -> None:
+  """Raises ValueError if class names are not read back as they are, or not told apart.
+
+  Args:
+    names: [C], by label.
+  """
+  if not len(names):
+    raise ValueError("there are no class names.")
+  labels: dict[str, int] = {}
+  for label, name in enumerate(names):
+    if problem := _text_problem(name) or _line_problem(name):
+      raise ValueError(f"class name {name!r} (label {label}) {problem}.")
+    if name in labels:
+      raise ValueError(
+        f"class name {name!r} occurs twice, for the labels {labels[name]} and {label}; "
+        "give each class a name of its own."
+      )
+    labels[name] = label
+
+
+def check_sample_id(sample_id: str) -> None:
+  """Raises ValueError if the id of a sample is not read back as it is."""
+  if problem := _text_problem(sample_id):
+    raise ValueError(f"sample id {sample_id!r} {problem}.")
+
+
+def _text_problem(text: Any) -> str | None:
+  """Says why a text cannot be stored or names nothing, if so."""
+  if not isinstance(text, str):
+    return f"is a {type(text).__name__}; make it a text"
+  if not any(char.isprintable() and not char.isspace() for char in text):
+    return "has no visible character; give it a name"
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return "has bytes that were never decoded; decode them with their encoding"
+  return None
+
+
+def _line_problem(text: str) -> str | None:
+  """Says why a text is not kept as a line of a file, if it is not."""
+  if text.splitlines() != [text]:
+    return "has a line break, but is kept in one line; remove that"
+  if text != text.strip():
+    return "begins or ends with a blank, which is not kept; remove that"
+  if "\0" in text:
+    return "has a NUL; remove that"
+  if text.startswith("\ufeff"):
+    return "begins with a byte order mark; read its file as utf-8-sig"
+  return None
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -107,8 +165,10 @@ def dataset_info(
       part of the fingerprint of the dataset, so whatever changes the data belongs here.
 
   Raises:
-    ValueError: a modality is raw and features at once, or features cannot be like that.
+    ValueError: a modality is raw and features at once, or features cannot be like that;
+      or class names or metadata would not be read back as they are.
   """
+  check_class_names(class_names)
   described: dict[str, Any] = {
     "label": tfds.features.ClassLabel(names=list(class_names)),
     "id": tfds.features.Text(),
@@ -130,12 +190,28 @@ def dataset_info(
         shape=f.shape, dtype=stored_dtype(FEATURE_DTYPES[f.dtype]), encoding="bytes"
       )
     own["feature_dtypes"] = {modality: f.dtype for modality, f in features.items()}
+  own |= metadata or {}
+  _check_metadata(own)
   return _Info(
     builder=builder,
     description=description,
     features=tfds.features.FeaturesDict(described),
-    metadata=tfds.core.MetadataDict({**own, **(metadata or {})}),
+    metadata=tfds.core.MetadataDict(own),
   )
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+  """Raises ValueError if JSON does not keep a value as it is."""
+  for key, value in metadata.items():
+    try:
+      kept = json.loads(json.dumps({key: value}))
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"{key!r} of the metadata is no JSON ({error}).") from error
+    if kept != {key: value}:
+      raise ValueError(
+        f"{key!r} of the metadata, {value!r}, would be read back as {kept!r}; use "
+        "texts for keys, lists instead of tuples, and finite numbers."
+      )
 
 
 def _check(features: Mapping[str, Features], raw: Mapping[str, Any]) -> None:
@@ -164,11 +240,18 @@ def encode_sample(
     label: the class, in `[0, C)`.
     image: uint8 [T, H, W, 3], or features [T, P, D], or None.
     audio: int16 [samples], or features [D], or None.
+
+  Raises:
+    ValueError: the id, the label or an array would not be read back as it is.
   """
+  check_sample_id(sample_id)
+  if label < 0:
+    raise ValueError(f"label of sample {sample_id!r} is {label}; it has to be ≥ 0.")
   sample: dict[str, Any] = {"label": int(label), "id": sample_id}
   for modality, array in (("image", image), ("audio", audio)):
     if array is None:
       continue
+    _check_array(array, modality, sample_id)
     if is_features(array.dtype):
       sample[modality] = array.view(stored_dtype(array.dtype))
     elif modality == "image":
@@ -176,6 +259,24 @@ def encode_sample(
     else:
       sample[modality] = array
   return sample_id, sample
+
+
+def _check_array(array: np.ndarray, modality: str, sample_id: str) -> None:
+  """Raises ValueError if an array is neither a raw modality nor features."""
+  if is_features(array.dtype):
+    fits = array.ndim == FEATURE_RANKS[modality]
+  else:
+    fits = array.dtype == RAW_DTYPES[modality] and array.ndim == RAW_RANKS[modality]
+    fits = fits and (modality != "image" or array.shape[-1] == 3)
+  if not fits:
+    raise ValueError(
+      f"{modality} of sample {sample_id!r} is {array.dtype} {list(array.shape)}, not "
+      + {
+        "image": "uint8 [T, H, W, 3] or features [T, P, D]",
+        "audio": "int16 [samples] or features [D]",
+      }[modality]
+      + f", features being {', '.join(FEATURE_DTYPES)}."
+    )
 
 
 def _encode_png(frame: np.ndarray) -> io.BytesIO:
@@ -196,7 +297,15 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
 
   TFDS writes into a directory of another name and renames it at the end, so that a
   process which dies leaves nothing that could be taken for a dataset.
+
+  Raises:
+    OSError: it cannot be written, say because the disk is full.
+    ValueError: what describes the dataset is not read back as it was given. Nothing is
+      left of it then.
   """
+  if Path(builder.data_dir).exists():
+    return Path(builder.data_dir)
+  given = _description(builder)
   # Nothing is downloaded, but TFDS announces a download on stdout and makes a
   # directory for it. Its progress bar writes to stderr and stays.
   with (
@@ -212,4 +321,31 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
     except FileExistsError:  # another process was faster; it wrote the same
       if not Path(builder.data_dir).exists():
         raise
-  return Path(builder.data_dir)
+      return Path(builder.data_dir)
+    except RuntimeError as error:
+      if ".array_record" not in str(error):  # it names the file that it cannot write
+        raise
+      raise OSError(
+        f"Cannot write {builder.data_dir} ({error}). Make room there, or choose "
+        "another data_dir."
+      ) from error
+  directory = Path(builder.data_dir)
+  kept = _description(tfds.builder_from_directory(directory))
+  for what, value in given.items():
+    if kept[what] != value:
+      shutil.rmtree(directory)
+      raise ValueError(
+        f"{what} of {directory} were given as {value!r}, but read back as "
+        f"{kept[what]!r}, so the dataset was removed again."
+      )
+  return directory
+
+
+def _description(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+  """Returns what TFDS keeps about a dataset beside its samples."""
+  info = builder.info
+  return {
+    "class names": list(info.features["label"].names),
+    "features": info.features.to_json(),
+    "metadata": dict(info.metadata or {}),
+  }

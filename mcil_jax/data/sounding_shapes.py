@@ -254,7 +254,10 @@ class SoundingShapes(schema.Builder):
       image_shape=(FRAMES, SIZE_PX, SIZE_PX, 3),
       audio_samples=SAMPLES,
       sample_rate_hz=SAMPLE_RATE_HZ,
-      metadata={"seed": self.seed, "nuisance": NUISANCE._asdict()},
+      metadata={
+        "seed": self.seed,
+        "nuisance": {name: list(limits) for name, limits in NUISANCE._asdict().items()},
+      },
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:

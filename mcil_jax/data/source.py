@@ -6,24 +6,17 @@ in it. Whatever is wrong with it is one error that names the file and what to do
 A modality is raw, or features of a frozen model: those whose dtype is floating.
 """
 
-import collections
 import dataclasses
-import hashlib
-import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 
-from mcil_jax.data import schema, sounding_shapes
-
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
-_AVCIL = ("ave", "kinetics_sounds", "vggsound100")  # made by data_prep.avcil_features
+from mcil_jax import paths
+from mcil_jax.data import directory as directory_lib
+from mcil_jax.data import fingerprint, schema, sounding_shapes
 
 
 class Split:
@@ -40,12 +33,13 @@ class Split:
     labels: np.ndarray,
     ids: list[str],
     *,
+    shapes: Mapping[str, tuple[int, ...]],
     dtypes: Mapping[str, np.dtype],
     cached: bool,
     directory: Path,
   ):
     self._records = records
-    self._dtypes = dtypes
+    self._shapes, self._dtypes = shapes, dtypes
     self._cache: dict[int, dict[str, Any]] | None = {} if cached else None
     self._directory = directory
     self.labels = labels
@@ -66,30 +60,41 @@ class Split:
     """
     index = range(len(self))[index]  # wraps negative indices, raises IndexError
     if self._cache is None:
-      return self._decode(index)
+      return self.decode(index)
     if index not in self._cache:
       # Two threads may decode the same sample; setdefault keeps one of the results.
-      self._cache.setdefault(index, self._decode(index))
+      self._cache.setdefault(index, self.decode(index))
     return dict(self._cache[index])
 
-  def _decode(self, index: int) -> dict[str, Any]:
+  def decode(self, index: int) -> dict[str, Any]:
+    """Reads sample `index` ≥ 0, whether or not it is kept in memory; else as `[index]`.
+
+    Raises:
+      ValueError: as `[index]`.
+    """
     try:
       record = self._records[index]
     except Exception as error:  # array_record has no error type of its own
       raise ValueError(
         f"Cannot read sample {self.ids[index]!r} of {self._directory} ({error}). "
-        + _again(self._directory)
+        + directory_lib.again(self._directory)
       ) from error
     label, sample_id = int(record["label"]), record["id"].decode()
     if (label, sample_id) != (self.labels[index], self.ids[index]):
       raise ValueError(
         f"{self._directory}: {schema.SAMPLES_FILE} has {self.ids[index]!r} of class "
         f"{self.labels[index]} where {sample_id!r} of class {label} is stored. "
-        + _again(self._directory)
+        + directory_lib.again(self._directory)
       )
     # A view: what is stored as uint16 may be the bits of bfloat16.
     sample = {m: record[m].view(dtype) for m, dtype in self._dtypes.items()}
-    for array in sample.values():
+    for modality, array in sample.items():
+      if array.shape != self._shapes[modality]:
+        raise ValueError(
+          f"{self._directory}: {modality} of sample {sample_id!r} is "
+          f"{list(array.shape)}, not {list(self._shapes[modality])} as features.json "
+          f"has it. {directory_lib.REWRITE}"
+        )
       array.flags.writeable = False
     return {**sample, "label": label}
 
@@ -108,9 +113,10 @@ class Dataset:
       features (T, P, D) and (D,).
     dtypes: of each modality as read: uint8 and int16, or that of features.
     splits: "train", "validation" and "test".
-    fingerprint: hex digest which is another one when the data are others. It covers
-      names, shapes, labels, ids and metadata, where writers keep what the data were
-      made from, rather than encoded bytes, which depend on library versions.
+    fingerprint: hex digest which is another one when the data are others, see
+      `mcil_jax.data.fingerprint`.
+    benchmark: name of the benchmark that this is, classes and samples as released, such
+      as "ave"; None if it is none, or a part of one.
   """
 
   name: str
@@ -122,25 +128,32 @@ class Dataset:
   dtypes: Mapping[str, np.dtype]
   splits: Mapping[str, Split]
   fingerprint: str
+  benchmark: str | None = None
 
 
-def prepare(data_dir: str) -> None:
+def prepare(data_dir: str | os.PathLike) -> None:
   """Builds the embedded dataset, SoundingShapes, unless `data_dir` has it (seconds).
 
   Where several processes share `data_dir`, let one of them do this before the others
   call `load`.
+
+  Raises:
+    ValueError: `data_dir` is no path.
   """
+  path = paths.user_path(data_dir, "config.data.data_dir")
   version = str(sounding_shapes.SoundingShapes.VERSION)
-  if not (Path(data_dir) / sounding_shapes.NAME / version).exists():
-    schema.write(sounding_shapes.SoundingShapes(data_dir=data_dir))
+  if not (path / sounding_shapes.NAME / version).exists():
+    schema.write(sounding_shapes.SoundingShapes(data_dir=str(path)))
 
 
-def load(name: str, data_dir: str, *, cache_bytes: int = 2**30) -> Dataset:
+def load(
+  name: str, data_dir: str | os.PathLike, *, cache_bytes: int = 2**30
+) -> Dataset:
   """Loads a prepared dataset, the newest version of it.
 
   The embedded dataset, "sounding_shapes", is built on the spot where it is missing
   (see `prepare`). All labels and ids are read here: each shard once, or `samples.json`
-  alone where the dataset has one.
+  alone where the dataset has one; and a few samples of each split, for the fingerprint.
 
   Args:
     name: the dataset's name.
@@ -151,245 +164,72 @@ def load(name: str, data_dir: str, *, cache_bytes: int = 2**30) -> Dataset:
   Raises:
     FileNotFoundError: there is no such dataset, or one of its files is missing.
     PermissionError: it must not be read.
-    ValueError: the dataset is damaged or lacks a split, a feature or a label.
+    ValueError: the dataset is damaged or lacks a split, a feature or a label, or has a
+      feature that is nearly called like one; or `data_dir` is no path.
   """
   if name == sounding_shapes.NAME:
     prepare(data_dir)
-  directory = _newest_version(name, Path(data_dir))
-  builder = _open(directory)
+  data_path = paths.user_path(data_dir, "config.data.data_dir")
+  directory = directory_lib.newest_version(name, data_path)
+  builder = directory_lib.open_builder(directory)
   info = builder.info
-  shapes, dtypes = _check_features(info, directory)
+  shapes, dtypes = directory_lib.check_features(info, directory)
+  splits = _splits(builder, directory, shapes, dtypes, cache_bytes)
   class_names = tuple(info.features["label"].names)
-  sample_bytes = sum(
-    int(np.prod(shape)) * dtypes[modality].itemsize
-    for modality, shape in shapes.items()
-  )
-  raw_image = "image" in dtypes and not schema.is_features(dtypes["image"])
-  known = _read_samples_file(info, directory)
-  splits = {}
-  for split in schema.SPLITS:
-    if known is None:
-      labels, ids = _read_records(builder, split, raw_image, directory)
-    else:
-      labels, ids = known[split]
-      _check_shards(info.splits[split], directory)
-    _check_labels(labels, ids, split, len(class_names), directory)
-    splits[split] = Split(
-      builder.as_data_source(
-        split, decoders={"image": _DecodePng()} if raw_image else None
-      ),
-      labels,
-      ids,
-      dtypes=dtypes,
-      cached=len(ids) * sample_bytes <= cache_bytes,
-      directory=directory,
-    )
-  _check_unique([i for split in splits.values() for i in split.ids], directory)
-
   metadata = dict(info.metadata or {})
-  content = {
+  description = {
     "name": name,
     "version": str(info.version),
     "class_names": class_names,
     "shapes": shapes,
     "metadata": metadata,
-    "splits": {k: (s.labels.tolist(), s.ids) for k, s in splits.items()},
   }
-  digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
   return Dataset(
     name=name,
     version=str(info.version),
     class_names=class_names,
     modalities=tuple(shapes),
-    sample_rate_hz=metadata["sample_rate_hz"] if "audio" in shapes else None,
+    sample_rate_hz=metadata.get("sample_rate_hz") if "audio" in shapes else None,
     shapes=shapes,
     dtypes=dtypes,
     splits=splits,
-    fingerprint=digest.hexdigest(),
+    fingerprint=fingerprint.of(description, splits, tuple(shapes)),
+    benchmark=metadata.get("benchmark"),
   )
 
 
-def _newest_version(name: str, data_dir: Path) -> Path:
-  """Returns the directory of the newest version of a dataset."""
-  if (data_dir / name).is_dir():
-    os.listdir(data_dir / name)  # PermissionError; glob would find nothing instead
-  versions = _versions(data_dir / name)
-  if versions:
-    return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
-  there = sorted(p.name for p in data_dir.glob("*") if _versions(p))
-  make = f"data_prep.npz --source=FILE.npz --name={name}"
-  if name in _AVCIL:
-    make = f"data_prep.avcil_features --source=DIR --dataset={name}"
-  raise FileNotFoundError(
-    f"No prepared dataset in {data_dir / name}. Datasets in {data_dir}: "
-    f"{', '.join(there) or 'none'}. To make it: python -m {make} --data_dir={data_dir}"
+def _splits(
+  builder: Any,
+  directory: Path,
+  shapes: Mapping[str, tuple[int, ...]],
+  dtypes: Mapping[str, np.dtype],
+  cache_bytes: int,
+) -> dict[str, Split]:
+  """Returns the splits of a dataset; their labels and ids are checked."""
+  info = builder.info
+  num_classes = info.features["label"].num_classes
+  sample_bytes = sum(
+    int(np.prod(shape)) * dtypes[modality].itemsize
+    for modality, shape in shapes.items()
   )
-
-
-def _versions(directory: Path) -> list[Path]:
-  return [p for p in directory.glob("*") if _VERSION.fullmatch(p.name) and p.is_dir()]
-
-
-def _again(directory: Path) -> str:
-  return f"Delete {directory} and prepare the dataset again."
-
-
-def _open(directory: Path) -> tfds.core.DatasetBuilder:
-  """Opens a dataset, all of whose files are there."""
-  for name in ("dataset_info.json", "features.json", "metadata.json"):
-    path = directory / name
-    if not path.is_file():
-      raise FileNotFoundError(f"{path} is missing. {_again(directory)}")
-    try:
-      json.loads(path.read_text())
-    except ValueError as error:
-      raise ValueError(f"{path} is damaged ({error}). {_again(directory)}") from error
-  try:
-    builder = tfds.builder_from_directory(directory)
-    builder.info.features["label"]  # features are read on first use
-  except KeyError as error:
-    raise ValueError(
-      f"{directory} has no feature {error}. {_again(directory)}"
-    ) from error
-  except Exception as error:  # whatever TFDS raises for valid JSON of another kind
-    raise ValueError(
-      f"{directory} is no TFDS dataset ({error}). {_again(directory)}"
-    ) from error
+  known = directory_lib.read_samples_file(info, directory)
+  splits = {}
   for split in schema.SPLITS:
-    if split not in builder.info.splits:
-      raise ValueError(
-        f"{directory} has no split {split!r}, only {sorted(builder.info.splits)}. "
-        + _again(directory)
-      )
-    for path in builder.info.splits[split].filepaths:
-      if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is missing. {_again(directory)}")
-  return builder
-
-
-def _check_features(
-  info: tfds.core.DatasetInfo, directory: Path
-) -> tuple[dict[str, tuple[int, ...]], dict[str, np.dtype]]:
-  """Returns the shape and the dtype of each modality; raises if not as in `schema`."""
-  features, metadata = info.features, dict(info.metadata or {})
-  names = metadata.get("feature_dtypes", {})
-  shapes = {m: tuple(features[m].shape) for m in schema.MODALITIES if m in features}
-  dtypes = {}
-  for modality, shape in shapes.items():
-    stored = np.dtype(features[modality].np_dtype)
-    if modality not in names:
-      dtype, rank = schema.RAW_DTYPES[modality], schema.RAW_RANKS[modality]
-    elif (name := names[modality]) in schema.FEATURE_DTYPES:
-      dtype, rank = schema.FEATURE_DTYPES[name], schema.FEATURE_RANKS[modality]
+    if known is None:
+      labels, ids = directory_lib.read_records(builder, split, directory)
     else:
-      raise ValueError(
-        f"{directory}: feature_dtypes in metadata.json has {name!r} for {modality!r}, "
-        f"not one of {', '.join(schema.FEATURE_DTYPES)}. {_again(directory)}"
-      )
-    expected = schema.stored_dtype(dtype)
-    if len(shape) != rank or None in shape or stored != expected:
-      raise ValueError(
-        f"{directory}: feature {modality!r} is {stored} {list(shape)}, not "
-        f"{expected} of rank {rank} and of fixed shape. {_again(directory)}"
-      )
-    dtypes[modality] = dtype
-  if "id" not in features:
-    raise ValueError(f"{directory} has no feature 'id'. {_again(directory)}")
-  if not shapes:
-    raise ValueError(f"{directory} has neither image nor audio. {_again(directory)}")
-  raw_audio = "audio" in dtypes and not schema.is_features(dtypes["audio"])
-  if raw_audio and not metadata.get("sample_rate_hz"):
-    raise ValueError(
-      f"{directory} has audio but no sample_rate_hz in metadata.json. "
-      + _again(directory)
+      labels, ids = known[split]
+      directory_lib.check_shards(info.splits[split], directory)
+    directory_lib.check_labels(labels, ids, split, num_classes, directory)
+    splits[split] = Split(
+      directory_lib.data_source(builder, split, decoded=("label", "id", *shapes)),
+      labels,
+      ids,
+      shapes=shapes,
+      dtypes=dtypes,
+      cached=len(ids) * sample_bytes <= cache_bytes,
+      directory=directory,
     )
-  return shapes, dtypes
-
-
-def _read_records(
-  builder: tfds.core.DatasetBuilder, split: str, raw_image: bool, directory: Path
-) -> tuple[np.ndarray, list[str]]:
-  """Returns labels, int32 [N], and ids of a split, without decoding images."""
-  files = ", ".join(str(path) for path in builder.info.splits[split].filepaths)
-  try:
-    decoders = {"image": _SkipPng()} if raw_image else None
-    records = builder.as_data_source(split, decoders=decoders)
-    samples = [(int(r["label"]), r["id"].decode()) for r in records]
-  except Exception as error:  # array_record has no error type of its own
-    raise ValueError(f"Cannot read {files} ({error}). {_again(directory)}") from error
-  labels = np.array([label for label, _ in samples], np.int32)
-  return labels, [sample_id for _, sample_id in samples]
-
-
-def _read_samples_file(
-  info: tfds.core.DatasetInfo, directory: Path
-) -> dict[str, tuple[np.ndarray, list[str]]] | None:
-  """Returns labels, int32 [N], and ids of each split, as `schema.SAMPLES_FILE` says.
-
-  None if there is no such file, or none that fits the dataset; the records know, too.
-  """
-  try:
-    content = json.loads((directory / schema.SAMPLES_FILE).read_text())
-    found = {}
-    for split in schema.SPLITS:
-      labels, ids = content[split]["labels"], content[split]["ids"]
-      types = {type(label) for label in labels}, {type(sample_id) for sample_id in ids}
-      sizes = {len(labels), len(ids), info.splits[split].num_examples}
-      if types != ({int}, {str}) or len(sizes) > 1:
-        return None
-      found[split] = (np.array(labels, np.int32), ids)
-  except (OSError, ValueError, TypeError, KeyError, OverflowError):
-    return None
-  return found
-
-
-def _check_shards(split: tfds.core.SplitInfo, directory: Path) -> None:
-  """Raises if a shard is not whole, as far as its ends tell."""
-  for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
-    try:
-      reader = array_record_module.ArrayRecordReader(str(path))
-      found = reader.num_records()
-      reader.close()
-    except Exception as error:  # array_record has no error type of its own
-      raise ValueError(f"Cannot read {path} ({error}). {_again(directory)}") from error
-    if found != expected:
-      raise ValueError(
-        f"{path} has {found} samples, not {expected}. {_again(directory)}"
-      )
-
-
-def _check_labels(
-  labels: np.ndarray, ids: list[str], split: str, num_classes: int, directory: Path
-) -> None:
-  """Raises if a label has no class name; makes the labels read-only."""
-  outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-  if outside.size:
-    n = outside[0]
-    raise ValueError(
-      f"Sample {ids[n]!r} of split {split!r} in {directory} has label {labels[n]}, but "
-      f"there are {num_classes} class names. {_again(directory)}"
-    )
-  labels.flags.writeable = False
-
-
-def _check_unique(ids: list[str], directory: Path) -> None:
-  if len(set(ids)) < len(ids):
-    twice = next(i for i, count in collections.Counter(ids).items() if count > 1)
-    raise ValueError(f"{directory}: id {twice!r} occurs twice. {_again(directory)}")
-
-
-class _DecodePng(tfds.decode.Decoder):
-  """Decodes frames with Pillow; TFDS would too, but warn that OpenCV is missing."""
-
-  def decode_example(self, serialized_example: Any) -> Any:
-    raise NotImplementedError("Needs TensorFlow; use as_data_source.")
-
-  def decode_batch_example_np(self, frames: Any) -> np.ndarray:
-    return np.stack([schema.decode_png(frame) for frame in frames])
-
-
-class _SkipPng(tfds.decode.SkipDecoding):
-  """Leaves frames encoded; SkipDecoding itself cannot do so for a sequence."""
-
-  def decode_batch_example_np(self, frames: Any) -> Any:
-    return frames
+  ids = [sample_id for split in splits.values() for sample_id in split.ids]
+  directory_lib.check_unique(ids, directory)
+  return splits

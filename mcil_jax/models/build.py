@@ -146,7 +146,8 @@ def classifier(
 
   Raises:
     ValueError: the width is no multiple of the number of heads, the clips cannot be cut
-      into tubelets, the spectrogram cannot be made, or there is no such tower.
+      into tubelets, the spectrogram cannot be made, features have widths that do not go
+      together, or there is no such tower.
   """
   if c.width % c.num_heads:
     raise ValueError(
@@ -165,6 +166,13 @@ def classifier(
       f"config.model.fusion={c.fusion!r} with config.model.classifier={c.classifier!r} "
       "needs a vector of each sample: frozen features of images are several, for "
       f"fusion {' or '.join(map(repr, OF_FEATURES))} and a classifier without text"
+    )
+  widths = [shapes[m][-1] for m in modalities]
+  if c.fusion == "audio_guided" and len(set(widths)) > 1:
+    raise ValueError(
+      "config.model.fusion='audio_guided' needs features of one width, but those of "
+      f"{' and '.join(modalities)} have {' and '.join(map(str, widths))}; 'pooled' "
+      "does not"
     )
   if "image" in raw and shapes["image"][0] % c.image.tubelet_frames:
     raise ValueError(

@@ -22,7 +22,6 @@ import functools
 import itertools
 import json
 import math
-import pathlib
 import statistics
 import sys
 import time
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from mcil_jax import cli, collectives, sharding
+from mcil_jax import cli, collectives, paths, sharding
 from mcil_jax.moe import experts
 from mcil_jax.moe.backends import BACKENDS
 from mcil_jax.moe.config import ROUTERS, MoEConfig
@@ -261,6 +260,12 @@ def main(argv: list[str]) -> None:
   """Runs all cases, prints a row for each, and writes the figures."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
+  out = None
+  if _FIGURES.value is not None:
+    try:
+      out = paths.user_path(_FIGURES.value, "--figures")
+    except ValueError as error:
+      cli.fail(error)
   print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
   results = []
   for case in cases():
@@ -271,8 +276,8 @@ def main(argv: list[str]) -> None:
       continue
     cells = [_cell(results[-1][key]) for key in COLUMNS.values()]
     print(f"| {' | '.join(cells)} |", flush=True)
-  if _FIGURES.value:
-    pathlib.Path(_FIGURES.value).write_text(json.dumps(results, indent=2) + "\n")
+  if out:
+    out.write_text(json.dumps(results, indent=2) + "\n")
   if not results:
     cli.fail("none of the cases can be; see above")
 

@@ -12,11 +12,20 @@ keys. Results are fractions; what is shown is percent. Tasks are numbered from 0
   plots       of one run, PNG
   charts      what the charts of a page show: plain data, drawn by charts.js
   page        the page of one run
+  experiments which runs are repetitions of one experiment, and its name
+  joint       intransigence, against the joint run
+  benchmark   the table of AV-CIL's benchmark
   comparison  the page and the tables of many
 """
 
 from mcil_jax.report.page import write_page
-from mcil_jax.report.plots import save_plots
+from mcil_jax.report.plots import LivePlots, save_plots
 from mcil_jax.report.tables import accuracy_table, results_table
 
-__all__ = ["accuracy_table", "results_table", "save_plots", "write_page"]
+__all__ = [
+  "LivePlots",
+  "accuracy_table",
+  "results_table",
+  "save_plots",
+  "write_page",
+]

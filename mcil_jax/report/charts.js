@@ -12,6 +12,12 @@ const MARKERS = [
 ];
 const DASHES = ["", "7 4", "2 3"]; // colours and markers repeat with another of these
 const TEXT_WIDTH = 6.6; // pixels per character, about
+const READABLE = 12; // pixels that a name or a number needs
+const MARKER_ROOM = 20; // pixels, or markers would hide their line
+const MOST_HEIGHT = 640; // pixels of a heat map with many rows
+
+// Of things so many pixels apart, every how many have the room that they need.
+const every = (need, size) => Math.max(1, Math.ceil(need / size));
 
 function svg(parent, tag, attributes, text) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -56,8 +62,8 @@ function axes(root, chart, width, height, [start, end], values, positions) {
   svg(root, "text", {x: 0, y: 12}, chart.y_label);
   svg(root, "text", {class: "middle", x: (left + right) / 2, y: height - 4}, chart.x_label);
   const room = Math.max(...positions.map(([, text]) => text.length)) * TEXT_WIDTH + 8;
-  const every = Math.ceil((room * positions.length) / (right - left));
-  positions.filter((_, i) => i % every === 0).forEach(([at, text]) => {
+  const shown = every(room * positions.length, right - left);
+  positions.filter((_, i) => i % shown === 0).forEach(([at, text]) => {
     svg(root, "text", {class: "middle", x: x(at), y: bottom + 17}, text);
   });
   return {x, y, top, bottom};
@@ -88,13 +94,14 @@ function line(root, series, style, x, y) {
   const points = series.values.flatMap((v, i) => (v === null ? [] : [[i, v]]));
   if (points.length === 0) return;
   const path = (some) => "M" + some.map(([i, v]) => `${x(i)},${y(v)}`).join("L");
+  const marked = every(MARKER_ROOM, x(1) - x(0));
   if (series.spread) {
     const edge = (sign) => points.map(([i, v]) => [i, v + sign * series.spread[i]]);
     const outline = path([...edge(1), ...edge(-1).reverse()]) + "z";
     svg(root, "path", {class: "band", d: outline, fill: style.colour});
   }
   stroke(root, series, style, path(points));
-  for (const [i, v] of points) {
+  for (const [i, v] of points.filter(([i]) => i % marked === 0)) {
     const transform = `translate(${x(i)},${y(v)})`;
     svg(root, "path", {class: "point", d: style.marker, fill: style.colour, transform});
   }
@@ -171,8 +178,6 @@ function describe(axis, i) {
 const kindOf = (groupName) => groupName.replace(/ \d+$/, "");
 
 const longest = (texts) => Math.max(0, ...texts.map((text) => text.length)) * TEXT_WIDTH;
-const READABLE = 12; // pixels that a name or a number needs
-
 // Where the cells of a heat map are, and which names there is room for.
 function layout({rows, columns}, width) {
   const count = columns.names.length, grouped = rows.groups.length > 0;
@@ -184,8 +189,11 @@ function layout({rows, columns}, width) {
   const left = groupWidth + (showRowNames ? nameWidth : 0);
   const cellWidth = Math.min(grouped ? 40 : 52, (width - left - 2) / count);
   const square = rows.names.length === count;
-  const cellHeight = square ? cellWidth : Math.max(16, Math.min(26, cellWidth));
-  const showColumnNames = cellWidth >= READABLE, flat = longest(columnNames) + 4 <= cellWidth;
+  const wanted = Math.max(16, Math.min(26, cellWidth));
+  const cellHeight = square
+    ? cellWidth : Math.max(3, Math.min(wanted, MOST_HEIGHT / rows.names.length));
+  const upright = cellWidth >= READABLE && longest(columnNames) + 4 > cellWidth;
+  const showColumnNames = cellWidth >= READABLE || !columns.groups.length, flat = !upright;
   const namesHeight = !showColumnNames ? 0 : flat ? 16 : longest(columnNames) + 8;
   const top = 26, bottom = top + cellHeight * rows.names.length;
   const height = bottom + namesHeight + (columns.groups.length ? 18 : 0) + 22;
@@ -194,6 +202,8 @@ function layout({rows, columns}, width) {
     right: left + cellWidth * count,
     rowNames: showRowNames ? rowNames : [],
     columnNames: showColumnNames ? columnNames : [],
+    rowEvery: every(READABLE, cellHeight),
+    columnEvery: upright ? 1 : every(longest(columnNames) + 4, cellWidth),
   };
 }
 
@@ -214,32 +224,49 @@ function cells(root, chart, place) {
   }
 }
 
+// The groups along an axis: `border` says whether a line before it separates more than it
+// hides, `shown` whether there is room for its name.
+function placed(axis, cellSize, need) {
+  const room = (span) => (span.end - span.start) * cellSize, all = spans(axis);
+  const step = every(need, Math.min(...all.map(room)));
+  return all.map((span, i) => ({
+    ...span,
+    border: i > 0 && Math.max(room(span), room(all[i - 1])) >= READABLE,
+    shown: i % step === 0,
+  }));
+}
+
 function groups(root, {rows, columns}, place) {
   const {left, top, right, bottom, cellWidth, cellHeight} = place;
-  const border = (x1, y1, x2, y2) => svg(root, "line", {class: "border", x1, y1, x2, y2});
+  const line = (x1, y1, x2, y2) => svg(root, "line", {class: "border", x1, y1, x2, y2});
   svg(root, "rect", {class: "frame", x: left, y: top, width: right - left, height: bottom - top});
-  for (const {name, start, end} of spans(rows)) {
+  for (const {name, start, end, border, shown} of placed(rows, cellHeight, READABLE)) {
     const from = top + start * cellHeight, to = top + end * cellHeight;
-    if (start) border(left, from, right, from);
-    if (to - from >= READABLE) svg(root, "text", {x: 0, y: (from + to) / 2 + 4}, name);
+    if (border) line(left, from, right, from);
+    if (shown) svg(root, "text", {x: 0, y: (from + to) / 2 + 4}, name);
   }
-  for (const {name, start, end} of spans(columns)) {
+  // Whole names if there is room for all of them, else their numbers.
+  const names = columns.groups.map(([name]) => name);
+  const numbers = names.map((name) => name.slice(kindOf(name).length + 1));
+  const least = Math.min(...columns.groups.map(([, size]) => size)) * cellWidth;
+  const texts = longest(names) < least ? names : numbers;
+  placed(columns, cellWidth, longest(texts) + 4).forEach(({start, end, border, shown}, i) => {
     const from = left + start * cellWidth, to = left + end * cellWidth;
-    if (start) border(from, top, from, bottom);
-    const fits = (text) => text.length * TEXT_WIDTH < to - from;
-    const text = [name, name.slice(kindOf(name).length + 1)].find(fits);
+    if (border) line(from, top, from, bottom);
     const at = {class: "middle", x: (from + to) / 2, y: bottom + place.namesHeight + 16};
-    if (text) svg(root, "text", at, text);
-  }
+    if (shown) svg(root, "text", at, texts[i]);
+  });
 }
 
 function names(root, {rows, columns}, place) {
   const {left, top, right, bottom} = place;
   place.rowNames.forEach((name, i) => {
+    if (i % place.rowEvery) return;
     const y = top + (i + 0.5) * place.cellHeight + 4;
     svg(root, "text", {class: "end", x: left - 6, y}, name);
   });
   place.columnNames.forEach((name, i) => {
+    if (i % place.columnEvery) return;
     const x = left + (i + 0.5) * place.cellWidth;
     const at = place.flat
       ? {class: "middle", x, y: bottom + 15}

@@ -14,6 +14,7 @@ percent, or percentage points, unless a comment says otherwise; None is no value
            in it are empty; `power`: a value p is shaded as (p / 100) ** power
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from mcil_jax.report import reading
 from mcil_jax.report.reading import Results
 
 Chart = dict[str, Any]
+
+# Of more tasks nobody compares charts of each.
+_MOST_SMALL = 12
 
 
 def accuracy(results: Results) -> Chart:
@@ -276,16 +280,65 @@ def _per_layer(
 
 
 def correlation(results: Results) -> list[Chart]:
-  """The distribution of r, the correlation of image and sound, per task, with θ."""
+  """The distribution of r, the correlation of image and sound, per task, with θ.
+
+  A chart per task; for many tasks a heat map of all, and the shares that are masked.
+  """
   fusion = results["fusion"]
   histogram = reading.get(fusion, "correlation")
   edges = reading.get(histogram, "edges")
-  return [
-    _correlation(task, edges, counts, _at(fusion, "theta", task), masked)
+  known = {
+    task: counts
     for task, counts in enumerate(reading.get(histogram, "counts"))
     if counts is not None
-    for masked in [_at(fusion, "masked_share", task)]
+  }
+  for task, counts in known.items():
+    if len(edges) != len(counts) + 1:
+      raise ValueError(
+        f"fusion.correlation of task {task} has {len(counts)} counts between "
+        f"{len(edges)} edges: expected one edge more than counts"
+      )
+  if len(known) > _MOST_SMALL:
+    return _correlations(fusion, edges, known)
+  return [
+    _correlation(
+      task, edges, counts, _at(fusion, "theta", task), _at(fusion, "masked_share", task)
+    )
+    for task, counts in known.items()
   ]
+
+
+def _correlations(
+  fusion: Mapping[str, Any],
+  edges: Sequence[float],
+  known: Mapping[int, Sequence[int]],
+) -> list[Chart]:
+  """The distributions of many tasks in one heat map, and what was masked."""
+  num_tasks = max(known) + 1
+  title = "Samples of each task by r"
+  bins = itertools.pairwise(edges)
+  shares = {
+    "kind": "heatmap",
+    "title": title,
+    "label": f"{title}, in percent of the samples of {len(known)} tasks",
+    "rows": _axis("task", [str(task) for task in range(num_tasks)]),
+    "columns": _axis("r from", [f"{_real(a, 2)} to {_real(b, 2)}" for a, b in bins]),
+    "cells": [
+      [task, column, _percent(count / sum(counts)), count]
+      for task, counts in known.items()
+      for column, count in enumerate(counts)
+      if count
+    ],
+    "power": 0.5,  # a flat distribution has small shares everywhere
+  }
+  title = "Samples of which a modality is masked"
+  points = [_at(fusion, "masked_share", task) for task in range(num_tasks)]
+  points = [None if point is None else _percent(point) for point in points]
+  masked = _bars(title, points, label=f"{title}, %", tip="%", y_label="samples (%)")
+  for bar in masked["bars"]:
+    if (theta := _at(fusion, "theta", round((bar[0] + bar[1]) / 2))) is not None:
+      bar[3] += f", θ = {_real(theta, 2)}"
+  return [shares, masked] if masked["bars"] else [shares]
 
 
 def _correlation(
@@ -295,11 +348,6 @@ def _correlation(
   theta: float | None,
   masked: float | None,
 ) -> Chart:
-  if len(edges) != len(counts) + 1:
-    raise ValueError(
-      f"fusion.correlation of task {task} has {len(counts)} counts between "
-      f"{len(edges)} edges: expected one edge more than counts"
-    )
   total = max(sum(counts), 1)
   shares = [_percent(count / total) for count in counts]
   title = f"Task {task}"
@@ -318,8 +366,8 @@ def _correlation(
         share,
         f"r from {_real(low, 2)} to {_real(high, 2)}: {_number(share)} % ({count})",
       ]
-      for low, high, share, count in zip(
-        edges[:-1], edges[1:], shares, counts, strict=True
+      for (low, high), share, count in zip(
+        itertools.pairwise(edges), shares, counts, strict=True
       )
     ],
     "ticks": [

@@ -1,7 +1,5 @@
 """Comparing finished runs: grouped over seeds, as a page, in Markdown and in LaTeX."""
 
-import collections
-import dataclasses
 import itertools
 import json
 import os
@@ -9,11 +7,11 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from mcil_jax import config as config_lib
-from mcil_jax import metrics
-from mcil_jax.report import benchmark, charts, page, reading, tables
+from mcil_jax.report import benchmark, charts, joint, page, reading, tables
+from mcil_jax.report.benchmark import rows as benchmark_rows
+from mcil_jax.report.experiments import Group
+from mcil_jax.report.experiments import group as group
 from mcil_jax.report.reading import Results
 
 # What a comparison reads of every run.
@@ -21,26 +19,6 @@ _KEYS = (
   *("data", "split", "method", "seed", "metrics", "per_modality"),
   *("task_incremental", "train_seconds"),
 )
-
-# The columns in front of the numbers.
-_LABELS = ("data", "method", "runs")
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """Runs of one experiment that differ in their seed only.
-
-  Attributes:
-    task: the data, their split and the classes per task; rows of other tasks cannot be
-      compared with these.
-    method: with the settings that tell it from another group of the same task, and
-      whether the tasks were told at test.
-    runs: their results, one or more.
-  """
-
-  task: str
-  method: str
-  runs: tuple[Results, ...]
 
 
 def load(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -71,77 +49,39 @@ def load(workdir: str | os.PathLike) -> dict[str, Any]:
     tables.cells([results], tables.columns(modalities([results])))
   except ValueError as error:
     raise ValueError(f"{path}: {error}; {remedy}") from error
+  reading.require_fingerprints(results, path)
   return results
 
 
-def group(runs: Sequence[Results]) -> list[Group]:
-  """Runs of the same experiment together, tasks and methods in their first order.
+def rows(groups: Sequence[Group], notes: tables.Notes | None = None) -> list[list[str]]:
+  """The table as plain text: headings, then a row per group.
 
-  Runs are of the same experiment if data, split, classes per task and method agree,
-  and so do the settings (`config`, where results have them) up to the seed and to
-  where and how it ran.
+  Settings in which groups of a task differ are a column, if there are any.
 
-  Raises:
-    ValueError: two runs of the same experiment have the same seed.
+  Args:
+    groups: from `experiments.group`.
+    notes: see `tables.cells`.
   """
-  by_label = collections.defaultdict(list)
-  for run in runs:
-    by_label[_task(run), run["method"]].append(run)
-  # As a stable sort it keeps tasks together, each where its first run is.
-  tasks = list(dict.fromkeys(task for task, _ in by_label))
-  groups = []
-  for task, method in sorted(by_label, key=lambda label: tasks.index(label[0])):
-    experiments = _experiments(by_label[task, method])
-    varied = _varied([members[0] for members in experiments])
-    for members in experiments:
-      settings = config_lib.flatten(members[0].get("config") or {})
-      values = (f"{key}={page.plain(settings.get(key))}" for key in varied)
-      told = [reading.TASKS_TOLD] if members[0].get("task_told") else []
-      name = ", ".join([method, *values, *told])
-      _refuse_repeated_seed(f"{name} on {task}", members)
-      groups.append(Group(task, name, tuple(members)))
-  return groups
-
-
-def rows(groups: Sequence[Group]) -> list[list[str]]:
-  """The table as plain text: headings, then a row per group."""
-  columns = tables.columns(modalities([run for g in groups for run in g.runs]))
-  columns |= _against_joint(groups)
+  runs = [run for g in groups for run in g.runs]
+  labels, columns = _labels(groups), tables.columns(modalities(runs))
+  if any(run["method"] == "joint" for run in runs):
+    columns["intransigence"] = joint.intransigence(runs)
   body = [
-    [g.task, g.method, str(len(g.runs)), *tables.cells(g.runs, columns)] for g in groups
+    [*(text(g) for text in labels.values()), *tables.cells(g.runs, columns, notes)]
+    for g in groups
   ]
-  return [[*_LABELS, *columns], *body]
+  return [[*labels, *columns], *body]
 
 
-def benchmark_rows(groups: Sequence[Group]) -> list[list[str]]:
-  """See `benchmark.rows`; of a method on a dataset the first experiment counts."""
-  by_method: dict[str, dict[str, Sequence[Results]]] = collections.defaultdict(dict)
-  for g in groups:
-    data = g.runs[0]["data"]
-    if data in benchmark.DATASETS:
-      by_method[g.method].setdefault(data, g.runs)
-  return benchmark.rows(by_method)
-
-
-def _against_joint(groups: Sequence[Group]) -> dict[str, Callable[[Results], float]]:
-  """The column that needs joint runs beside the others, if there are any.
-
-  A run is compared with the joint run of the same task and seed; if there is none, or
-  there are several, it has no value.
-  """
-  joint = collections.defaultdict(list)
-  for g in groups:
-    for run in g.runs:
-      if run["method"] == "joint":
-        joint[g.task, run["seed"]].append(reading.accuracy_matrix(run))
-
-  def intransigence(run: Results) -> float:
-    of_run = joint[_task(run), run["seed"]]
-    if len(of_run) != 1:
-      return np.nan
-    return 100 * metrics.intransigence(reading.accuracy_matrix(run), of_run[0])
-
-  return {"intransigence": intransigence} if joint else {}
+def _labels(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
+  """The columns in front of the numbers."""
+  settings = {"settings": lambda g: ", ".join(g.settings)}
+  return {
+    "data": lambda g: g.task,
+    "method": lambda g: reading.method(g.runs[0]),
+    **(settings if any(g.settings for g in groups) else {}),
+    "runs": lambda g: str(len(g.runs)),
+  }
 
 
 def modalities(runs: Sequence[Results]) -> list[str]:
@@ -160,15 +100,16 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
   Returns:
     The paths of the files.
   """
-  table, runs = rows(groups), [run for g in groups for run in g.runs]
+  runs, notes = [run for g in groups for run in g.runs], tables.Notes()
+  table = rows(groups, notes)
+  several = len(runs) > 1
   files = {
-    "index.html": comparison_page(groups) if len(runs) > 1 else page.run_page(runs[0]),
-    "table.md": tables.markdown(table, num_labels=2),
-    "table.tex": tables.latex(table, num_labels=2),
+    "index.html": comparison_page(groups) if several else page.run_page(runs[0]),
+    **_text_files("table", table, len(_labels(groups)) - 1, notes),
   }
-  if table := benchmark_rows(groups):
-    files["benchmark.md"] = tables.markdown(table, num_labels=1)
-    files["benchmark.tex"] = tables.latex(table, num_labels=1)
+  notes = tables.Notes()
+  if table := benchmark_rows(groups, notes):
+    files |= _text_files("benchmark", table, benchmark.num_labels(table), notes)
   out_dir = pathlib.Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
@@ -176,14 +117,25 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
   return [out_dir / name for name in files]
 
 
+def _text_files(
+  name: str, table: list[list[str]], num_labels: int, notes: tables.Notes
+) -> dict[str, str]:
+  """The table in Markdown and LaTeX, by the names of the files."""
+  arguments = table, num_labels, notes.lines()
+  return {
+    f"{name}.md": tables.markdown(*arguments),
+    f"{name}.tex": tables.latex(*arguments),
+  }
+
+
 def comparison_page(groups: Sequence[Group]) -> str:
   """The HTML page: for each task a table, and a chart with a line per method."""
   by_task = itertools.groupby(groups, key=lambda g: g.task)
   sections = [_section(task, list(members)) for task, members in by_task]
-  if table := benchmark_rows(groups):
-    heading, *body = table
-    of_benchmark = page.table(body, num_labels=1, heading=heading)
-    sections.insert(0, page.section("The benchmark of AV-CIL", of_benchmark))
+  notes = tables.Notes()
+  if table := benchmark_rows(groups, notes):
+    shown = _html(table, benchmark.num_labels(table), notes)
+    sections.insert(0, page.section("The benchmark of AV-CIL", shown))
   num_runs = sum(len(g.runs) for g in groups)
   lead = (
     f"{num_runs} runs, {len(groups)} experiments. Percent; mean ± standard deviation "
@@ -194,56 +146,20 @@ def comparison_page(groups: Sequence[Group]) -> str:
 
 def _section(task: str, members: Sequence[Group]) -> str:
   """The part of the page about groups of the same task."""
-  heading, *body = (row[1:] for row in rows(members))
+  notes = tables.Notes()
+  table = [row[1:] for row in rows(members, notes)]
   series = []
   for g in members:
     of_runs = [reading.accuracy_curves(run)[reading.main_name(run)] for run in g.runs]
     series.append(charts.mean_series(g.method, of_runs))
   increments = members[0].runs[0]["increments"]
   chart = charts.accuracy_lines("Accuracy on seen classes", series, increments)
-  table = page.table(body, num_labels=1, heading=heading)
-  return page.section(task, table, page.figures([chart]))
+  shown = _html(table, num_labels=len(_labels(members)) - 2, notes=notes)
+  return page.section(task, shown, page.figures([chart]))
 
 
-def _task(results: Results) -> str:
-  """Data, split and classes per task, such as "avdigits, test, 4 + 3×2 classes"."""
-  increments = [
-    str(size) if count == 1 else f"{count}\N{MULTIPLICATION SIGN}{size}"
-    for size, same in itertools.groupby(results["increments"])
-    for count in [len(list(same))]
-  ]
-  return f"{results['data']}, {results['split']}, {' + '.join(increments)} classes"
-
-
-def _differences(one: Results, other: Results) -> list[str]:
-  """Settings in which two runs are different experiments."""
-  keys = config_lib.changed_keys(one.get("config") or {}, other.get("config") or {})
-  return [key for key in keys if key != "seed"]
-
-
-def _experiments(runs: Sequence[Results]) -> list[list[Results]]:
-  """Runs with the same settings together."""
-  experiments: list[list[Results]] = []
-  for run in runs:
-    for members in experiments:
-      if not _differences(members[0], run):
-        members.append(run)
-        break
-    else:
-      experiments.append([run])
-  return experiments
-
-
-def _varied(runs: Sequence[Results]) -> list[str]:
-  """Settings that are not the same in all of the runs, sorted."""
-  return sorted({key for run in runs for key in _differences(runs[0], run)})
-
-
-def _refuse_repeated_seed(name: str, runs: Sequence[Results]) -> None:
-  counts = collections.Counter(run["seed"] for run in runs)
-  seed, count = counts.most_common(1)[0]
-  if count > 1:
-    raise ValueError(
-      f"{count} runs are the same experiment with the same seed {seed}: {name}; name "
-      "one of them only, because copies would make the standard deviation too small"
-    )
+def _html(table: list[list[str]], num_labels: int, notes: tables.Notes) -> str:
+  """A table with its notes below."""
+  heading, *body = table
+  shown = page.table(body, num_labels=num_labels, heading=heading)
+  return "\n".join([shown, *map(page.note, notes.lines())])

@@ -198,7 +198,8 @@ def _optional(
 
 def _confusion(results: Results) -> list[str]:
   text = (
-    "Shades are shares of the true class, on a square-root scale; lines separate tasks."
+    "Shades are shares of the true class, on a square-root scale; lines separate tasks "
+    "where there is room for them."
   )
   return [note(text), figures([charts.confusion(results)])]
 
@@ -254,7 +255,8 @@ def _fusion(results: Results) -> list[str]:
     "r is the correlation of a sample's image and sound features. Where it is below "
     "the threshold θ, one of them is masked and the other, the anchor, stands alone."
   )
-  return [note(text), figures(charts.correlation(results), small=True)]
+  shown = charts.correlation(results)
+  return [note(text), figures(shown, small=len(shown) > 2)]
 
 
 def _zero_shot(results: Results) -> list[str]:
@@ -290,8 +292,9 @@ def _settings(results: Results) -> str | None:
 
 def _provenance(results: Results) -> str | None:
   """Everything else that is known about how the numbers came about."""
-  keys = ("seed", "steps", "exemplars", "train_seconds", "steps_per_second")
-  keys += ("input_wait_share", "params_sha256", "compilations", "devices", "versions")
+  keys = ("seed", "benchmark", "data_version", "fingerprints", "steps", "exemplars")
+  keys += ("train_seconds", "steps_per_second", "input_wait_share", "params_sha256")
+  keys += ("compilations", "devices", "versions")
   known = {key: results[key] for key in keys if results.get(key) is not None}
   rows = [
     (key.replace("_", " "), plain(value))

@@ -1,15 +1,26 @@
 """Plots of one run as PNG files.
 
-Figures are made without pyplot, which keeps them all in a global list.
+Figures are made without pyplot, which keeps them all in a global list. They stay
+readable whatever the number of tasks and the length of names: the axes keep most of the
+width, and legends stand beside them.
 """
 
 import os
 import pathlib
+import textwrap
+import time
+from collections.abc import Callable
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
 
 from mcil_jax.report import reading
 from mcil_jax.report.reading import Results
@@ -18,6 +29,14 @@ from mcil_jax.report.reading import Results
 _BLUE, _GREY = "#0072B2", "#595959"
 _MODALITY_COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MODALITY_MARKERS = "s^Dvp"
+# The upper end of viridis is too light for lines on white.
+_TASK_COLOURS = ListedColormap(
+  matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)), "tasks"
+)
+# Of more old tasks a legend could not name each, and nobody tell the colours apart.
+_MOST_IN_LEGEND = 10
+# Of more tasks markers would hide the lines.
+_MOST_MARKERS = 30
 
 
 def save_plots(results: Results, out_dir: str | os.PathLike) -> list[pathlib.Path]:
@@ -41,8 +60,33 @@ def save_plots(results: Results, out_dir: str | os.PathLike) -> list[pathlib.Pat
   out_dir = pathlib.Path(out_dir)
   out_dir.mkdir(parents=True, exist_ok=True)
   for name, figure in figures.items():
-    figure.savefig(out_dir / name, dpi=120, pil_kwargs={"optimize": True})
+    figure.savefig(out_dir / name, dpi=120)
   return [out_dir / name for name in figures]
+
+
+class LivePlots:
+  """Draws the plots of a run that goes on, for a small share of its time.
+
+  Drawing takes tenths of a second, which tasks of seconds would notice. Therefore one
+  that took s seconds is followed by none for s / share; when the run ends, it is for
+  `save_plots` to draw the last ones.
+
+  Args:
+    out_dir: see `save_plots`.
+    share: of the time, at most, from the second drawing on.
+  """
+
+  def __init__(self, out_dir: str | os.PathLike, share: float = 0.01):
+    self._out_dir, self._share = out_dir, share
+    self._not_before = -np.inf  # seconds of time.monotonic
+
+  def draw(self, results: Callable[[], Results]) -> None:
+    """Draws what `results` returns, unless it is too early, and then does not ask."""
+    start = time.monotonic()
+    if start >= self._not_before:
+      save_plots(results(), self._out_dir)
+      end = time.monotonic()
+      self._not_before = end + (end - start) / self._share
 
 
 def accuracy_figure(results: Results) -> Figure:
@@ -50,6 +94,7 @@ def accuracy_figure(results: Results) -> Figure:
   curves = reading.accuracy_curves(results)
   classes = np.cumsum(results["increments"])
   figure, axes = _axes(results, len(classes))
+  every = -(-len(classes) // _MOST_MARKERS)
   modalities = iter(zip(_MODALITY_COLOURS * 9, _MODALITY_MARKERS * 9, strict=True))
   for name, curve in curves.items():
     if name == reading.main_name(results):
@@ -59,14 +104,15 @@ def accuracy_figure(results: Results) -> Figure:
     else:
       colour, marker = next(modalities)
       style = {"color": colour, "marker": marker}
-    axes.plot(100 * curve, label=name, **style)
+    axes.plot(100 * curve, label=_plain(name), markevery=every, **style)
   labels = [f"{t}\n{classes[t]}" for t in axes.get_xticks()]
   axes.set_xticks(axes.get_xticks(), labels)
   axes.set_xlabel("after task (below: classes seen)")
   axes.set_ylabel("accuracy on seen classes (%)")
   axes.set_ylim(0, 103)
   if len(curves) > 1:
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    columns = 2 if max(map(len, curves)) <= 30 else 1
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
   return figure
 
 
@@ -87,10 +133,14 @@ def matrix_figure(results: Results) -> Figure:
       if not np.isnan(value):
         colour = "white" if value > 72 else "black"  # a contrast of 4.5
         text = f"{value:.{digits}f}"
-        axes.text(j, t, text, ha="center", va="center", color=colour, fontsize=size)
+        axes.text(
+          *(j, t, text),
+          **{"ha": "center", "va": "center", "color": colour, "fontsize": size},
+          in_layout=False,  # it stays in its cell, and measuring all of them takes long
+        )
   ticks = _task_ticks(num_tasks)
   axes.set(xticks=ticks, yticks=ticks, xlabel="accuracy on task", ylabel="after task")
-  axes.set_title(reading.title(results), loc="left", fontsize=10)
+  _set_title(figure, results)
   axes.spines[:].set_visible(False)
   axes.tick_params(length=0)
   return figure
@@ -110,33 +160,83 @@ def forgetting_figure(results: Results) -> Figure:
     axes.set_yticks([])
     return figure
   drops = np.diagonal(matrix) - matrix
-  # The upper end of the colour map is too light for lines on white.
-  colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.88, num_tasks - 1))
-  for j in range(learned - 1):
-    axes.plot(
-      drops[:, j], label=f"task {j}", color=colours[j], marker="o", markersize=4
-    )
-  means = [np.nan] + [drops[t, :t].mean() for t in range(1, num_tasks)]
-  style = {"color": "black", "linestyle": "--", "linewidth": 2, "zorder": 3}
-  axes.plot(means, label="mean", marker="D", markersize=5, markerfacecolor="w", **style)
+  draw = _few_tasks if learned - 1 <= _MOST_IN_LEGEND else _many_tasks
+  draw(figure, axes, drops[:, : learned - 1])
   axes.axhline(0, color="black", linewidth=0.8)
   axes.set_ylim(top=max(10, axes.get_ylim()[1]))  # small losses should look small
-  columns = 1 + learned // 14
-  figure.legend(loc="outside right upper", frameon=False, fontsize=8, ncols=columns)
   return figure
+
+
+def _few_tasks(figure: Figure, axes: Axes, drops: np.ndarray) -> None:
+  """A line and an entry of the legend for each old task, and for their mean."""
+  num_old = drops.shape[1]
+  for j, colour in enumerate(_TASK_COLOURS(np.linspace(0, 1, num_old))):
+    axes.plot(drops[:, j], label=f"task {j}", color=colour, marker="o", markersize=4)
+  _mean(axes, drops, marker="D", markersize=5, markerfacecolor="w")
+  figure.legend(loc="outside center right", frameon=False, fontsize=8)
+
+
+def _many_tasks(figure: Figure, axes: Axes, drops: np.ndarray) -> None:
+  """A thin line for each old task, which a colour bar tells apart, and their mean."""
+  after = np.arange(len(drops))
+  lines = LineCollection(
+    [np.column_stack([after, lost]) for lost in drops.T],
+    array=np.arange(drops.shape[1]),
+    cmap=_TASK_COLOURS,
+    linewidths=0.8 if len(drops) <= _MOST_MARKERS else 0.4,
+  )
+  axes.add_collection(lines)
+  _mean(axes, drops)
+  figure.colorbar(lines, label="task", ticks=MaxNLocator(8, integer=True))
+  figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+
+
+def _mean(axes: Axes, drops: np.ndarray, **style) -> None:
+  """The mean over the tasks that are old after each task, of drops [T, old tasks]."""
+  means = [np.nan] + [drops[t, :t].mean() for t in range(1, len(drops))]
+  style |= {"color": "black", "linestyle": "--", "linewidth": 2, "zorder": 3}
+  halo = [Stroke(linewidth=4, foreground="white"), Normal()]
+  axes.plot(means, label="mean", path_effects=halo, **style)
 
 
 def _axes(results: Results, num_tasks: int) -> tuple[Figure, Axes]:
   """Empty axes over tasks in the common style."""
   figure = Figure((6.4, 4), layout="constrained")
   axes = figure.subplots()
-  axes.set_title(reading.title(results), loc="left", fontsize=10)
+  _set_title(figure, results)
   axes.set_xlim(-0.25, num_tasks - 0.75)
   axes.set_xticks(_task_ticks(num_tasks))
   axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
   axes.set_axisbelow(True)
   axes.spines[["top", "right"]].set_visible(False)
   return figure, axes
+
+
+def _set_title(figure: Figure, results: Results) -> None:
+  """Sets the title, in as many lines as it needs; more than five end with "…".
+
+  It is the figure's title, as the axes' own would narrow them if it were too long. The
+  figure gets higher by what further lines take.
+  """
+  text = reading.title(results)
+  font, room = FontProperties(size=10), 0.95 * 72 * figure.get_figwidth()
+  lines, length = [text], len(text)
+  while (widest := max(_width(line, font) for line in lines)) > room:
+    length = min(length - 1, int(length * room / widest))
+    lines = textwrap.wrap(text, length, max_lines=5, placeholder=" …")
+  line_inches = 1.2 * font.get_size() / 72
+  figure.set_figheight(figure.get_figheight() + (len(lines) - 1) * line_inches)
+  figure.suptitle(_plain("\n".join(lines)), x=0.01, ha="left", fontproperties=font)
+
+
+def _width(line: str, font: FontProperties) -> float:
+  """Width of a text in points."""
+  return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
+
+
+def _plain(text: str) -> str:
+  """The text such that matplotlib takes no part of it for a formula."""
+  return text.replace("$", r"\$")
 
 
 def _task_ticks(num_tasks: int) -> range:

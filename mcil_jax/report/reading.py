@@ -1,5 +1,6 @@
 """Checked access to results, those of a run that still goes on included."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,36 @@ def get(results: Results, key: str) -> Any:
   if key not in results:
     raise ValueError(f"results have no {key!r}, only {sorted(results)}")
   return results[key]
+
+
+FINGERPRINTS = ("data", "class_order", "settings")
+
+
+def fingerprint(results: Results, name: str) -> str | None:
+  """Returns one of `FINGERPRINTS`, which decide what a run can be compared with.
+
+  None if the results have none, which `require_fingerprints` refuses.
+  """
+  return (results.get("fingerprints") or {}).get(name)
+
+
+def require_fingerprints(results: Results, path: os.PathLike) -> None:
+  """Checks that results say what they can be compared with.
+
+  Args:
+    results: the content of a results.json.
+    path: the file, for the error.
+
+  Raises:
+    ValueError: they do not, being of an earlier version.
+  """
+  if not all(isinstance(fingerprint(results, name), str) for name in FINGERPRINTS):
+    raise ValueError(
+      f"{path} is of an earlier version of mcil_jax, without the fingerprints that say "
+      "which runs can be compared: start the run's command again, which adds them and "
+      "leaves all else as it is. If that refuses the workdir, because settings or data "
+      "are no longer those of then, the run has to be made anew in another one"
+    )
 
 
 def floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
@@ -55,6 +86,12 @@ def accuracy_matrix(results: Results, part: Results | None = None) -> np.ndarray
   num_tasks = len(get(results, "increments"))
   matrix = get(results if part is None else part, "accuracy_matrix")
   return floats("accuracy_matrix", matrix, (num_tasks, num_tasks))
+
+
+def method(results: Results) -> str:
+  """The method, and whether it was told the tasks at test."""
+  told = f", {TASKS_TOLD}" if results.get("task_told") else ""
+  return results["method"] + told
 
 
 def main_name(results: Results) -> str:

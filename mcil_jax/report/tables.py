@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mcil_jax.metrics import UndefinedMetricError
 from mcil_jax.report import reading
 from mcil_jax.report.reading import Results
 
@@ -31,6 +32,9 @@ METRIC_NAMES = {
 }
 # These two are columns of the accuracy table, not lines below it.
 _COLUMNS = ("average_incremental_accuracy", "final_accuracy")
+
+# Tasks whose accuracy matrix still fits the width of a terminal.
+_MOST_COLUMNS = 12
 
 # Those that a comparison shows, by the heading of their column.
 _COMPARED = {
@@ -65,30 +69,55 @@ _MARKDOWN = str.maketrans(
 def accuracy_table(
   matrix: ArrayLike, increments: Sequence[int], seen_accuracy: ArrayLike | None = None
 ) -> str:
-  """The accuracy matrix in percent, as aligned text with a row per learned task.
+  """Returns the accuracies of a run that goes on, in percent, as aligned text.
+
+  That is the accuracy matrix with a row per learned task; or, where its columns are too
+  many for a terminal, the accuracies after the newest task, ten a line.
 
   Args:
     matrix: float [T, T], fractions; NaN or None where there is no value.
     increments: classes per task, T of them.
-    seen_accuracy: float [T], the last column. Every sample counts the same in it, so
-      that it does not follow from the matrix; None leaves the column out.
+    seen_accuracy: float [T], what is "seen" in the table. Every sample counts the same
+      in it, so that it does not follow from the matrix; None leaves it out.
 
   Raises:
     ValueError: the shapes disagree.
   """
   num_tasks = len(increments)
   matrix = reading.floats("accuracy_matrix", matrix, (num_tasks, num_tasks))
+  if seen_accuracy is not None:
+    seen_accuracy = reading.floats("seen_accuracy", seen_accuracy, (num_tasks,))
+  learned = np.flatnonzero(~np.isnan(matrix[:, 0]))
+  if num_tasks > _MOST_COLUMNS and learned.size:
+    return _newest_row(matrix, increments, seen_accuracy, int(learned[-1]))
   rows = [
     ["accuracy (%) on task", *(f"{task:5}" for task in range(num_tasks))],
     ["classes", *map(str, increments)],
   ]
-  learned = np.flatnonzero(~np.isnan(matrix[:, 0]))
   rows += [[f"after task {t}", *map(reading.percent, matrix[t])] for t in learned]
   if seen_accuracy is not None:
-    seen = reading.floats("seen_accuracy", seen_accuracy, (num_tasks,))
-    column = ["seen", str(sum(increments)), *map(reading.percent, seen[learned])]
+    percents = map(reading.percent, seen_accuracy[learned])
+    column = ["seen", str(sum(increments)), *percents]
     rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
   return _align(rows)
+
+
+def _newest_row(
+  matrix: np.ndarray,
+  increments: Sequence[int],
+  seen_accuracy: np.ndarray | None,
+  newest: int,
+) -> str:
+  """A row of the matrix in lines of ten, below what it is of."""
+  classes = sum(increments[: newest + 1])
+  lead = f"after task {newest}, {classes} of {sum(increments)} classes seen"
+  if seen_accuracy is not None:
+    lead += f": {reading.percent(seen_accuracy[newest])} % accuracy on them"
+  row = list(map(reading.percent, matrix[newest, : newest + 1]))
+  row += [""] * (-len(row) % 10)
+  rows = [["accuracy (%) on task", *(f"{digit:+5}" for digit in range(10))]]
+  rows += [[str(start), *row[start : start + 10]] for start in range(0, len(row), 10)]
+  return f"{lead}\n{_align(rows)}"
 
 
 def results_table(results: Results) -> str:
@@ -169,8 +198,9 @@ def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
     modalities: those with a column for the accuracy with this modality alone at test.
 
   Returns:
-    Functions of the results of a finished run. They return NaN for what the run has no
-    value for, and raise ValueError if it does not say why.
+    Functions of the results of a finished run. They raise
+    `metrics.UndefinedMetricError`, with the reason, for what the run has no value for,
+    and another ValueError if it does not say why; NaN is no number.
   """
   metrics = metric_columns(_COMPARED)
   known = {"task known": _final_task_known}
@@ -188,25 +218,69 @@ def metric_columns(
   }
 
 
+class Notes:
+  """Numbers the reasons for which cells have no value, to stand below their table."""
+
+  def __init__(self):
+    self._numbers: dict[str, int] = {}
+
+  def mark(self, reason: str) -> str:
+    """Returns the mark of a cell, such as "(1)"; the same for the same reason."""
+    return f"({self._numbers.setdefault(reason, len(self._numbers) + 1)})"
+
+  def lines(self) -> list[str]:
+    """Returns a line for each mark, such as "(1) the run has learned 2 of 3 tasks"."""
+    return [f"({number}) {reason}" for reason, number in self._numbers.items()]
+
+
 def cells(
-  runs: Sequence[Results], values: Mapping[str, Callable[[Results], float]]
+  runs: Sequence[Results],
+  values: Mapping[str, Callable[[Results], float]],
+  notes: Notes | None = None,
 ) -> list[str]:
   """A cell per column: mean ± standard deviation (n − 1) over runs.
 
   Args:
     runs: results of one run or more; one has no deviation.
     values: from `columns`. If a run has no value, neither have all of them: "n/a".
+    notes: takes the reasons for that, whose marks then follow; None gives none.
 
   Raises:
     ValueError: a run lacks a key that every finished run has.
   """
   texts = []
   for value in values.values():
-    sample = np.array([value(results) for results in runs])
-    spread = f" ± {sample.std(ddof=1):.1f}" if len(sample) > 1 else ""
-    mean = round(sample.mean(), 1) + 0.0  # not "-0.0"
-    texts.append("n/a" if np.isnan(sample).any() else f"{mean:.1f}{spread}")
+    sample, reasons = [], {}
+    for run in runs:
+      try:
+        sample.append(_number(value(run)))
+      except UndefinedMetricError as reason:
+        reasons.setdefault(str(reason), []).append(run)
+    if reasons:
+      mark = notes and notes.mark(_reason(reasons, len(runs)))
+      texts.append(f"n/a {mark}" if mark else "n/a")
+      continue
+    spread = f" ± {np.std(sample, ddof=1):.1f}" if len(sample) > 1 else ""
+    texts.append(f"{round(np.mean(sample), 1) + 0.0:.1f}{spread}")  # not "-0.0"
   return texts
+
+
+def _number(value: float) -> float:
+  if np.isnan(value):
+    raise UndefinedMetricError("the value is not a number")
+  return value
+
+
+def _reason(reasons: Mapping[str, Sequence[Results]], num_runs: int) -> str:
+  """Why runs have no value; names their seeds unless it is true of all of them."""
+
+  def seeds(runs: Sequence[Results]) -> str:
+    return f" (seed {', '.join(str(run['seed']) for run in runs)})"
+
+  return "; ".join(
+    reason if len(runs) == num_runs else reason + seeds(runs)
+    for reason, runs in reasons.items()
+  )
 
 
 def markdown_row(row: Sequence[str]) -> str:
@@ -225,28 +299,41 @@ def markdown_heading(row: Sequence[str], num_labels: int) -> str:
   return f"{markdown_row(row)}\n{rule}"
 
 
-def markdown(rows: Sequence[Sequence[str]], num_labels: int) -> str:
+def markdown_notes(notes: Sequence[str]) -> str:
+  """Paragraphs below a Markdown table; empty without notes."""
+  return "".join(f"\n{note.translate(_MARKDOWN)}\n" for note in notes)
+
+
+def markdown(
+  rows: Sequence[Sequence[str]], num_labels: int, notes: Sequence[str] = ()
+) -> str:
   """A Markdown table; arguments as those of `latex`."""
   lines = [markdown_heading(rows[0], num_labels), *map(markdown_row, rows[1:])]
-  return "\n".join(lines) + "\n"
+  return "\n".join(lines) + "\n" + markdown_notes(notes)
 
 
-def latex(rows: Sequence[Sequence[str]], num_labels: int) -> str:
+def latex(
+  rows: Sequence[Sequence[str]], num_labels: int, notes: Sequence[str] = ()
+) -> str:
   r"""A LaTeX table; it needs \usepackage{booktabs}.
 
   Args:
     rows: the headings, then the cells, as plain text.
     num_labels: how many columns, the first ones, are text; the others align right.
+    notes: plain text, lines below the table.
   """
   lines = [f"{' & '.join(cell.translate(_LATEX) for cell in row)} \\\\" for row in rows]
   alignment = "l" * num_labels + "r" * (len(rows[0]) - num_labels)
   head = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", lines[0], r"\midrule"]
-  return "\n".join([*head, *lines[1:], r"\bottomrule", r"\end{tabular}"]) + "\n"
+  below = [rf"\par {{\footnotesize {note.translate(_LATEX)}\par}}" for note in notes]
+  foot = [r"\bottomrule", r"\end{tabular}", *below]
+  return "\n".join([*head, *lines[1:], *foot]) + "\n"
 
 
 def _metric(results: Results, name: str) -> float:
-  if name in results.get("undefined", {}):
-    return np.nan
+  reason = results.get("undefined", {}).get(name)
+  if reason is not None:
+    raise UndefinedMetricError(f"no {METRIC_NAMES.get(name, name)}: {reason}")
   value = reading.get(reading.get(results, "metrics"), name)
   return np.nan if value is None else 100 * value
 
@@ -258,6 +345,8 @@ def _final_task_known(results: Results) -> float:
 
 
 def _final(results: Results, modality: str) -> float:
-  """Final accuracy with one modality present, percent; NaN if it was not trained."""
+  """Final accuracy with one modality present, percent."""
   accuracies = (reading.get(results, "per_modality") or {}).get(modality)
-  return 100 * reading.get(accuracies, "seen_accuracy")[-1] if accuracies else np.nan
+  if not accuracies:
+    raise UndefinedMetricError(f"the model has no {modality}")
+  return 100 * reading.get(accuracies, "seen_accuracy")[-1]

@@ -8,7 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from mcil_jax.data import ordered, pipeline, schema, source
+from mcil_jax.data import directory as directory_lib
+from mcil_jax.data import fingerprint, ordered, pipeline, schema, source
 
 IMAGE, AUDIO = (2, 3, 4), (5,)
 SIZES = {"train": 5, "validation": 2, "test": 3}
@@ -176,7 +177,7 @@ def test_the_dtype_is_part_of_the_fingerprint(tmp_path):
 
 
 def test_labels_and_ids_are_known_without_the_records(directory, tmp_path, monkeypatch):
-  monkeypatch.setattr(source, "_read_records", None)
+  monkeypatch.setattr(directory_lib, "read_records", None)
   dataset = load(tmp_path)
   assert dataset.splits["test"].ids == ["test-0", "test-1", "test-2"]
   assert dataset.splits["test"].labels.tolist() == [0, 1, 0]
@@ -223,12 +224,11 @@ def test_a_list_of_other_samples_is_noticed(directory, tmp_path, key, values, fo
   edit(
     directory / "samples.json", lambda content: content["test"].update({key: values})
   )
-  split = load(tmp_path).splits["test"]
   with pytest.raises(ValueError) as error:
-    split[0]
+    load(tmp_path)
   assert str(error.value) == (
-    f"{directory}: samples.json has {found} is stored. Delete {directory} and prepare "
-    "the dataset again."
+    f"{directory}: samples.json has {found} is stored. Remove it, rm -r {directory}, "
+    "and prepare the dataset again."
   )
 
 
@@ -279,20 +279,24 @@ def test_a_damaged_shard_is_named(shards, tmp_path, damage, message):
     load(tmp_path)
   assert str(error.value).startswith(message.format(path=shards[1]))
   assert str(error.value).endswith(
-    f"Delete {tmp_path}/few/1.0.0 and prepare the dataset again."
+    f"Remove it, rm -r {tmp_path}/few/1.0.0, and prepare the dataset again."
   )
 
 
-def test_a_damaged_sample_is_named_when_it_is_read(directory, tmp_path):
+def test_a_damaged_sample_is_named_when_it_is_read(directory, tmp_path, monkeypatch):
   (shard,) = directory.glob("few-train.array_record*")
   content = bytearray(shard.read_bytes())
   place = content.index(features_of("train-2", "float32")["image"].tobytes())
   content[place + 3] ^= 0xFF
   shard.write_bytes(content)
+  message = f"Cannot read sample 'train-2' of {directory} "
+  with pytest.raises(ValueError, match=message):
+    load(tmp_path)
+  monkeypatch.setattr(fingerprint, "SAMPLES", 2)  # the first and the last
   split = load(tmp_path, cache_bytes=0).splits["train"]
   for n in (0, 1, 3, 4):
     split[n]
-  with pytest.raises(ValueError, match=f"Cannot read sample 'train-2' of {directory} "):
+  with pytest.raises(ValueError, match=message):
     split[2]
 
 
@@ -316,6 +320,32 @@ def test_a_preparation_that_fails_leaves_nothing(tmp_path, change, error, messag
   assert not list(tmp_path.rglob("*.json")) + list(tmp_path.rglob("*array_record*"))
   with pytest.raises(FileNotFoundError, match="No prepared dataset"):
     load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    {"image": np.zeros((2, 3, 5), np.float32)},
+    {"audio": np.zeros(5, np.float16)},
+    {"label": 2},
+  ],
+  ids=str,
+)
+def test_a_sample_of_another_kind_is_named(tmp_path, wrong):
+  class Uneven(Few, skip_registration=True):
+    name = "few"
+
+    def _samples(self):
+      for split, sample in super()._samples():
+        yield split, sample | (wrong if sample["id"] == "train-3" else {})
+
+  with pytest.raises(ValueError) as error:
+    schema.write(Uneven(tmp_path))
+  assert str(error.value).startswith(
+    "sample 'train-3' of split 'train' is not as the features of the dataset say ("
+  )
+  assert len(str(error.value).splitlines()) == 1
+  assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_shard_that_cannot_be_written_is_named(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 import errno
 import json
 import os
+import re
 import shutil
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import schema, sounding_shapes, source
 
 IMAGE_SHAPE = (2, 5, 6, 3)
@@ -271,7 +274,7 @@ SHARD = "tiny-train.array_record-00000-of-00001"
       "dataset_info.json",
       lambda path: path.write_text("[]"),
       ValueError,
-      "{directory} is no TFDS dataset",
+      "{path} is damaged (it holds a list, not a dictionary)",
     ),
     (SHARD, Path.unlink, FileNotFoundError, "{path} is missing"),
     (SHARD, truncate, ValueError, "Cannot read {path}"),
@@ -279,9 +282,23 @@ SHARD = "tiny-train.array_record-00000-of-00001"
     (SHARD, lambda path: path.write_bytes(b""), ValueError, "Cannot read {path}"),
     (
       "metadata.json",
-      lambda path: path.write_text("{}"),
+      lambda path: path.write_text("[1]"),
       ValueError,
-      "{directory} has audio but no sample_rate_hz in metadata.json",
+      "{path} is damaged (it holds a list, not a dictionary)",
+    ),
+    (
+      "dataset_info.json",
+      lambda path: edit_json(path, lambda content: content.update(odd=1)),
+      ValueError,
+      "{directory} is no TFDS dataset (",
+    ),
+    (
+      "dataset_info.json",
+      lambda path: edit_json(
+        path, lambda content: content["splits"][0].update(filepathTemplate="{ODD}")
+      ),
+      ValueError,
+      "{directory} is no TFDS dataset (",
     ),
   ],
 )
@@ -291,9 +308,39 @@ def test_a_damaged_file_is_named(directory, tmp_path, name, damage, error, messa
     load(tmp_path)
   expected = message.format(path=directory / name, directory=directory)
   assert str(caught.value).startswith(expected)
+  assert len(str(caught.value).splitlines()) == 1
   assert str(caught.value).endswith(
-    f"Delete {directory} and prepare the dataset again."
+    f"Remove it, rm -r {directory}, and prepare the dataset again."
   )
+
+
+@pytest.mark.parametrize(
+  ("metadata", "message"),
+  [
+    ({}, "has audio but no sample_rate_hz in metadata.json."),
+    (
+      {"sample_rate_hz": "8000"},
+      "sample_rate_hz in metadata.json is '8000', not a num",
+    ),
+    ({"sample_rate_hz": 0}, "sample_rate_hz in metadata.json is 0, not a number ≥ 1."),
+    (
+      {"sample_rate_hz": 8000, "feature_dtypes": ["audio"]},
+      "feature_dtypes in metadata.json is ['audio'], not a dictionary.",
+    ),
+    (
+      {"sample_rate_hz": 8000, "feature_dtypes": {"audio": []}},
+      "feature_dtypes in metadata.json has [] for 'audio', not one of float32, ",
+    ),
+  ],
+)
+def test_metadata_of_another_kind_are_named(directory, tmp_path, metadata, message):
+  (directory / "metadata.json").write_text(json.dumps(metadata))
+  with pytest.raises(ValueError, match=re.escape(message)) as error:
+    load(tmp_path)
+  assert str(error.value).startswith(str(directory))
+  # What was written on purpose is not to be removed.
+  assert "rm -r" not in str(error.value)
+  assert "mcil_jax/data/schema.py" in str(error.value)
 
 
 @pytest.mark.parametrize("split", schema.SPLITS)
@@ -328,6 +375,187 @@ def test_a_missing_or_wrong_feature_is_named(directory, tmp_path, edit, message)
   edit_json(directory / "features.json", edit)
   with pytest.raises(ValueError, match=message):
     load(tmp_path)
+
+
+class More(Tiny, skip_registration=True):
+  """With features that are not read."""
+
+  name = "tiny"
+  more = {  # noqa: RUF012 (so TFDS declares nothing)
+    "flow": tfds.features.Tensor(shape=(2, 3), dtype=np.float32),
+    "Image": tfds.features.Image(shape=(5, 6, 3), encoding_format="png"),
+    "clip": tfds.features.Sequence(tfds.features.Image(shape=(5, 6, 3))),
+    "words": tfds.features.Sequence(tfds.features.Text()),
+    "about": {"url": tfds.features.Text(), "year": np.int64},
+  }
+
+  def _info(self):
+    info = super()._info()
+    features = tfds.features.FeaturesDict({**info.features, **self.more})
+    return tfds.core.DatasetInfo(
+      builder=self, features=features, metadata=info.metadata
+    )
+
+  def _generate_examples(self, split):
+    for i, sample in super()._generate_examples(split):
+      yield (
+        i,
+        sample
+        | {
+          "flow": np.zeros((2, 3), np.float32),
+          "Image": schema._encode_png(image_of(split)[0]),
+          "clip": [schema._encode_png(frame) for frame in image_of(split)],
+          "words": ["a", "b"],
+          "about": {"url": "x", "year": 7},
+        },
+      )
+
+
+def test_features_that_are_not_read_are_named_once(directory, tmp_path, caplog):
+  there = schema.write(More(tmp_path / "foreign"))
+  for _ in range(2):
+    dataset = load(tmp_path / "foreign")
+  (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+  assert record.getMessage() == (
+    f"{there} has features that nothing is made of: 'Image', 'about', 'clip', 'flow', "
+    "'words'. Those that are used are called label, id, image, audio."
+  )
+  assert dataset.modalities == ("image", "audio")
+  plain = load(tmp_path).splits["train"]
+  for n, sample_id in enumerate(plain.ids):
+    sample = dataset.splits["train"][dataset.splits["train"].ids.index(sample_id)]
+    assert sample.keys() == plain[n].keys()
+    for key, value in plain[n].items():
+      np.testing.assert_array_equal(sample[key], value)
+
+
+@pytest.mark.parametrize(
+  ("known", "name"),
+  [
+    *(("image", name) for name in ("Image", "IMAGE", "images")),
+    *(("audio", name) for name in ("Audio", "audios", "audio_")),
+    *(("label", name) for name in ("Label", "labels")),
+    *(("id", name) for name in ("ID", "Id")),
+  ],
+)
+def test_a_feature_that_is_nearly_called_right_is_an_error(
+  directory, tmp_path, known, name
+):
+  def rename(content):
+    features = content["featuresDict"]["features"]
+    features[name] = features.pop(known)
+
+  edit_json(directory / "features.json", rename)
+  with pytest.raises(ValueError) as error:
+    load(tmp_path)
+  assert str(error.value) == (
+    f"{directory} has a feature {name!r}, which is not read, but none that is called "
+    f"{known!r}. What is read is called label, id, image, audio. "
+    + directory_lib.REWRITE
+  )
+
+
+def test_frames_may_be_stored_as_they_are(tmp_path):
+  class Plain(Tiny, skip_registration=True):
+    name = "tiny"
+
+    def _info(self):
+      info = super()._info()
+      image = tfds.features.Tensor(shape=IMAGE_SHAPE, dtype=np.uint8)
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict({**info.features, "image": image}),
+        metadata=info.metadata,
+      )
+
+    def _generate_examples(self, split):
+      for i, sample in super()._generate_examples(split):
+        yield i, sample | {"image": image_of(sample["id"])}
+
+  schema.write(Plain(tmp_path))
+  split = load(tmp_path).splits["train"]
+  for n, sample_id in enumerate(split.ids):
+    np.testing.assert_array_equal(split[n]["image"], image_of(sample_id))
+
+
+@pytest.mark.parametrize("wrong", [(2, 5, 7, 3), (3, 5, 6, 3)])
+def test_a_sample_of_another_shape_is_named(tmp_path, wrong, monkeypatch):
+  class Uneven(Tiny, skip_registration=True):
+    name = "tiny"
+
+    def _generate_examples(self, split):
+      for i, sample in super()._generate_examples(split):
+        if sample["id"] == "train-3":
+          image = np.zeros(wrong, np.uint8)
+          _, sample = schema.encode_sample(
+            sample_id=sample["id"], label=1, image=image, audio=audio_of("x")
+          )
+        yield i, sample
+
+  try:
+    schema.write(Uneven(tmp_path))
+  except Exception as refused:  # TFDS minds the number of frames, but not their sizes
+    assert wrong[0] == 3
+    assert "3" in str(refused)
+    return
+  with pytest.raises(ValueError) as error:
+    load(tmp_path)
+  assert str(error.value).startswith(
+    f"{tmp_path}/tiny/1.0.0: image of sample 'train-3' is {list(wrong)}, not "
+    f"{list(IMAGE_SHAPE)} as features.json has it. "
+  )
+
+
+@pytest.mark.parametrize("benchmark", [None, "ave"])
+def test_the_metadata_say_whether_it_is_a_benchmark(tmp_path, benchmark):
+  write(tmp_path, metadata={"benchmark": benchmark})
+  assert load(tmp_path).benchmark == benchmark
+
+
+def test_no_benchmark_without_metadata(directory, tmp_path):
+  assert load(tmp_path).benchmark is None
+
+
+def test_data_may_be_in_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  write(tmp_path / "my home/data")
+  dataset = source.load("tiny", "~/data")
+  assert dataset.fingerprint == load(tmp_path / "my home/data").fingerprint
+  with pytest.raises(FileNotFoundError) as error:
+    source.load("gridwords", "~/data")
+  assert str(error.value).endswith(f" '--data_dir={tmp_path}/my home/data'")
+  (tmp_path / "my home/data/tiny/1.0.0/features.json").unlink()
+  with pytest.raises(FileNotFoundError) as error:
+    source.load("tiny", "~/data")
+  # What is said to be done can be pasted into a shell.
+  remedy = re.search("rm -r .*(?=, and)", str(error.value))[0]
+  subprocess.run(remedy, shell=True, check=True)
+  assert not list((tmp_path / "my home/data/tiny").iterdir())
+  assert not list((tmp_path / "here").iterdir())
+
+
+def test_the_embedded_dataset_is_built_in_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  tiny = {"train": 1, "validation": 1, "test": 1}
+  monkeypatch.setattr(sounding_shapes, "SAMPLES_PER_CLASS", tiny)
+  source.load("sounding_shapes", "~/data")
+  assert (tmp_path / "data/sounding_shapes").is_dir()
+
+
+@pytest.mark.parametrize(
+  ("name", "data_dir", "message"),
+  [
+    ("tiny", "", "config.data.data_dir is empty; it has to be a path."),
+    ("sounding_shapes", " ", "config.data.data_dir is blank; it has to be a path."),
+    ("", "{}", "config.data.name='' is no name of a dataset"),
+    ("../tiny", "{}/tiny", "config.data.name='../tiny' is no name of a dataset"),
+  ],
+)
+def test_impossible_places_are_told(directory, tmp_path, name, data_dir, message):
+  with pytest.raises(ValueError, match="^" + re.escape(message)):
+    source.load(name, data_dir.format(tmp_path))
 
 
 def test_a_label_without_class_name_is_an_error(directory, tmp_path):

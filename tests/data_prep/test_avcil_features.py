@@ -88,6 +88,9 @@ def prepare(source: str, data_dir: Path, **options) -> str:
   return avcil_features.prepare(source, data_dir=str(data_dir), **options)
 
 
+ROOT = Path(avcil_features.__file__).parents[1]
+
+
 def nothing_is_there(data_dir: Path) -> bool:
   return not [*data_dir.rglob("*.json"), *data_dir.rglob("*array_record*")]
 
@@ -155,8 +158,8 @@ def test_the_same_files_are_not_read_twice(source, tmp_path, monkeypatch):
   done = prepare(source, tmp_path)
   directory = tmp_path / "ave/1.0.0"
   assert done.splitlines()[0] == (
-    f"Wrote {directory}: 4 classes (ave as released has 28); image float32 [2, 3, 4], "
-    "audio float32 [5]; samples: 12 train, 4 validation, 8 test."
+    f"Wrote {directory}: 4 classes; image float32 [2, 3, 4] (T, P, D), audio float32 "
+    "[5] (D); samples: 12 train, 4 validation, 8 test."
   )
   monkeypatch.setattr(avcil_files, "read_features", None)
   done = prepare(source, tmp_path)
@@ -235,7 +238,7 @@ def test_ids_in_no_list_are_left_out_and_counted(tmp_path):
   files = contents()
   files[CATEGORIES]["test"] |= {"-unlisted": "Cat", "-nowhere": "Cat"}
   done = prepare(save(tmp_path / "source", files), tmp_path)
-  assert done.splitlines()[1] == (
+  assert done.splitlines()[2] == (
     "Left out: 2 ids that all_id_category_dict.npy has, but no list of "
     "all_classId_vid_dict.npy."
   )
@@ -308,6 +311,21 @@ ERRORS = {
     both(drop(ENCODING, "Cat"), put(ENCODING, "", 1)),
     ENCODING,
     "a class has no name, or one that is not text.",
+  ),
+  "name of two lines": (
+    both(drop(ENCODING, "Cat"), put(ENCODING, "Cat\n", 1)),
+    ENCODING,
+    r"class name 'Cat\n' (label 1) has a line break, but is kept in one line; remove",
+  ),
+  "names alike but for blanks": (
+    both(drop(ENCODING, "Cat"), put(ENCODING, "Acoustic guitar ", 1)),
+    ENCODING,
+    "class name 'Acoustic guitar ' (label 1) begins or ends with a blank, which is not",
+  ),
+  "undecoded id": (
+    put(CLASSES, "test", 1, ["-test1_0", "a\udcff"]),
+    CLASSES,
+    r"sample id 'a\udcff' has bytes that were never decoded; decode them with their",
   ),
   "one class more": (
     put(CLASSES, "train", 4, ["-new"]),
@@ -489,6 +507,20 @@ def test_a_file_that_ends_early_is_named(tmp_path, name):
   assert nothing_is_there(tmp_path / "data")
 
 
+def test_names_that_cannot_be_looked_up_are_told(tmp_path, monkeypatch):
+  source = save(tmp_path / "source", as_h5(contents()))
+
+  def damaged(file, name):
+    raise RuntimeError("Unable to check link existence")
+
+  monkeypatch.setattr(h5py.File, "__contains__", damaged, raising=False)
+  with pytest.raises(ValueError) as error:
+    prepare(source, tmp_path / "data")
+  assert re.match(
+    rf"{source}/{H5}: features of '\S+' cannot be read \(Unable to ch", str(error.value)
+  )
+
+
 def test_a_group_is_no_dataset(tmp_path):
   source = save(tmp_path / "source", as_h5(contents()))
   with h5py.File(tmp_path / "source" / H5, "a") as file:
@@ -591,6 +623,12 @@ def run_command(*flags: str) -> subprocess.CompletedProcess:
   return subprocess.run(command, capture_output=True, text=True)
 
 
+UNLIKE = (
+  "4 classes, not 28; 12 train samples, not 3294; 4 validation samples, not 391; 8 "
+  "test samples, not 394"
+)
+
+
 def test_the_command_says_what_comes_next_or_what_is_wrong(source, tmp_path):
   flags = (
     f"--source={source}",
@@ -602,10 +640,14 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(source, tmp_path):
   assert done.returncode == 0, done.stderr
   assert done.stdout.splitlines() == [
     f"Reading {source}",
-    f"Wrote {tmp_path}/small/1.0.0: 4 classes (ave as released has 28); image bfloat16 "
-    "[2, 3, 4], audio bfloat16 [5]; samples: 12 train, 4 validation, 8 test.",
-    "Next: python -m mcil_jax.main --config=configs/ave.py:avcil --workdir=runs/small "
-    f"--config.data.name=small --config.data.data_dir={tmp_path}",
+    f"Wrote {tmp_path}/small/1.0.0: 4 classes; image bfloat16 [2, 3, 4] (T, P, D), "
+    "audio bfloat16 [5] (D); samples: 12 train, 4 validation, 8 test.",
+    f"This is not ave as released: {UNLIKE}. Results on it do not compare with "
+    "published ones.",
+    # Of features of two widths, only class means are made.
+    "Next: python -m mcil_jax.main --config=configs/ave.py:ncm --workdir=runs/small "
+    f"--config.data.name=small --config.data.data_dir={tmp_path} "
+    "--config.scenario.increments=1,1,1,1 --config.scenario.class_order=0,1,2,3",
   ]
   refused = run_command(*flags, "--name=small")
   assert refused.returncode == 1
@@ -613,10 +655,95 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(source, tmp_path):
   assert len(refused.stderr.splitlines()) == 1
 
 
-def test_the_next_command_leaves_out_what_is_the_default(source, tmp_path, monkeypatch):
+@pytest.fixture
+def complete(monkeypatch):
+  """Takes the files of these tests for AVE as released."""
+  sizes = {own: len(CLASS_NAMES) * SIZES[s] for s, own in avcil_files.SPLITS.items()}
+  monkeypatch.setitem(avcil_features.NUM_CLASSES, "ave", len(CLASS_NAMES))
+  monkeypatch.setitem(avcil_features.NUM_SAMPLES, "ave", sizes)
+
+
+def drop_a_sample(files):
+  files[CLASSES]["test"][2].remove("-test2_1")
+  del files[CATEGORIES]["test"]["-test2_1"]
+
+
+def drop_a_class(files):
+  del files[ENCODING][CLASS_NAMES[3]]
+  for lists in files[CLASSES].values():
+    del lists[3]
+
+
+@pytest.mark.parametrize("name", [None, "other"])
+def test_the_whole_of_a_benchmark_is_known_as_such(complete, source, tmp_path, name):
+  done = prepare(source, tmp_path, name=name)
+  assert source_lib.load(name or "ave", tmp_path).benchmark == "ave"
+  assert "as released" not in done
+  assert (
+    json.loads((tmp_path / (name or "ave") / "1.0.0/metadata.json").read_text())[
+      "unlike_benchmark"
+    ]
+    == []
+  )
+
+
+@pytest.mark.parametrize(
+  ("change", "unlike"),
+  [
+    (drop_a_sample, ["7 test samples, not 8"]),
+    (
+      drop_a_class,
+      [
+        "3 classes, not 4",
+        "9 train samples, not 12",
+        "3 validation samples, not 4",
+        "6 test samples, not 8",
+      ],
+    ),
+  ],
+)
+def test_a_part_of_a_benchmark_is_not_taken_for_it(complete, tmp_path, change, unlike):
+  files = contents()
+  change(files)
+  done = prepare(save(tmp_path / "source", files), tmp_path)
+  assert source_lib.load("ave", tmp_path).benchmark is None
+  metadata = json.loads((tmp_path / "ave/1.0.0/metadata.json").read_text())
+  assert (metadata["benchmark"], metadata["unlike_benchmark"]) == (None, unlike)
+  assert f"This is not ave as released: {'; '.join(unlike)}. Res" in done
+
+
+def test_a_dataset_that_does_not_say_what_it_is_is_made_anew(
+  complete, source, tmp_path
+):
+  prepare(source, tmp_path)
+  path = tmp_path / "ave/1.0.0/metadata.json"
+  metadata = json.loads(path.read_text())
+  del metadata["benchmark"]  # which earlier versions did not write
+  path.write_text(json.dumps(metadata))
+  with pytest.raises(
+    ValueError, match=r"\(benchmark None, now ave\). Pass --overwrite"
+  ):
+    prepare(source, tmp_path)
+
+
+@pytest.mark.parametrize("dataset", avcil_features.NUM_CLASSES)
+def test_the_sizes_of_a_benchmark_are_those_of_its_config(dataset):
+  text = (ROOT / avcil_features.CONFIGS[dataset]).read_text()
+  sizes = avcil_features.NUM_SAMPLES[dataset].values()
+  assert f" {' / '.join(f'{n:,}' for n in sizes)} clips;" in text
+  assert f": {avcil_features.NUM_CLASSES[dataset]} " in text.splitlines()[0]
+
+
+def test_what_is_the_default_is_not_said(complete, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert prepare(source, Path("data")).splitlines()[-1] == (
-    "Next: python -m mcil_jax.main --config=configs/ave.py:avcil --workdir=runs/ave"
+  files = contents()
+  files[AUDIO] = {i: a[:WIDTH] for i, a in files[AUDIO].items()}
+  done = prepare(save(tmp_path / "source", files), Path("data"))
+  assert done.splitlines()[-1] == (
+    f"Next: python -m mcil_jax.main --config={ROOT}/configs/ave.py:avcil "
+    # Of 28 classes, which are four here.
+    "--workdir=runs/ave --config.scenario.increments=1,1,1,1 "
+    "--config.scenario.class_order=0,1,2,3"
   )
 
 
@@ -663,5 +790,4 @@ def test_what_is_stored_says_what_it_is(source, tmp_path):
 
 def test_every_dataset_has_a_config():
   assert avcil_features.CONFIGS.keys() == avcil_features.NUM_CLASSES.keys()
-  root = Path(avcil_features.__file__).parents[1]
-  assert all((root / path).is_file() for path in avcil_features.CONFIGS.values())
+  assert all((ROOT / path).is_file() for path in avcil_features.CONFIGS.values())

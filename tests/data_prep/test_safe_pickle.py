@@ -262,3 +262,50 @@ def test_other_files_are_named(path, tmp_path):
   path.write_bytes(pickle.dumps({"a": 1}))
   with pytest.raises(ValueError, match=r"is not an \.npy file"):
     list(safe_pickle.stream(path))
+
+
+def test_a_header_that_is_no_python_is_told(path):
+  content = save(path, arrays(2)).read_bytes()
+  assert content.count(b"'shape': ()") == 1
+  path.write_bytes(content.replace(b"'shape': ()", b"'shape': (l"))
+  for read in READERS:
+    with pytest.raises(
+      ValueError, match=f"{path} is not an .npy file, or only the beg"
+    ):
+      read(path)
+
+
+class Failing:
+  """A file that fails after some reads."""
+
+  def __init__(self, file, error: BaseException):
+    self.file, self.error, self.left = file, error, 20
+
+  def __getattr__(self, name):
+    return getattr(self.file, name)
+
+  def read(self, *count):
+    self.left -= 1
+    if self.left < 0:
+      raise self.error
+    return self.file.read(*count)
+
+
+@pytest.mark.parametrize(
+  ("error", "kind", "message"),
+  [
+    (OSError(5, "Input/output error"), OSError, "cannot be read beyond byte"),
+    (MemoryError("Unable to allocate"), ValueError, "wants more memory than there is"),
+  ],
+)
+def test_reading_that_fails_names_the_file(path, monkeypatch, error, kind, message):
+  save(path, arrays(20))
+  init = safe_pickle._Reader.__init__
+  monkeypatch.setattr(
+    safe_pickle._Reader,
+    "__init__",
+    lambda self, file: init(self, Failing(file, error)),
+  )
+  for read in READERS:
+    with pytest.raises(kind, match=f"^{path} {message} .*{error.args[-1]}"):
+      read(path)

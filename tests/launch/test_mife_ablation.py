@@ -50,7 +50,16 @@ def test_a_column_shows_what_inferred_tasks_leave_out():
   assert columns["all compete"](results) == 25.0
 
 
-def test_an_unknown_row_is_refused(monkeypatch):
-  monkeypatch.setattr(mife_ablation, "_ROWS", types.SimpleNamespace(value=["k=2"]))
-  with pytest.raises(app.UsageError, match="no row 'k=2'; there are: mife, without"):
+@pytest.mark.parametrize(
+  ("rows", "message"),
+  [
+    (["k=2"], "no row 'k=2'; there are: mife, without"),
+    (["mife", "k = 2", "mife"], "names 'mife' 2 times"),
+  ],
+)
+def test_a_row_that_is_unknown_or_named_twice_is_refused(rows, message, monkeypatch):
+  monkeypatch.setattr(mife_ablation, "_ROWS", types.SimpleNamespace(value=rows))
+  for name, value in {"CONFIGS": ["a"], "SEEDS": ["0"]}.items():
+    monkeypatch.setattr(runs, name, types.SimpleNamespace(value=value))
+  with pytest.raises(app.UsageError, match=message):
     mife_ablation.main(["launch.mife_ablation"])

@@ -1,12 +1,16 @@
 import os
+import re
+import shlex
 import subprocess
 import sys
 import threading
 import types
 
 import pytest
+from absl import app
 
 from launch import runs
+from mcil_jax.metrics import UndefinedMetricError
 
 SHOWS_FINAL = {"final": lambda results: results["final"]}
 
@@ -35,7 +39,27 @@ def test_a_run_is_a_process_with_a_workdir(monkeypatch, workdir):
     *(sys.executable, "-m", "mcil_jax.main", "--config=configs/a.py:trimodal"),
     *(f"--workdir={workdir}/a/b-seed1", "--config.seed=1"),
   ]
-  assert env["JAX_COMPILATION_CACHE_DIR"] == f"{workdir}/compiled"
+  assert env["JAX_COMPILATION_CACHE_DIR"] == f"{workdir}/.compiled"
+
+
+def test_the_command_that_is_printed_works_where_it_is_pasted(
+  monkeypatch, capsys, tmp_path
+):
+  monkeypatch.setenv("HOME", f"{tmp_path}/a home")
+  monkeypatch.setattr(runs, "WORKDIR", types.SimpleNamespace(value="~/$runs"))
+  ran = []
+  monkeypatch.setattr(subprocess, "run", lambda command, **_: ran.append(command))
+  with pytest.raises(FileNotFoundError):  # the process has written nothing
+    runs.run_once(runs.Run("a", "b", ("--config.data.name=it's",)))
+  assert ran[0][4] == f"--workdir={tmp_path}/a home/$runs/b"
+  assert shlex.split(capsys.readouterr().err) == ran[0]
+
+
+def test_a_workdir_that_is_no_path_is_told_before_anything_runs(monkeypatch, capsys):
+  monkeypatch.setattr(runs, "WORKDIR", types.SimpleNamespace(value=""))
+  with pytest.raises(ValueError, match=r"^--workdir is empty; it has to be a path\.$"):
+    runs.print_table(("row",), SHOWS_FINAL, [(("1",), [runs.Run("a", "1", ())])])
+  assert not capsys.readouterr().out
 
 
 def test_the_cache_that_the_user_names_is_taken(monkeypatch, workdir):
@@ -114,3 +138,144 @@ def test_a_failed_process_stops_the_table(monkeypatch):
   monkeypatch.setattr(sys, "executable", "false")
   with pytest.raises(subprocess.CalledProcessError):
     runs.run_once(runs.Run("a", "b", ()))
+
+
+# --- What is named twice would count twice.
+
+
+@pytest.mark.parametrize(
+  ("names", "message"),
+  [
+    (["0", "0"], "--seeds=0,0 names '0' 2 times, as 0, 0: name it once"),
+    (["1", "0", "00"], "--seeds=1,0,00 names '0' 2 times, as 0, 00"),
+    (["a"], "--seeds=a: a seed is a whole number from 0 to 2**32 - 1, not 'a'"),
+    (["1.0"], "not '1.0'"),
+    (["-1"], "not '-1'"),
+    (["1_0"], "not '1_0'"),
+    (["\N{SUPERSCRIPT TWO}"], "not '\N{SUPERSCRIPT TWO}'"),
+    ([str(2**32)], f"not '{2**32}'"),
+    ([], "--seeds=: name one or more"),
+    (["0", ""], "--seeds=0,: name one or more, separated by single commas"),
+  ],
+)
+def test_seeds_that_are_none_or_named_twice(names, message, monkeypatch):
+  monkeypatch.setattr(runs, "SEEDS", types.SimpleNamespace(value=names))
+  with pytest.raises(app.UsageError, match=re.escape(message)):
+    runs.seeds()
+
+
+def test_seeds_are_written_in_one_way(monkeypatch):
+  monkeypatch.setattr(runs, "SEEDS", types.SimpleNamespace(value=["007", "10", "0"]))
+  assert runs.seeds() == ["7", "10", "0"]
+
+
+def test_a_config_named_twice(monkeypatch):
+  monkeypatch.setattr(runs, "CONFIGS", types.SimpleNamespace(value=["a", "b", "a"]))
+  with pytest.raises(app.UsageError, match="--configs=a,b,a names 'a' 2 times"):
+    runs.configs()
+
+
+@pytest.mark.parametrize("folder", ["a/b-seed0", "a//b-seed0", "./a/b-seed0"])
+def test_runs_that_share_a_workdir_are_refused_before_any_begins(folder, monkeypatch):
+  monkeypatch.setattr(runs, "run_once", lambda run: pytest.fail("a run began"))
+  rows = [((n,), [runs.Run("a", n, ())]) for n in ("a/b-seed0", folder)]
+  with pytest.raises(app.UsageError, match="2 runs share the workdir a/b-seed0"):
+    runs.print_table(("row",), SHOWS_FINAL, rows)
+
+
+@pytest.mark.parametrize(
+  "passed_on",
+  [
+    ("--config.seed=3",),
+    ("-config.seed", "3"),
+    ("--config.x=1", "--noconfig.x"),
+    ("--workdir=elsewhere",),
+    ("--config=other.py",),
+  ],
+)
+def test_flags_that_contradict_the_table_are_refused(passed_on):
+  message = f"{re.escape(passed_on[0])}.* of the run a/b-seed0 contradict each other"
+  with pytest.raises(app.UsageError, match=message):
+    runs.Run("a", "a/b-seed0", ("--config.method=b", "--config.seed=0", *passed_on))
+
+
+def test_other_flags_are_passed_on():
+  flags = ("--config.seed=0", "--config.train.seed_of_it=1", "--config.note=no=x")
+  assert runs.Run("a", "a/b-seed0", flags).arguments == flags
+
+
+def test_a_mistake_is_one_line():
+  command = [sys.executable, "-m", "launch.table", "--configs=a", "--seeds=0,0"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: --seeds=0,0 names '0' 2 times")
+
+
+# --- Runs of a row are averaged if they are one experiment.
+
+
+def print_rows(
+  monkeypatch, capsys, rows: dict[str, list[tuple[str, str]]]
+) -> list[str]:
+  """The table of rows whose runs have these fingerprints of data and settings.
+
+  The runs of each row have finals of 10, 20, ... in their order.
+  """
+  found = {
+    f"{name}-{i}": {
+      "final": 10.0 * (i + 1),
+      "fingerprints": {"data": data, "settings": settings},
+    }
+    for name, runs_of_row in rows.items()
+    for i, (data, settings) in enumerate(runs_of_row)
+  }
+  monkeypatch.setattr(runs, "run_once", lambda run: found[run.folder])
+  arguments = [
+    (("data", name), [runs.Run("a", f"{name}-{i}", ()) for i in range(len(of_row))])
+    for name, of_row in rows.items()
+  ]
+  runs.print_table(("data", "row"), SHOWS_FINAL, arguments)
+  return capsys.readouterr().out.splitlines()[2:]
+
+
+A, B, SETTINGS = "3fa4c2d1" * 8, "9b1c0d77" * 8, "5e771465" * 8
+
+
+def test_runs_over_other_data_are_a_row_of_their_own(monkeypatch, capsys):
+  rows = {
+    "finetune": [(A, SETTINGS), (A, SETTINGS)],
+    "replay": [(A, SETTINGS), (B, SETTINGS), (B, SETTINGS)],
+    "joint": [(B, SETTINGS)],
+  }
+  # 10 and 20: mean 15, deviation √(25 + 25); 20 and 30.
+  assert print_rows(monkeypatch, capsys, rows) == [
+    "| data | finetune | 15.0 ± 7.1 |",
+    "| data | replay | 10.0 |",
+    "| data [data 9b1c0d77] | replay | 25.0 ± 7.1 |",
+    "| data [data 9b1c0d77] | joint | 10.0 |",
+  ]
+
+
+def test_runs_with_other_settings_are_a_row_of_their_own(monkeypatch, capsys):
+  rows = {"replay": [(A, SETTINGS), (A, "77" * 32), (A, SETTINGS)]}
+  # 10 and 30: mean 20, deviation √(100 + 100).
+  assert print_rows(monkeypatch, capsys, rows) == [
+    "| data [settings 5e771465] | replay | 20.0 ± 14.1 |",
+    "| data [settings 77777777] | replay | 20.0 |",
+  ]
+
+
+def test_why_there_is_no_value_stands_below_the_table(monkeypatch, capsys):
+  def final(results):
+    raise UndefinedMetricError("tasks learned: 1, needed: 2")
+
+  monkeypatch.setattr(runs, "run_once", lambda run: {})
+  rows = [((name,), [runs.Run("a", name, ())]) for name in ("1", "2")]
+  runs.print_table(("row",), {"final": final}, rows)
+  assert capsys.readouterr().out.splitlines()[2:] == [
+    "| 1 | n/a (1) |",
+    "| 2 | n/a (1) |",
+    "",
+    "(1) tasks learned: 1, needed: 2",
+  ]

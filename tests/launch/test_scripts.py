@@ -165,6 +165,8 @@ def without(flag):
     ([*POD, "--zome=z", *RUN], "", "unknown argument --zome=z; see the head of"),
     ([*POD, "--workdir=gs://b/a", *RUN], "", "--workdir=gs://b/a: expected a folder"),
     ([*POD, "--workdir=/a", *RUN], "", "--workdir=/a: expected a folder such as"),
+    ([*POD, "--workdir=~/a", *RUN], "", "--workdir=~/a: expected a folder such as"),
+    ([*POD, "--workdir= ", *RUN], "", "--workdir= : expected a folder such as"),
     ([*POD, "--share=/a", *RUN], "", "--share=/a: expected SERVER:/PATH"),
     (POD, "", "no --config=FILE.py after --"),
     (

@@ -1,5 +1,8 @@
 import types
 
+import pytest
+from absl import app
+
 from launch import runs, table
 
 
@@ -33,6 +36,7 @@ def test_a_row_per_config_and_method(monkeypatch, capsys):
   for name, value in {
     "CONFIGS": ["a_b", "c:d"],
     "SEEDS": ["0", "1", "2"],
+    "WORKDIR": "runs/table",
     "_JOBS": 1,
   }.items():
     monkeypatch.setattr(runs, name, types.SimpleNamespace(value=value))
@@ -56,3 +60,12 @@ def test_a_row_per_config_and_method(monkeypatch, capsys):
     for config, folder in (("a_b", "a_b"), ("c:d", "c-d"))
     for seed in "012"
   ]
+
+
+def test_a_method_named_twice(monkeypatch):
+  for name, value in {"CONFIGS": ["a"], "SEEDS": ["0"]}.items():
+    monkeypatch.setattr(runs, name, types.SimpleNamespace(value=value))
+  methods = types.SimpleNamespace(value=["joint", "replay", "joint"])
+  monkeypatch.setattr(table, "_METHODS", methods)
+  with pytest.raises(app.UsageError, match=r"--methods=.* names 'joint' 2 times"):
+    table.main(["launch.table"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mcil_jax import config, methods, scenario
+from mcil_jax import comparability, config, methods, scenario
 from mcil_jax.methods.base import Task
 from mcil_jax.models.multimodal import Outputs
 
@@ -43,6 +43,15 @@ def test_unknown_methods(name):
 def test_every_method_can_be_made_and_teaches_the_first_classes(name):
   new, exemplars = samples(name, 0, np.full(4, -1))
   assert (new, exemplars) == ([] if name == "ncm" else [1, 3], [])
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_comparisons_know_which_settings_a_method_reads(name):
+  method, read_by = make(name), comparability.READ_BY
+  assert (name in read_by["memory"]) == method.uses_memory
+  assert (name in read_by["distillation"]) == bool(method.teacher)
+  if name in config.default():
+    assert read_by[name] == (name,)
 
 
 def test_finetune_sees_the_new_classes_only():

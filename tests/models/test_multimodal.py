@@ -216,3 +216,22 @@ def test_a_fusion_cannot_pass_on_a_modality_that_there_is_not():
   message = r"model\.fusion='image': the model has only audio"
   with pytest.raises(ValueError, match=message):
     build(modalities=("audio",), fusion="image")
+
+
+def test_features_of_two_widths_are_refused_where_they_are_multiplied():
+  c = config.default().model
+  c.fusion = "audio_guided"
+  c.image.tower = c.audio.tower = build_lib.FEATURES
+
+  def build(width, modalities=("image", "audio")):
+    shapes = {"image": (2, 3, 4), "audio": (width,)}
+    build_lib.classifier(
+      c, modalities=modalities, num_classes=5, shapes=shapes, sample_rate_hz=None
+    )
+
+  build(4)
+  build(5, ("audio",))
+  with pytest.raises(ValueError, match="of image and audio have 4 and 5; 'pooled'"):
+    build(5)
+  c.fusion = "pooled"
+  build(5)

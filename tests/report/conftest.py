@@ -17,6 +17,13 @@ RESULTS = {
 # What a run leaves in the end, with all that a page can show.
 FINISHED = RESULTS | {
   "split": "test",
+  "benchmark": None,
+  "modalities": ["image", "audio"],
+  "fingerprints": {
+    "data": "3fa4c2d1" * 8,
+    "class_order": "0d0e0f00" * 8,
+    "settings": "5e771465" * 8,
+  },
   "class_names": ["cat", "dog", "bell", "<b>", "</script>", "a & b"],
   "metrics": {
     "average_incremental_accuracy": 0.625,

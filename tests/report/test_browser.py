@@ -207,16 +207,96 @@ def test_many_classes_are_scaled_to_the_page(browser, finished):
   assert answers["texts"] == [*tasks, *tasks, *axes]
 
 
+# Pairs of texts of a chart, of the kind that names things, that cover each other.
+OVERLAPS = """(() => {
+  const found = [];
+  for (const chart of document.querySelectorAll("svg[role=img]")) {
+    const texts = Array.from(chart.querySelectorAll("text:not(.value)"));
+    const boxes = texts.map((text) => text.getBoundingClientRect());
+    boxes.forEach((a, i) => boxes.slice(0, i).forEach((b, j) => {
+      const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+      // A line of text is higher than its letters.
+      if (wide > 1 && high > 5) found.push([i, j].map((n) => texts[n].textContent));
+    }));
+  }
+  return found;
+})()"""
+
+
+def of_many_tasks(finished, num_tasks: int) -> dict:
+  """Results of tasks of one class each, with everything that a page can show."""
+  of_run = finished()
+  matrix = [
+    [0.5 if j <= t else None for j in range(num_tasks)] for t in range(num_tasks)
+  ]
+  part = {"accuracy_matrix": matrix, "seen_accuracy": [0.5] * num_tasks}
+  repeated = {
+    key: {m: [x[0]] * num_tasks for m, x in of_run[key].items()}
+    for key in ("expert_usage", "routing_drift", "dropped_assignments")
+  }
+  fusion = of_run["fusion"]
+  return of_run | {
+    "increments": [1] * num_tasks,
+    "class_names": [f"the class of number {i}" for i in range(num_tasks)],
+    **part,
+    **dict.fromkeys(("task_incremental", "open"), part),
+    "per_modality": {"image": part, "audio": part},
+    "confusion_matrix": [[1] * num_tasks] * num_tasks,
+    "zero_shot": [None, *[0.5] * (num_tasks - 1)],
+    "fusion": {
+      "theta": [0.5] * num_tasks,
+      "masked_share": [0.25] * num_tasks,
+      "correlation": {
+        "edges": fusion["correlation"]["edges"],
+        "counts": [[1, 1, 1, 1]] * num_tasks,
+      },
+    },
+    **repeated,
+  }
+
+
+@pytest.mark.parametrize("num_tasks", [28, 100])
+def test_many_tasks_stay_readable(browser, finished, num_tasks):
+  text = page.run_page(of_many_tasks(finished, num_tasks))
+  assert len(text) < 1_500_000
+  answers = browser.ask(
+    text,
+    overlaps=OVERLAPS,
+    height="document.documentElement.scrollHeight",
+    figures="document.querySelectorAll('figure').length",
+    tasks=texts("text.end", MATRIX),
+    cells=f"{MATRIX}.querySelectorAll('[role=img] .cell').length",
+    points=f"{LINES}.querySelectorAll('.point').length",
+    borders=f"{CONFUSION}.querySelectorAll('.border').length",
+  )
+  assert answers["console"] == []
+  assert answers["overlaps"] == []
+  assert answers["height"] < 10_000
+  assert answers["figures"] <= 20
+  assert answers["cells"] == num_tasks * (num_tasks + 1) / 2
+  # Names and markers stand at equal distances.
+  shown = range(0, num_tasks, {28: 1, 100: 3}[num_tasks])
+  assert list(map(int, answers["tasks"][: len(shown)])) == list(shown)
+  assert answers["points"] == 5 * len(shown)
+  # Lines between tasks of one class would hide the cells of 100 classes.
+  assert answers["borders"] == (0 if num_tasks == 100 else 2 * (num_tasks - 1))
+
+
 def test_a_comparison_is_drawn(browser, finished):
   runs = [finished(), finished(seed=1, seen_accuracy=[0.75, 0.625, 0.7])]
   of_benchmark = finished(data="ave", seen_accuracy=[0.9, 0.8, 0.7])
   of_benchmark["metrics"]["forgetting_avcil"] = 0.125
   runs.append(of_benchmark)
+  settings = {"epochs": 200, "batch_size": 256, "weight_decay": 0.0001}
+  runs.append(of_benchmark | {"method": "ssil", "config": {"train": settings}})
   answers = browser.ask(
     comparison.comparison_page(comparison.group(runs)),
     headings=texts("h2"),
     points=f"{LINES}.querySelectorAll('.point').length",
     bands="document.querySelectorAll('.band').length",
+    settings="Array.from(document.querySelectorAll('td:not(.number)'), "
+    "(cell) => cell.clientWidth)",
     tips=attributes(".hit", "data-tip", LINES),
   )
   assert answers["console"] == []
@@ -225,6 +305,7 @@ def test_a_comparison_is_drawn(browser, finished):
   assert answers["headings"] == ["The benchmark of AV-CIL", *of_tasks]
   assert answers["points"] == 3
   assert answers["bands"] == 1  # one run has no deviation
+  assert answers["settings"] and min(answers["settings"]) > 180  # no word per line
   # 50 and 70 percent: mean 60, deviation √(100 + 100) = 14.1.
   assert answers["tips"][2].endswith("avcil: 60.0 ± 14.1 %")
 

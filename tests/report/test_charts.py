@@ -210,6 +210,22 @@ def test_correlation(finished):
   assert [text for _, text in first["ticks"]] == expected
 
 
+def test_correlation_of_many_tasks_is_one_chart(finished):
+  counts = [[0, 1, 3, 0]] * 13 + [None]
+  theta, masked = [0.5] * 12 + [None] * 2, [None, *[0.25] * 12, None]
+  histogram = {"edges": [-1.0, -0.5, 0.0, 0.5, 1.0], "counts": counts}
+  fusion = {"theta": theta, "masked_share": masked, "correlation": histogram}
+  shares, shown = charts.correlation(finished(fusion=fusion))
+  assert shares["rows"]["names"] == [str(task) for task in range(13)]
+  assert shares["columns"]["names"][2] == "0.00 to 0.50"
+  assert shares["cells"][:2] == [[0, 1, 25, 1], [0, 2, 75, 3]]
+  assert len(shares["cells"]) == 2 * 13
+  tips = [tip for *_, tip in shown["bars"]]
+  assert tips[0] == "task 1: 25.0 %, θ = 0.50" and tips[-1] == "task 12: 25.0 %"
+  (alone,) = charts.correlation(finished(fusion={"correlation": histogram}))
+  assert alone == shares
+
+
 def test_correlation_of_a_task_that_was_not_learned(finished):
   fusion = finished()["fusion"]
   fusion["correlation"]["counts"][2] = None

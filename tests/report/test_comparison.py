@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mcil_jax.report import __main__ as command
-from mcil_jax.report import comparison
+from mcil_jax.report import comparison, tables
 
 
 @pytest.fixture
@@ -33,99 +33,100 @@ def with_settings(run: dict, **settings) -> dict:
   return run | {"config": run["config"] | settings}
 
 
-# --- Groups.
+# --- The table.
+
+
+def table(runs: list[dict]) -> tuple[list[dict], list[str]]:
+  """The rows of a comparison, each by heading, and the notes."""
+  notes = tables.Notes()
+  heading, *body = comparison.rows(comparison.group(runs), notes)
+  return [dict(zip(heading, row, strict=True)) for row in body], notes.lines()
 
 
 def test_runs_that_differ_in_their_seed_are_one_row(finished):
   # 50 and 70 percent: mean 60, deviation √(100 + 100) = 14.1.
   runs = [with_final(finished(), 0.5), with_final(finished(), 0.7, seed=1)]
   runs[1] = with_settings(runs[1], seed=1)
-  (group,) = comparison.group(runs)
-  assert group.runs == tuple(runs)
-  heading, row = comparison.rows([group])
-  cells = dict(zip(heading, row, strict=True))
-  assert cells["data"] == "sounding_shapes, test, 2 + 1 + 3 classes"
-  assert (cells["method"], cells["runs"]) == ("avcil", "2")
-  assert cells["final"] == "60.0 ± 14.1"
-  assert cells["image only"] == "20.0 ± 0.0"
+  (row,), notes = table(runs)
+  assert row["data"] == "sounding_shapes, test, 2 + 1 + 3 classes"
+  assert (row["method"], row["runs"]) == ("avcil", "2")
+  assert row["final"] == "60.0 ± 14.1"
+  assert row["image only"] == "20.0 ± 0.0"
+  assert notes == [] and "settings" not in row
 
 
-@pytest.mark.parametrize(
-  ("change", "expected"),
-  [
-    ({"data": "ave"}, "ave, test, 2 + 1 + 3 classes"),
-    ({"split": "validation"}, "sounding_shapes, validation, 2 + 1 + 3 classes"),
-    (
-      {"increments": [1, 1, 4]},
-      "sounding_shapes, test, 2\N{MULTIPLICATION SIGN}1 + 4 classes",
-    ),
-  ],
-)
-def test_other_tasks_are_other_groups(finished, change, expected):
-  first, second = comparison.group([finished(), finished(**change)])
-  assert first.task == "sounding_shapes, test, 2 + 1 + 3 classes"
-  assert second.task == expected
-
-
-def test_groups_of_a_task_stay_together(finished):
-  labels = [("a", "joint"), ("b", "joint"), ("a", "replay"), ("b", "finetune")]
-  runs = [finished(data=data, method=method) for data, method in labels]
-  groups = comparison.group(runs)
-  assert [(g.task[0], g.method) for g in groups] == [
-    ("a", "joint"),
-    ("a", "replay"),
-    ("b", "joint"),
-    ("b", "finetune"),
+def test_settings_that_differ_are_a_column_in_every_format(finished, tmp_path):
+  long = with_settings(finished(method="joint"), train={"epochs": 200})
+  runs = [with_settings(finished(), train={"epochs": 5}), long]
+  assert [row["settings"] for row in table(runs)[0]] == [
+    "train.epochs=5",
+    "train.epochs=200",
   ]
-
-
-def test_other_settings_are_other_groups_and_are_named(finished):
-  small = with_settings(finished(), memory={"size": 50})
-  again = with_settings(finished(seed=1), seed=1)
-  groups = comparison.group([finished(), small, again])
-  assert [(g.method, len(g.runs)) for g in groups] == [
-    ("avcil, memory.size=100", 2),
-    ("avcil, memory.size=50", 1),
-  ]
+  comparison.write(comparison.group(runs), tmp_path)
+  for name, heading in (
+    ("table.md", "| data | method | settings | runs |"),
+    ("table.tex", "data & method & settings & runs &"),
+    ("index.html", '<th>method</th><th>settings</th><th class="number">runs</th>'),
+  ):
+    text = (tmp_path / name).read_text()
+    assert heading in text
+    assert "train.epochs=5" in text and "train.epochs=200" in text
+  assert r"\begin{tabular}{lllr" in (tmp_path / "table.tex").read_text()
 
 
 def test_runs_that_were_told_the_tasks_say_so(finished):
   told = with_settings(finished(task_told=True), mife={"task_inference": "oracle"})
   groups = comparison.group([told, finished(method="finetune")])
-  assert [g.method for g in groups] == ["avcil, tasks told", "finetune"]
+  assert [row["method"] for row in table([told, finished(method="finetune")])[0]] == [
+    "avcil, tasks told",
+    "finetune",
+  ]
   assert "tasks told" in comparison.comparison_page(groups)
 
 
 def test_intransigence_is_against_the_joint_run_of_the_same_seed(finished):
   matrix = [[0.75, None, None], [0.5, 0.9, None], [0.5, 0.5, 1.0]]
   joint = finished(method="joint", accuracy_matrix=matrix)
-  heading, *rows = comparison.rows(comparison.group([finished(), joint]))
-  found = [row[heading.index("intransigence")] for row in rows]
+  rows, notes = table([finished(), joint])
   # Just learned 75, 100 and 50 percent; jointly 75, 90 and 100: (0 − 10 + 50)/3.
-  assert found == ["13.3", "0.0"]
+  assert [row["intransigence"] for row in rows] == ["13.3", "0.0"]
+  assert notes == []
   other = with_settings(finished(seed=1), seed=1)
-  heading, *rows = comparison.rows(comparison.group([other, joint]))
-  assert rows[0][heading.index("intransigence")] == "n/a"
-  heading, _ = comparison.rows(comparison.group([other]))
-  assert "intransigence" not in heading
+  rows, notes = table([other, joint])
+  assert rows[0]["intransigence"] == "n/a (1)"
+  assert notes == ["(1) no joint run has the same seed"]
+  assert "intransigence" not in table([other])[0][0]
 
 
-def test_where_a_run_was_made_does_not_matter(finished):
-  elsewhere = with_settings(finished(seed=1), seed=1, mesh={"data": 8})
-  (group,) = comparison.group([finished(), elsewhere])
-  assert group.method == "avcil"
+def test_why_there_is_no_value_stands_below_the_table_in_every_format(
+  finished, tmp_path
+):
+  audio = {"audio": finished()["per_modality"]["audio"]}
+  runs = [finished(), finished(seed=1, per_modality=audio), finished(method="ncm")]
+  runs[2]["undefined"] = {"forgetting_max": "tasks learned: 1, needed: 2"}
+  rows, notes = table(runs)
+  assert rows[0]["image only"] == "n/a (1)"
+  assert rows[1]["forgetting (max)"] == "n/a (2)"
+  expected = [
+    "(1) the model has no image (seed 1)",
+    "(2) no forgetting since the best: tasks learned: 1, needed: 2",
+  ]
+  assert notes == expected
+  comparison.write(comparison.group(runs), tmp_path)
+  for name in ("table.md", "table.tex", "index.html"):
+    text = (tmp_path / name).read_text()
+    assert all(line in text for line in expected)
 
 
-def test_results_without_settings_are_told_apart_by_the_method_only(finished):
-  runs = [finished(seed=seed, config=None) for seed in (0, 1)]
-  (group,) = comparison.group(runs)
-  assert group.runs == tuple(runs)
-
-
-def test_the_same_experiment_twice(finished):
-  message = "2 runs are the same experiment with the same seed 0: avcil on sounding_"
-  with pytest.raises(ValueError, match=message):
-    comparison.group([finished(), finished(seed=1), finished()])
+def test_runs_over_different_data_are_sections_of_their_own(finished):
+  other = finished(seed=1)
+  other["fingerprints"] |= {"data": "9b1c0d77" * 8}
+  groups = comparison.group([finished(), other])
+  page = comparison.comparison_page(groups)
+  for data in ("3fa4c2d1", "9b1c0d77"):
+    heading = f"sounding_shapes, test, 2 + 1 + 3 classes [data {data}]"
+    assert f"<h2>{heading}</h2>" in page
+  assert "±" not in comparison.rows(groups)[1][3]
 
 
 def test_modalities_have_their_usual_order(finished):
@@ -155,6 +156,19 @@ def test_damaged_json(tmp_path, content):
   message = r"results.json is damaged \(.*\): remove it and start the run's command"
   with pytest.raises(ValueError, match=message):
     comparison.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "known", [None, {"data": "3fa4"}, {"data": 1, "class_order": 2, "settings": 3}]
+)
+def test_results_of_an_earlier_version(save, known):
+  workdir = save("run", fingerprints=known)
+  message = (
+    f"{re.escape(str(workdir))}/results.json is of an earlier version of mcil_jax, "
+    "without the fingerprints.* start the run's command again, which adds them"
+  )
+  with pytest.raises(ValueError, match=message):
+    comparison.load(workdir)
 
 
 @pytest.mark.parametrize(
@@ -206,13 +220,70 @@ def test_several_runs_give_a_comparison(save, tmp_path):
   assert r"\textless{}ave\textgreater{}, test" in latex
 
 
-def test_no_run_and_a_run_named_twice(save, tmp_path):
+def test_no_run(tmp_path):
   with pytest.raises(ValueError, match="name the workdir of at least one"):
     command.write([], str(tmp_path))
+
+
+def test_a_run_named_twice_by_whatever_name(save, tmp_path, monkeypatch):
   workdir = save("run")
-  message = f"the run {re.escape(str(workdir))} is named 2 times: name it once"
-  with pytest.raises(ValueError, match=message):
-    command.write([str(workdir), f"{workdir}/../run"], str(tmp_path))
+  (tmp_path / "link").symlink_to(workdir)
+  monkeypatch.chdir(workdir)
+  message = f"the run {re.escape(str(workdir))} is named 2 times: name it once, not as "
+  for other in (f"{workdir}/../run", f"{workdir}/", f"{tmp_path}/link", "."):
+    with pytest.raises(ValueError, match=f"{message}{workdir}, {re.escape(other)}$"):
+      command.write([str(workdir), other], str(tmp_path / "out"))
+
+
+def test_a_copy_of_a_run_is_the_run_again(save, tmp_path):
+  workdirs = [str(save("run")), str(save("second", seed=1)), str(save("copy"))]
+  message = (
+    "2 runs are the same experiment with the same seed 0: avcil on sounding_shapes, "
+    f"test, 2 + 1 + 3 classes: {workdirs[0]}, {workdirs[2]}; name one of them only"
+  )
+  with pytest.raises(ValueError, match=re.escape(message)):
+    command.write(workdirs, str(tmp_path / "out"))
+
+
+def test_what_is_no_run_is_left_out_with_a_warning(save, tmp_path, capsys):
+  folder, file = tmp_path / "plots", tmp_path / "notes.txt"
+  folder.mkdir()
+  file.write_text("not a folder")
+  workdirs = [save("run"), folder, file, save("b", seed=1)]
+  paths = command.write(list(map(str, workdirs)), str(tmp_path / "out"))
+  assert "| avcil | 2 |" in paths[1].read_text()
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("warning: left out what is no run, as none of config.json")
+  assert line.endswith(f": {folder}, {file}")
+  with pytest.raises(ValueError, match=f"at least one.*: {folder}$"):
+    command.write([str(folder)], str(tmp_path / "out"))
+
+
+def test_all_runs_that_cannot_be_compared_are_named(save, tmp_path):
+  unfinished = tmp_path / "unfinished"
+  (unfinished / "checkpoints").mkdir(parents=True)
+  workdirs = [save("run"), unfinished, save("damaged", "{"), tmp_path / "mistyped"]
+  with pytest.raises(ValueError) as error:
+    command.write(list(map(str, workdirs)), str(tmp_path / "out"))
+  lead, *lines = str(error.value).splitlines()
+  assert lead.startswith("3 of 4 runs cannot be compared")
+  assert [line.split("/results.json ")[0] for line in lines] == [
+    f"  {workdir}" for workdir in workdirs[1:]
+  ]
+  assert not (tmp_path / "out").exists()
+
+
+def test_runs_and_the_output_may_be_in_the_home_directory(save, tmp_path, monkeypatch):
+  save("run")
+  monkeypatch.setenv("HOME", str(tmp_path))
+  written = command.write(["~/run"], "~/out")
+  assert {path.parent for path in written} == {tmp_path / "out"}
+  for workdirs, out, message in (
+    (["~/run"], "", "--out is empty"),
+    (["~/run", " "], "~/out", "RUN is blank"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      command.write(workdirs, out)
 
 
 def test_the_command_line(save, tmp_path):

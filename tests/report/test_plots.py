@@ -1,3 +1,5 @@
+import types
+
 import matplotlib
 import numpy as np
 import pytest
@@ -121,6 +123,93 @@ def test_nothing_is_forgotten_before_the_second_task(after_first_task, num_tasks
   assert text.get_text() == "nothing to forget before the second task"
 
 
+# --- Geometry: whatever the number of tasks and the length of names.
+
+
+def run_of(results, num_tasks, learned=None, **changes):
+  """Results of many tasks; task j lost t − j points after task t."""
+  after = np.arange(num_tasks)[:, None]
+  matrix = np.where(np.tri(num_tasks), 1 - (after - after.T) / 100, np.nan)
+  matrix[learned:] = np.nan
+  seen = matrix[:, 0]
+  alone = {"seen_accuracy": seen / 2}
+  return results(
+    increments=[1] * num_tasks,
+    accuracy_matrix=matrix,
+    seen_accuracy=seen,
+    per_modality={"image": alone, "audio": alone},
+    **changes,
+  )
+
+
+FIGURES = (plots.accuracy_figure, plots.matrix_figure, plots.forgetting_figure)
+LONG = {"method": "distillation" * 4, "data": "videos_of_the_$street$_" * 8}
+
+
+@pytest.mark.parametrize("names", [{}, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("num_tasks", [2, 5, 11, 12, 28, 100])
+def test_plots_are_mostly_axes_and_nothing_covers_them(results, num_tasks, names):
+  for make in FIGURES:
+    figure = make(run_of(results, num_tasks, **names))
+    figure.draw_without_rendering()
+    axes = figure.axes[0].get_window_extent()
+    assert axes.width > 0.59 * figure.bbox.width
+    assert axes.height > 0.5 * figure.bbox.height
+    title = figure._suptitle.get_window_extent()
+    others = [legend.get_window_extent() for legend in figure.legends]
+    others += [colour_bar.get_tightbbox() for colour_bar in figure.axes[1:]]
+    for part in (title, *others):
+      assert not part.overlaps(figure.axes[0].get_tightbbox())
+      assert figure.bbox.x0 <= part.x0 and part.x1 <= figure.bbox.x1
+      assert figure.bbox.y0 <= part.y0 and part.y1 <= figure.bbox.y1
+    assert not any(part.overlaps(title) for part in others)
+
+
+def test_long_names_of_modalities_stay_in_the_figure(results):
+  alone = {"seen_accuracy": [0.5, 0.5, 0.5]}
+  names = [f"depth_map_of_the_camera_at_the_{side}" for side in ("left", "right")]
+  figure = plots.accuracy_figure(results(per_modality=dict.fromkeys(names, alone)))
+  figure.draw_without_rendering()
+  (legend,) = figure.legends
+  box = legend.get_window_extent()
+  assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+  assert not box.overlaps(figure.axes[0].get_tightbbox())
+
+
+def test_a_long_title_says_everything_and_no_part_of_it_is_a_formula(results):
+  run = run_of(results, 5, **LONG)
+  for make in FIGURES:
+    text = make(run)._suptitle.get_text()
+    whole = f"{LONG['method']} on {LONG['data']}, seed 0".replace(" ", "")
+    assert text.replace("\\$", "$").replace("\n", "").replace(" ", "") == whole
+  endless = plots.accuracy_figure(run | {"data": "x" * 2000})._suptitle.get_text()
+  assert endless.count("\n") == 4 and endless.endswith("…")
+
+
+@pytest.mark.parametrize("learned", [20, 28])
+def test_many_tasks_have_a_colour_bar(results, learned):
+  figure = plots.forgetting_figure(run_of(results, 28, learned))
+  axes, bar = figure.axes
+  assert bar.get_ylabel() == "task"
+  (lines,) = axes.collections
+  assert len(lines.get_segments()) == learned - 1
+  # Task 3 has lost nothing after task 3 and 5 points after task 8.
+  segment = lines.get_segments()[3]
+  known = segment[~np.isnan(segment[:, 1])]
+  assert list(known[0]) == [3, 0]
+  np.testing.assert_allclose(known[5], [8, 5])
+  assert known[-1][0] == learned - 1
+  np.testing.assert_array_equal(lines.get_array(), range(learned - 1))
+  # After task 8: (8 + 7 + ... + 1) / 8.
+  (mean,) = (line for line in axes.lines if line.get_label() == "mean")
+  assert mean.get_ydata()[8] == pytest.approx(4.5)
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == ["mean"]
+
+
+# --- Files.
+
+
 @pytest.mark.parametrize("num_tasks", [1, 2, 20])
 def test_save_plots_writes_small_readable_images(results, tmp_path, num_tasks):
   matrix = np.where(np.tri(num_tasks), 0.5, np.nan)
@@ -135,3 +224,40 @@ def test_save_plots_writes_small_readable_images(results, tmp_path, num_tasks):
     with Image.open(path) as image:
       pixels = np.asarray(image.convert("L"))
     assert pixels.min() < 100 and pixels.max() == 255  # something on white
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Time that passes when a plot is drawn, half a second each, or when a test says."""
+  now = types.SimpleNamespace(seconds=1000.0, drawn=[])
+
+  def draw(results, out_dir):
+    now.drawn.append((results, out_dir))
+    now.seconds += 0.5
+
+  monkeypatch.setattr(plots.time, "monotonic", lambda: now.seconds)
+  monkeypatch.setattr(plots, "save_plots", draw)
+  return now
+
+
+def test_plots_of_a_run_that_goes_on_take_a_share_of_its_time(clock):
+  live = plots.LivePlots("plots", share=0.01)
+  for task in range(100):  # tasks of three seconds
+    live.draw(lambda task=task: task)
+    clock.seconds += 3.0
+  # At once; then not for 50 seconds, which 17 tasks take.
+  assert clock.drawn == [(task, "plots") for task in (0, 17, 34, 51, 68, 85)]
+
+
+def test_plots_of_a_run_of_long_tasks_are_always_drawn(clock):
+  live = plots.LivePlots("plots", share=0.01)
+  for task in range(5):
+    live.draw(lambda task=task: task)
+    clock.seconds += 60.0
+  assert [task for task, _ in clock.drawn] == [0, 1, 2, 3, 4]
+
+
+def test_results_are_not_asked_for_while_it_is_too_early(clock):
+  live = plots.LivePlots("plots")
+  live.draw(dict)
+  live.draw(lambda: pytest.fail("nobody draws this"))

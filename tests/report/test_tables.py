@@ -30,6 +30,33 @@ def test_accuracy_table_during_a_run_and_without_seen_accuracy():
   ]
 
 
+def test_accuracy_table_of_many_tasks_is_the_newest_row():
+  matrix = np.where(np.tri(30, dtype=bool), 0.5, np.nan)
+  matrix[11, 10] = 0.75
+  matrix[12:] = np.nan
+  seen = np.where(np.isnan(matrix[:, 0]), np.nan, 0.52)
+  table = report.accuracy_table(matrix, [2] * 30, seen)
+  assert table.splitlines() == [
+    "after task 11, 24 of 60 classes seen: 52.0 % accuracy on them",
+    "accuracy (%) on task     +0     +1     +2     +3     +4     +5     +6     +7"
+    "     +8     +9",
+    "0                   " + "   50.0" * 10,
+    "10                  " + "   75.0   50.0",
+  ]
+  assert report.accuracy_table(matrix, [2] * 30).startswith(
+    "after task 11, 24 of 60 classes seen\n"
+  )
+
+
+@pytest.mark.parametrize("num_tasks", [5, 12, 13, 100, 1000])
+def test_accuracy_table_fits_a_terminal_and_shows_each_task(num_tasks):
+  matrix = np.where(np.tri(num_tasks, dtype=bool), 1.0, np.nan)
+  lines = report.accuracy_table(matrix, [1] * num_tasks, matrix[:, 0]).splitlines()
+  assert max(map(len, lines)) <= 120
+  text = lines[-1] if num_tasks <= 12 else "\n".join(lines[1:])
+  assert text.count("100.0") == num_tasks + (num_tasks <= 12)  # and "seen"
+
+
 def test_results_table(results):
   run = results(
     metrics={
