@@ -6,6 +6,7 @@ import math
 import flax.linen as nn
 from jax.sharding import Mesh
 
+from mcil_jax.hints import did_you_mean
 from mcil_jax.moe.backends import BACKENDS, SHARDED, SOFT
 from mcil_jax.moe.routers import NORMALISE
 
@@ -113,7 +114,8 @@ class MoEConfig:
       "unit": ("sample", "token"),
       "backend": ("auto", *BACKENDS),
     }.items():
-      self._require(getattr(self, name) in choices, name, f"one of {choices}")
+      hint = did_you_mean(getattr(self, name), choices)
+      self._require(getattr(self, name) in choices, name, f"one of {choices}{hint}")
     is_module = isinstance(self.expert, nn.Module)
     self._require(
       is_module or self.expert in EXPERTS, "expert", f"one of {EXPERTS}, or a module"
