@@ -12,7 +12,9 @@ import hashlib
 import inspect
 import logging
 import pathlib
+import shutil
 import sys
+import time
 from typing import Any
 
 import chex
@@ -20,6 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+
+from mcil_jax import storage
 
 
 class _Manager(ocp.CheckpointManager):
@@ -48,6 +52,7 @@ class Snapshots:
   """The snapshots of one workdir. Every process takes part in saving."""
 
   def __init__(self, workdir: pathlib.Path):
+    _ignore_abandoned_work()
     root = pathlib.Path(workdir).resolve() / "checkpoints"
     self._snapshots = _Manager(root / "snapshots", options=_options(2))
     self._tasks = _Manager(root / "tasks", options=_options(None))
@@ -57,13 +62,27 @@ class Snapshots:
     """Saves the whole state as the newest snapshot."""
     latest = self._snapshots.latest_step()
     number = 0 if latest is None else latest + 1
-    self._snapshots.save(number, args=ocp.args.StandardSave(_sealed(state)))
+    self._write(self._snapshots, number, state)
 
   def save_task(self, task: int, params: Any) -> None:
     """Saves the parameters after 0-based task `task`, in place of earlier ones."""
     if task in self._tasks.all_steps():  # left by a start that died right afterwards
       self._tasks.delete(task)
-    self._tasks.save(task, args=ocp.args.StandardSave(_sealed(params)))
+    self._write(self._tasks, task, params)
+
+  def _write(self, manager: _Manager, number: int, tree: Any) -> None:
+    """Saves a tree, or leaves nothing of it and what was there before.
+
+    Raises:
+      StorageError: the disk takes no more.
+    """
+    folder = pathlib.Path(manager.directory)
+    try:
+      with storage.writing(folder / str(number)):
+        manager.save(number, args=ocp.args.StandardSave(_sealed(tree)))
+    except BaseException:  # Ctrl-C, too
+      _remove_unfinished(folder)
+      raise
 
   def restore(self, like: Any) -> Any | None:
     """The newest snapshot that is whole, or None when there is no snapshot.
@@ -102,8 +121,19 @@ class Snapshots:
     self._tasks.close()
 
 
-# Where CheckpointManager puts its one item.
-_ITEM = "default"
+def _remove_unfinished(folder: pathlib.Path) -> None:
+  """Removes what a failed save leaves, into which threads may still be writing."""
+  for _ in range(10):
+    left = list(folder.glob(f"*{_UNFINISHED}*"))
+    if not left:
+      return
+    for path in left:
+      shutil.rmtree(path, ignore_errors=True)
+    time.sleep(0.02)
+
+
+# Where CheckpointManager puts its one item, and what is in names until all is written.
+_ITEM, _UNFINISHED = "default", ".orbax-checkpoint-tmp"
 
 
 def _sealed(tree: Any) -> dict[str, Any]:
@@ -120,7 +150,7 @@ def _read(path: pathlib.Path, like: Any) -> Any:
   Raises:
     ValueError: it is damaged or of another structure; says why in one line.
   """
-  _ignore_abandoned_reads()
+  _ignore_abandoned_work()
   template = {"tree": jax.tree.map(_abstract, like), "digest": np.zeros(32, np.uint8)}
   problem = None
   try:
@@ -145,14 +175,18 @@ def _in_all_processes(condition: bool) -> bool:
 
 
 @functools.cache
-def _ignore_abandoned_reads() -> None:
-  """Silences the reads that Orbax abandons when one of them fails.
+def _ignore_abandoned_work() -> None:
+  """Silences the reads and writes that Orbax abandons when one of them fails.
 
   They fail later and have nobody to tell: asyncio logs each of them, the event loop
-  that they report to is closed, and so are the coroutines that wait for them.
+  that they report to is closed, and so are the coroutines that wait for them. Threads
+  log what is raised once more where they are joined.
   """
   logging.getLogger("asyncio").addFilter(
     lambda record: "exception was never retrieved" not in record.getMessage()
+  )
+  logging.getLogger("absl").addFilter(
+    lambda record: "_SignalingThread.run() raised" not in record.getMessage()
   )
   report = sys.unraisablehook
 

@@ -171,7 +171,7 @@ def write(directory: pathlib.Path, summary: dict, *, keep: bool) -> dict:
   path = directory / "results.json"
   if keep and path.exists():
     with contextlib.suppress(ValueError):  # damaged: no JSON, or no text
-      return json.loads(path.read_text())
+      return json.loads(path.read_text(encoding="utf-8"))
   report.save_plots(summary, directory / "plots")
   report.write_page(summary, directory / "report" / "index.html")
   writers.write_json(path, summary)

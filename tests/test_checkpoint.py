@@ -1,13 +1,15 @@
 import gc
 import hashlib
+import os
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_disk import files_of_at_most
 
-from mcil_jax import checkpoint, sharding
+from mcil_jax import checkpoint, sharding, storage
 
 
 def make_state(mesh, number: int = 0) -> dict:
@@ -105,6 +107,55 @@ def test_what_a_killed_process_left_half_written_is_ignored(
   again.close()
   assert numbers(tmp_path) == ["0", "1"]  # the leftover is gone
   assert int(reopened(tmp_path, make_state(eight_devices))["task"]) == 6
+
+
+@pytest.mark.parametrize("kind", ["snapshots", "tasks"])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+  tmp_path, snapshots, eight_devices, capfd, kind
+):
+  first = make_state(eight_devices)
+  # Random bytes cannot be compressed: a megabyte of them needs a file of about that.
+  second = first | {"memory": np.frombuffer(np.random.default_rng(0).bytes(2**20))}
+
+  def save(number: int, state: dict) -> None:
+    if kind == "tasks":
+      snapshots.save_task(number, state)
+    else:
+      snapshots.save(state)
+
+  save(0, first)
+  message = rf"^cannot write {tmp_path}/checkpoints/{kind}/1: File too large; raise the"
+  with pytest.raises(storage.StorageError, match=message), files_of_at_most(2**18):
+    save(1, second)
+  assert [p.name for p in (tmp_path / "checkpoints" / kind).iterdir()] == ["0"]
+  gc.collect()  # what Orbax has abandoned reports when it is freed
+  assert capfd.readouterr().err == ""
+  if kind == "tasks":
+    assert_same(checkpoint.load_task_params(tmp_path, 0, first), first)
+  else:
+    assert_same(reopened(tmp_path, first), first)
+  save(1, second)
+  assert [p.name for p in sorted((tmp_path / "checkpoints" / kind).iterdir())] == [
+    "0",
+    "1",
+  ]
+
+
+def test_an_interrupted_save_leaves_nothing_half_written(
+  tmp_path, snapshots, eight_devices, monkeypatch
+):
+  state = make_state(eight_devices)
+
+  def interrupted(source, target, *_, **__):
+    raise KeyboardInterrupt
+
+  # The last thing that Orbax does is to give the directory its name.
+  monkeypatch.setattr(os, "rename", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    snapshots.save(state)
+  monkeypatch.undo()
+  assert list((tmp_path / "checkpoints" / "snapshots").iterdir()) == []
+  assert reopened(tmp_path, state) is None
 
 
 def damage(directory) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mcil_jax import config as config_lib
-from mcil_jax import metrics
+from mcil_jax import metrics, writers
 from mcil_jax.report import benchmark, charts, page, reading, tables
 from mcil_jax.report.reading import Results
 
@@ -170,9 +170,8 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
     files["benchmark.md"] = tables.markdown(table, num_labels=1)
     files["benchmark.tex"] = tables.latex(table, num_labels=1)
   out_dir = pathlib.Path(out_dir)
-  out_dir.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
-    (out_dir / name).write_text(text, encoding="utf-8")
+    writers.replace(out_dir / name, text.encode())
   return [out_dir / name for name in files]
 
 

@@ -3,6 +3,7 @@
 Figures are made without pyplot, which keeps them all in a global list.
 """
 
+import io
 import os
 import pathlib
 
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mcil_jax import writers
 from mcil_jax.report import reading
 from mcil_jax.report.reading import Results
 
@@ -39,9 +41,10 @@ def save_plots(results: Results, out_dir: str | os.PathLike) -> list[pathlib.Pat
     "forgetting.png": forgetting_figure(results),
   }
   out_dir = pathlib.Path(out_dir)
-  out_dir.mkdir(parents=True, exist_ok=True)
   for name, figure in figures.items():
-    figure.savefig(out_dir / name, dpi=120, pil_kwargs={"optimize": True})
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png", pil_kwargs={"optimize": True})
+    writers.replace(out_dir / name, png.getvalue())
   return [out_dir / name for name in figures]
 
 
