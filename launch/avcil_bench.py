@@ -25,6 +25,8 @@ import time
 import numpy as np
 from absl import app, flags
 
+from mcil_jax import cli
+
 _SIDE = flags.DEFINE_enum("side", None, ["jax", "torch"], "Of a process of its own.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 5, "Timed in each turn.", lower_bound=1)
@@ -276,4 +278,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

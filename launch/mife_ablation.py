@@ -12,6 +12,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from launch import runs
+from mcil_jax import cli
 from mcil_jax.config import MODALITIES
 from mcil_jax.report import tables
 
@@ -84,4 +85,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

@@ -12,9 +12,9 @@ of it (`train.text_rate`).
 from collections.abc import Callable
 
 import numpy as np
-from absl import app
 
 from launch import runs
+from mcil_jax import cli
 from mcil_jax.report import tables
 
 SHARED = {"moe.routers": "shared"}
@@ -83,4 +83,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

@@ -7,9 +7,10 @@ Each run is a process with a workdir of its own, so that the same command again 
 where it ended and repeats nothing. What follows `--` is passed on to every run.
 """
 
-from absl import app, flags
+from absl import flags
 
 from launch import runs
+from mcil_jax import cli
 from mcil_jax.config import MODALITIES
 from mcil_jax.report import tables
 
@@ -36,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

@@ -9,11 +9,11 @@ standard deviation over runs that differ in their seed only.
 
 import collections
 import pathlib
-import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from mcil_jax import cli
 from mcil_jax.report import comparison
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
@@ -42,10 +42,9 @@ def main(argv: list[str]) -> None:
   try:
     paths = write(argv[1:], _OUT.value)
   except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
+    cli.fail(error)
   print(*paths, sep="\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)
