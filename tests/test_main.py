@@ -295,6 +295,47 @@ def test_ctrl_c_ends_any_command_with_the_status_of_a_shell(monkeypatch):
   assert ended.value.code == 128 + signal.SIGINT
 
 
+def test_a_second_ctrl_c_is_one_line_more():
+  code = (
+    "import os, signal\n"
+    "from mcil_jax import main, setup\n"
+    "def prepare(config):\n"
+    "  for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
+    "  raise AssertionError('still at work')\n"
+    "setup.prepare = prepare\n"
+    "main.entry()\n"
+  )
+  done = start(CONFIG, WORKDIR, code=code)
+  assert (done.returncode, done.stderr) == (
+    128 + signal.SIGINT,
+    "\nstopping: saving after this step; Ctrl-C now stops at once\n"
+    "\nstopped at once; the same command goes on from the last snapshot\n",
+  )
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: No space left on device')",
+    "KeyError('No space left on device')",
+  ],
+)
+def test_a_full_disk_is_one_line_wherever_it_is_met(error):
+  code = (
+    "import jax\n"
+    "from mcil_jax import main, setup\n"
+    f"def prepare(config): raise {error}\n"
+    "setup.prepare = prepare\n"
+    "main.entry()\n"
+  )
+  done = start(CONFIG, WORKDIR, code=code)
+  assert (done.returncode, done.stderr) == (
+    1,
+    "error: cannot write: No space left on device; make room there and start the same "
+    "command again\n",
+  )
+
+
 OUT_OF_MEMORY = """
 import jax
 from mcil_jax import main, setup
