@@ -383,7 +383,7 @@ def _moe_config(
     hidden=c.moe.bottleneck,
     dropout=c.moe.dropout,
     backend=c.moe.backend,
-    mesh=mesh if mesh.size > 1 else None,
+    mesh=mesh,
   )
 
 
