@@ -16,6 +16,7 @@ from mcil_jax import cli
 from mcil_jax.config import MODALITIES
 from mcil_jax.report import tables
 
+
 def _alone(modality: str) -> dict[str, object]:
   """A model of one modality, which no sample can lack."""
   return {"train.modalities": modality, "train.modality_dropout": 0.0}

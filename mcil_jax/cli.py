@@ -61,7 +61,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   except flags.Error as error:
     fail(_explain(error))
   for name, flag in _own_flags().items():
-    if isinstance(flag.value, str) and not flag.value.strip():
+    texts = flag.value if isinstance(flag.value, list) else [flag.value]
+    if flag.present and not any(not isinstance(x, str) or x.strip() for x in texts):
       fail(f"--{name} is empty: {flag.help}")
   return rest
 

@@ -229,7 +229,7 @@ def with_variant(
     **variants: name → {dotted key: value}.
 
   Raises:
-    ValueError: there is no such variant; lists those that exist.
+    ValueError: there is no such variant, with those that exist; or it has no such key.
   """
   for name in filter(None, variant.split(",")):
     if name not in variants:
@@ -237,6 +237,8 @@ def with_variant(
         f"there is no variant {name!r} of this config, only {', '.join(variants)}"
         + did_you_mean(name, variants)
       )
+    for key in variants[name].keys() - flatten(c.to_dict()).keys():
+      raise ValueError(f"variant {name!r}: {unknown(key)}")
     c.update_from_flattened_dict(variants[name])
   return c
 

@@ -368,6 +368,9 @@ def test_a_variant_overwrites_settings_of_any_section():
   message = r"no variant 'smok' of this config, only smoke, large; did you mean 'smoke'"
   with pytest.raises(ValueError, match=message):
     variant("smok")
+  message = r"^variant 'own': setting config\.train\.epoch does not exist; did you mean"
+  with pytest.raises(ValueError, match=message):
+    config.with_variant(config.default(), "own", own={"train.epoch": 3})
 
 
 # Those of AV-CIL's benchmark have a test of their own.
