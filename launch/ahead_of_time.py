@@ -181,7 +181,7 @@ def compile_step(
   )
   knowledge = None
   if setup.method.tasks is not None:
-    knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
+    knowledge = setup.initial_knowledge()
   data = setup.dataset
   batch = pipeline.batch_shapes(data.shapes, data.dtypes, c.train.batch_size)
   started = time.perf_counter()

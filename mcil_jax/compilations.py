@@ -17,6 +17,11 @@ def _listen(event: str, seconds: float, **kwargs) -> None:
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
+def total() -> int:
+  """Compilations in this process so far."""
+  return _counts.total()
+
+
 def count(name: str) -> int:
   """Compilations of the jitted function `name` in this process so far."""
   return _counts[f"jit({name})"]

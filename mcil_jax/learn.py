@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import tqdm
 
-from mcil_jax import allocation, evaluate, look, teacher, train
+from mcil_jax import allocation, evaluate, look, progress, teacher, train
 from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
 from mcil_jax.methods.base import Samples
@@ -45,7 +44,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
     seconds["train_seconds"] = time.perf_counter() - started
     return state.replace(train=train_state, best=best).add_seconds(seconds)
 
-  bar = tqdm.tqdm(
+  bar = progress.StepBar(
     desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
     total=steps,
     initial=done,
@@ -57,7 +56,7 @@ def learn(setup: Setup, state: RunState, record: Record) -> RunState:
       train_state, values = train_step(train_state, batch, task, knowledge, lessons)
       done, step = done + 1, step + 1
       scalars.push(step, values, batch["id"])
-      bar.update()
+      bar.step()
       epoch = (done - 1) // epochs.steps_per_epoch
       if best is not None and done % epochs.steps_per_epoch == 0:
         scalars.read(keep=0)  # or the last steps' time would count as the look's

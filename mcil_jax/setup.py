@@ -1,5 +1,6 @@
 """The parts of a run that do not change while it runs, put together from its config."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from mcil_jax import (
   moe,
   scenario,
   sharding,
+  storage,
   teacher,
   train,
 )
@@ -25,6 +27,7 @@ from mcil_jax import reading as reading_lib
 from mcil_jax.data import pipeline, schema, source
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models import build, multimodal
+from mcil_jax.paths import user_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,21 @@ class Setup:
   @functools.cached_property
   def layout(self) -> train.TrainState:
     """The sharding of each array of the training state."""
-    return sharding.state_sharding(self.mesh, jax.eval_shape(self.create_state))
+    return sharding.state_sharding(self.mesh, self._shapes)
+
+  @functools.cached_property
+  def _shapes(self) -> train.TrainState:
+    return jax.eval_shape(self.create_state)
+
+  def adapter_layers(self) -> dict[str, int]:
+    """Returns how many blocks have adapters, by owner, see `multimodal.adapters`."""
+    owners = [owner for owner, _, _ in multimodal.adapters(self._shapes.params)]
+    return dict(collections.Counter(owners))
+
+  def initial_knowledge(self) -> Any:
+    """Returns what a method with `tasks` knows of them before the first."""
+    layers = self.adapter_layers()
+    return self.method.tasks.initial(self.scenario, self.modalities, layers)
 
   @functools.cached_property
   def next_task(self) -> Callable[[train.TrainState], train.TrainState]:
@@ -215,6 +232,7 @@ def prepare(
     FileNotFoundError: the dataset is not there; says how to make it.
   """
   config_lib.validate(c)
+  method = methods.make(c)
   mesh = sharding.make_mesh(c.mesh.data, c.mesh.expert, devices)
   sharding.check_batch_size(c.train.batch_size, "train.batch_size", mesh)
   sharding.check_batch_size(c.eval.batch_size, "eval.batch_size", mesh)
@@ -227,7 +245,6 @@ def prepare(
     shuffle_within=c.scenario.shuffle_within,
     seed=c.seed,
   )
-  method = methods.make(c)
   if method.uses_memory:  # fail now rather than at the end
     memory.quota(c.memory.size, tasks.num_classes)
     pipeline.exemplar_rows(c.train.batch_size, c.memory.batch_share)
@@ -236,6 +253,10 @@ def prepare(
   modalities = _modalities(c, "train.modalities", dataset.modalities, dataset.name)
   _modalities(c, "eval.modalities", modalities, f"the model of {c.train.modalities!r}")
   _check_towers(c, dataset, modalities)
+  present = evaluate.kinds(c, modalities)
+  for key, names in ("train", modalities), ("eval", present[evaluate.MAIN]):
+    rate = c[key].modality_dropout
+    config_lib.check_modality_dropout(rate, names, f"config.{key}.modality_dropout")
   reading = reading_lib.make(c, tasks, dataset.name)
   made = Setup(
     config=c,
@@ -255,9 +276,14 @@ def prepare(
     method=method,
     reading=reading,
     modalities=modalities,
-    present=evaluate.kinds(c, modalities),
+    present=present,
   )
   _check_restart(made)
+  if c.moe.num_experts and not made.adapter_layers():
+    raise ValueError(
+      f"config.moe.num_experts={c.moe.num_experts}: no tower of this model has blocks "
+      "that adapters could stand in; set it to 0"
+    )
   return made
 
 
@@ -357,18 +383,20 @@ def _moe_config(
     hidden=c.moe.bottleneck,
     dropout=c.moe.dropout,
     backend=c.moe.backend,
-    mesh=mesh if mesh.size > 1 else None,
+    mesh=mesh,
   )
 
 
 def _load_dataset(c: ml_collections.ConfigDict) -> source.Dataset:
+  data_dir = user_path(c.data.data_dir, "config.data.data_dir")
   if c.data.name == "sounding_shapes":
     if jax.process_index() == 0:
-      source.prepare(c.data.data_dir)
+      with storage.writing(data_dir):
+        source.prepare(str(data_dir))
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("dataset prepared")
   cache_bytes = round(c.data.cache_gib * 2**30)
-  return source.load(c.data.name, c.data.data_dir, cache_bytes=cache_bytes)
+  return source.load(c.data.name, str(data_dir), cache_bytes=cache_bytes)
 
 
 def _check_classes(labels: dict[str, np.ndarray], tasks: scenario.Scenario) -> None:

@@ -81,7 +81,7 @@ def initial(setup: Setup) -> RunState:
   tasks, samples = setup.scenario.num_tasks, len(setup.labels[c.eval.split])
   knowledge = None
   if setup.method.tasks is not None:
-    knowledge = setup.method.tasks.initial(setup.scenario, setup.modalities)
+    knowledge = setup.initial_knowledge()
   train_state = setup.create_state()
   outcome, prototypes = _shapes(setup, train_state.params, knowledge)
   means = None

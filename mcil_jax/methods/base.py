@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 from flax import struct
 
+from mcil_jax import config as config_lib
 from mcil_jax.losses import classification, distillation
 from mcil_jax.models.multimodal import Batch, Outputs
 from mcil_jax.scenario import Scenario
@@ -57,8 +58,9 @@ class TaskKnowledge:
   """What a method learns about tasks as such: a pytree of arrays, and its uses.
 
   Attributes:
-    initial: (scenario, modalities) → what is known before the first task, a pytree of
-      NumPy arrays, whose shapes stay.
+    initial: (scenario, modalities, {owner of adapters: layers}, by
+      `multimodal.adapters`) → what is known before the first task, a pytree of NumPy
+      arrays, whose shapes stay.
     begin: (parameters, knowledge, task number) → parameters to start the task
       with. Traced.
     end: (knowledge, outcome, labels, task number) → knowledge after the task. The
@@ -114,6 +116,19 @@ class Method:
   mask: Callable[..., Any] | None = None
   importance: Loss | None = None
   imprint: Callable[..., dict[str, np.ndarray]] | None = None
+
+
+def require_text(config: ml_collections.ConfigDict) -> None:
+  """Checks that the model has the text tower that a method reads prompts with.
+
+  Raises:
+    ValueError: it has none; names the variant of a config that has.
+  """
+  if config.model.classifier != "text":
+    raise ValueError(
+      f"config.method={config.method!r} needs config.model.classifier='text', not "
+      f"{config.model.classifier!r}, {config_lib.AS_VARIANT}"
+    )
 
 
 NO_SAMPLES = np.empty(0, np.int64)

@@ -7,6 +7,8 @@ on new data only. A test sample's task is inferred from frozen features, see
 compete (`config.mife.within_task`).
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -31,7 +33,7 @@ class Knowledge:
 
   Attributes:
     classes: means in the frozen feature space.
-    frozen: modality → bool [layers, E], experts that no longer train.
+    frozen: modality with adapters → bool [layers, E], experts that no longer train.
   """
 
   classes: task_inference.ClassMeans
@@ -44,11 +46,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   Raises:
     ValueError: the model has no text tower, or the routers no experts to choose among.
   """
-  if config.model.classifier != "text":
-    raise ValueError(
-      f"config.method='mife' needs config.model.classifier='text', not "
-      f"{config.model.classifier!r}"
-    )
+  base.require_text(config)
   infers = config.mife.task_inference == "prototype"
   if infers and config.train.towers == "always":
     raise ValueError(
@@ -155,18 +153,18 @@ def _trimodal(outputs, batch, task) -> jax.Array:
 
 
 def _make_initial(config: ml_collections.ConfigDict):
-  def initial(scenario: Scenario, modalities: tuple[str, ...]) -> Knowledge:
-    depths = {m: config.model[m].depth for m in (*modalities, "text")}
-    if config.moe.share_experts:
-      depths = {multimodal.SHARED: max(depths.values())}
+  def initial(
+    scenario: Scenario,
+    modalities: tuple[str, ...],
+    adapter_layers: Mapping[str, int] | None = None,
+  ) -> Knowledge:
     return Knowledge(
       classes=task_inference.empty(
         scenario.num_classes, len(modalities), config.model.width
       ),
       frozen={
-        owner: np.zeros((depth, config.moe.num_experts), bool)
-        for owner, depth in depths.items()
-        if config.moe.num_experts
+        owner: np.zeros((layers, config.moe.num_experts), bool)
+        for owner, layers in (adapter_layers or {}).items()
       },
     )
 
