@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import sys
 import time
+import warnings
 from typing import Any
 
 import chex
@@ -185,6 +186,7 @@ def _ignore_abandoned_work() -> None:
   logging.getLogger("asyncio").addFilter(
     lambda record: "exception was never retrieved" not in record.getMessage()
   )
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   logging.getLogger("absl").addFilter(
     lambda record: "_SignalingThread.run() raised" not in record.getMessage()
   )
