@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -416,6 +417,7 @@ def _ignore_abandoned_work() -> None:
   logging.getLogger("asyncio").addFilter(
     lambda record: "exception was never retrieved" not in record.getMessage()
   )
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   logging.getLogger("absl").addFilter(
     lambda record: "_SignalingThread.run() raised" not in record.getMessage()
   )

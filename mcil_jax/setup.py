@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -387,12 +388,27 @@ def _moe_config(
   )
 
 
+def _prepare_embedded(data_dir: pathlib.Path) -> None:
+  """Makes the dataset that needs no source, unless it is there.
+
+  Raises:
+    OSError: the folder cannot be written to; says which setting names it.
+  """
+  try:
+    with storage.writing(data_dir):
+      source.prepare(str(data_dir))
+  except (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as e:
+    raise OSError(
+      f"config.data.data_dir={data_dir} cannot be written to ({e.strerror}): choose "
+      "another folder"
+    ) from e
+
+
 def _load_dataset(c: ml_collections.ConfigDict) -> source.Dataset:
   data_dir = user_path(c.data.data_dir, "config.data.data_dir")
   if c.data.name == "sounding_shapes":
     if jax.process_index() == 0:
-      with storage.writing(data_dir):
-        source.prepare(str(data_dir))
+      _prepare_embedded(data_dir)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("dataset prepared")
   cache_bytes = round(c.data.cache_gib * 2**30)

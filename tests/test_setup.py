@@ -205,6 +205,13 @@ def test_the_data_are_searched_in_the_home_that_a_tilde_means(
   assert made.dataset.name == "both"
 
 
+def test_a_folder_that_the_embedded_dataset_cannot_be_made_in(prepare, tmp_path):
+  (tmp_path / "file").touch()
+  message = rf"^config\.data\.data_dir={tmp_path}/file cannot be written to \(Not a dir"
+  with pytest.raises(OSError, match=message):
+    prepare(**{"data.name": "sounding_shapes", "data.data_dir": tmp_path / "file"})
+
+
 def test_a_dataset_that_is_not_there(prepare, data_dir):
   message = (
     rf"No prepared dataset in {data_dir}/birds\. .*: both, dark, gaps, silent\. "
