@@ -176,7 +176,7 @@ def compile_step(setup: Setup, number: int, stage: Stage) -> Program:
     stage,
     model,
     teacher,
-    init_state and init_state(setup.scenario, setup.modalities),
+    init_state and init_state(setup.scenario, model),
     number,
     lessons=setup.lessons,
   )

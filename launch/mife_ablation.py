@@ -15,6 +15,12 @@ from launch import runs
 from mcil_jax.config import MODALITIES
 from mcil_jax.report import tables
 
+
+def _alone(modality: str) -> dict[str, object]:
+  """A model of one modality, which no sample can lack."""
+  return {"train.modalities": modality, "train.modality_dropout": 0.0}
+
+
 # Row of the table → what is changed.
 ROWS = {
   "mife": {},
@@ -23,8 +29,8 @@ ROWS = {
   "k = 2": {"moe.top_k": 2},
   "shared router": {"moe.routers": "shared"},
   "experts freeze above 0.3": {"mife.freeze_above": 0.3},
-  "image only": {"train.modalities": "image"},
-  "audio only": {"train.modalities": "audio"},
+  "image only": _alone("image"),
+  "audio only": _alone("audio"),
   "concatenation": {"model.fusion": "concat"},
   "θ = 0": {"model.theta": "0"},
   "θ = 0.8": {"model.theta": "0.8"},

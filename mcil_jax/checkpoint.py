@@ -21,6 +21,8 @@ import pathlib
 import re
 import shutil
 import sys
+import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,7 +35,7 @@ import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mcil_jax import paths, writers
+from mcil_jax import paths, storage, writers
 
 _KEPT = 2  # snapshots
 # What a start that died may have left, by the end of its name.
@@ -84,14 +86,13 @@ class Snapshots:
 
   def __init__(self, workdir: pathlib.Path):
     """Opens them, and removes what an earlier start left unfinished."""
+    _ignore_abandoned_work()
     root = _checkpoints(workdir)
     self._snapshots, self._tasks = root / "snapshots", root / "tasks"
     if jax.process_index() == 0:
       for directory in (self._snapshots, self._tasks):
         directory.mkdir(parents=True, exist_ok=True)
-        for path in directory.iterdir():
-          if path.name.endswith((_UNVERIFIED, _REMOVED)) or _ORBAX in path.name:
-            shutil.rmtree(path)
+        _remove_unfinished(directory)
     _in_all_processes(True)  # nobody writes before that
 
   def save(self, state: Any, position: Any = None) -> None:
@@ -167,6 +168,18 @@ def _numbers(directory: epath.Path) -> list[int]:
   return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
 
 
+def _remove_unfinished(folder: epath.Path) -> None:
+  """Removes what was not completed, into which threads may still be writing."""
+  for _ in range(10):
+    names = (path.name for path in folder.iterdir())
+    left = [n for n in names if n.endswith((_UNVERIFIED, _REMOVED)) or _ORBAX in n]
+    if not left:
+      return
+    for name in left:
+      shutil.rmtree(folder / name, ignore_errors=True)
+    time.sleep(0.02)
+
+
 def _write(path: _LiteralPath, tree: Any, position: Any = None) -> None:
   """Writes a tree in place of what is at `path`, once it has been read back.
 
@@ -174,7 +187,33 @@ def _write(path: _LiteralPath, tree: Any, position: Any = None) -> None:
     OSError: it could not be written or read back; says why in one line.
   """
   unverified = path.with_name(path.name + _UNVERIFIED)
-  problem = None
+  try:
+    problem = _try_to_write(unverified, tree, position, path)
+    if _in_all_processes(problem is None):
+      found = _difference(unverified, tree)
+      if found is not None:
+        problem = OSError(
+          f"{path} cannot be read back ({found}): use another --workdir, and see "
+          "whether the disk is sound; earlier snapshots are still there"
+        )
+      if _in_all_processes(problem is None):
+        if jax.process_index() == 0:
+          if path.exists():
+            _remove(path)
+          os.rename(unverified, path)
+        _in_all_processes(True)  # nobody looks for it before that
+        return
+    raise problem or OSError(f"another process cannot write {path}; see what it says")
+  except BaseException:  # Ctrl-C, too
+    if jax.process_index() == 0:
+      _remove_unfinished(path.parent)
+    raise
+
+
+def _try_to_write(
+  unverified: _LiteralPath, tree: Any, position: Any, path: _LiteralPath
+) -> OSError | None:
+  """Writes a tree with its checksums; returns what is to be raised if that failed."""
   try:
     # Synchronous: the state is donated to the next step, which on the CPU may reuse the
     # very memory that a background thread would still be reading.
@@ -182,22 +221,9 @@ def _write(path: _LiteralPath, tree: Any, position: Any = None) -> None:
       checkpointer.save(unverified, args=ocp.args.StandardSave(tree), force=True)
     _write_checksums(unverified, position)
   except Exception as error:  # Orbax and TensorStore raise whatever they like
-    problem = f"cannot write {path} ({_reason(error)})"
-  if _in_all_processes(problem is None):
-    found = _difference(unverified, tree)
-    if found is not None:
-      problem = f"{path} cannot be read back ({found})"
-    if _in_all_processes(problem is None):
-      if jax.process_index() == 0:
-        if path.exists():
-          _remove(path)
-        os.rename(unverified, path)
-      _in_all_processes(True)  # nobody looks for it before that
-      return
-  raise OSError(
-    f"{problem or f'another process cannot write {path}'}: make room, or use another "
-    "directory; the same command goes on from what was saved before"
-  )
+    full = storage.explain(error, path)
+    return full or OSError(f"cannot write {path} ({_reason(error)})")
+  return None
 
 
 def _remove(path: _LiteralPath) -> None:
@@ -215,7 +241,6 @@ def _read(path: _LiteralPath, make_like: Callable[[], Any]) -> Any:
   Raises:
     ValueError: it is damaged or of another structure; says why in one line.
   """
-  _ignore_abandoned_reads()
   damage = _damage(path)
   problem = None if damage is None else f"is damaged ({damage})"
   tree = None
@@ -394,14 +419,19 @@ def _in_all_processes(condition: bool) -> bool:
 
 
 @functools.cache
-def _ignore_abandoned_reads() -> None:
-  """Silences the reads that Orbax abandons when one of them fails.
+def _ignore_abandoned_work() -> None:
+  """Silences the reads and writes that Orbax abandons when one of them fails.
 
   They fail later and have nobody to tell: asyncio logs each of them, the event loop
-  that they report to is closed, and so are the coroutines that wait for them.
+  that they report to is closed, and so are the coroutines that wait for them. Threads
+  log what is raised once more where they are joined.
   """
   logging.getLogger("asyncio").addFilter(
     lambda record: "exception was never retrieved" not in record.getMessage()
+  )
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+  logging.getLogger("absl").addFilter(
+    lambda record: "_SignalingThread.run() raised" not in record.getMessage()
   )
   report = sys.unraisablehook
 

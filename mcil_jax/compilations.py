@@ -22,6 +22,6 @@ def count(name: str) -> int:
   return _counts[f"jit({name})"]
 
 
-def total(prefix: str) -> int:
-  """Compilations of all jitted functions whose names begin like that."""
+def total(prefix: str = "") -> int:
+  """Compilations so far of all functions whose names begin like that."""
   return sum(n for name, n in _counts.items() if name.startswith(f"jit({prefix}"))

@@ -5,13 +5,20 @@ experiment needs and returns it. Keys that do not exist here are refused. Checks
 that need the dataset are made where it is known (`scenario`, `sharding`, `models`).
 """
 
+import functools
 import json
 import math
+import operator
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
+
+from mcil_jax import bounds, settings
+from mcil_jax.hints import did_you_mean, nearest
+from mcil_jax.settings import Settings
 
 MODALITIES = ("image", "audio")
 
@@ -23,18 +30,18 @@ RESUMABLE = (
 )
 
 
-def default() -> ml_collections.ConfigDict:
+def default() -> Settings:
   """All keys with their defaults, locked against unknown keys."""
-  c = ml_collections.ConfigDict()
+  c = Settings()
   c.method = "finetune"  # a module of mcil_jax.methods
   c.seed = 0  # class order, initial weights, sampling, augmentation
 
-  c.data = ml_collections.ConfigDict()
+  c.data = Settings()
   c.data.name = "sounding_shapes"
   c.data.data_dir = "data"
   c.data.cache_gib = 1.0  # splits that fit are decoded once and kept in memory
 
-  c.scenario = ml_collections.ConfigDict()
+  c.scenario = Settings()
   c.scenario.increments = (4, 4, 4, 4, 4)  # classes per task
   # Dataset class numbers in the order they are learned; None: a permutation by seed.
   c.scenario.class_order = config_dict.placeholder(tuple)
@@ -42,7 +49,7 @@ def default() -> ml_collections.ConfigDict:
   # keeps each block together, in order. Empty: one block of all classes.
   c.scenario.shuffle_within = ()
 
-  c.model = ml_collections.ConfigDict()
+  c.model = Settings()
   # "linear"; "text": cosine with the prompts of the classes; or "local_similarity", to
   # ten proxies of each class, which is AFC's.
   c.model.classifier = "linear"
@@ -60,12 +67,12 @@ def default() -> ml_collections.ConfigDict:
   # Whether the backward pass computes what is inside blocks again instead of keeping
   # it: less memory, more time, the same gradients.
   c.model.remat = False
-  c.model.image = ml_collections.ConfigDict()
+  c.model.image = Settings()
   c.model.image.tower = "vit"  # one of mcil_jax.models.build.TOWERS; or "features"
   c.model.image.depth = 2
   c.model.image.patch_size = 8  # pixels
   c.model.image.tubelet_frames = 1  # frames per token
-  c.model.audio = ml_collections.ConfigDict()
+  c.model.audio = Settings()
   c.model.audio.tower = "spectrogram_transformer"
   c.model.audio.depth = 4
   c.model.audio.patch_frames = 2  # spectrogram frames per token
@@ -73,13 +80,13 @@ def default() -> ml_collections.ConfigDict:
   c.model.audio.window_seconds = 0.025
   c.model.audio.hop_seconds = 0.01
 
-  c.model.text = ml_collections.ConfigDict()
+  c.model.text = Settings()
   c.model.text.tower = "byte_transformer"
   c.model.text.depth = 2
   c.model.text.templates = ()  # own prompts, each with one {}; (): those of the dataset
   c.model.text.num_templates = 8  # L, the first of them
 
-  c.moe = ml_collections.ConfigDict()  # adapters beside every MLP of every tower
+  c.moe = Settings()  # adapters beside every MLP of every tower
   c.moe.num_experts = 0  # E; 0: no adapters
   c.moe.router = "top_k"  # one of mcil_jax.moe.ROUTERS
   c.moe.top_k = 1
@@ -106,7 +113,7 @@ def default() -> ml_collections.ConfigDict:
   c.moe.capacity_factor = 0.0  # 0: nothing is dropped
   c.moe.backend = "auto"  # or one of mcil_jax.moe.backends.BACKENDS
 
-  c.train = ml_collections.ConfigDict()
+  c.train = Settings()
   c.train.modalities = "image,audio"  # comma-separated; the model has no others
   c.train.modality_dropout = 0.0  # share of samples that lose each of the modalities
   # "always", or "first_task": frozen from then on, but for adapters, fusion and a
@@ -133,14 +140,14 @@ def default() -> ml_collections.ConfigDict:
   c.train.clip_norm = 1.0  # of the gradient; 0: no clipping
   c.train.label_smoothing = 0.1
 
-  c.augment = ml_collections.ConfigDict()
+  c.augment = Settings()
   c.augment.image_shift = 2  # pixels, at most, both ways
   c.augment.image_brightness = 0.2  # share, at most: contrast and brightness
   c.augment.audio_shift_seconds = 0.05  # at most, both ways
   c.augment.mask_frames = 8  # spectrogram frames, at most
   c.augment.mask_mels = 16  # mel bands, at most
 
-  c.memory = ml_collections.ConfigDict()
+  c.memory = Settings()
   c.memory.size = 100  # exemplars in total, shared equally by the seen classes
   c.memory.selection = "herding"  # or "random"
   # Share of each batch drawn from the memory; 0: new samples and exemplars are mixed.
@@ -149,22 +156,22 @@ def default() -> ml_collections.ConfigDict:
   # has as many new samples in the first task as in the others.
   c.memory.reserve_rows = False
 
-  c.distillation = ml_collections.ConfigDict()
+  c.distillation = Settings()
   c.distillation.temperature = 2.0  # τ_kd, which divides logits
   # Of frozen features: if it fits, what the teacher says of the task's samples is
   # computed once and kept on the devices; 0: it is asked in each step.
   c.distillation.cache_gib = 1.0
 
-  c.avcil = ml_collections.ConfigDict()
+  c.avcil = Settings()
   c.avcil.contrast_temperature = 0.05  # τ of the two losses on pairs of modalities
   c.avcil.instance_weight = 0.5  # λ_I
   c.avcil.class_weight = 1.0  # λ_C
   c.avcil.spatial_share = 0.5  # of attention distillation; the rest is temporal
 
-  c.afc = ml_collections.ConfigDict()
+  c.afc = Settings()
   c.afc.discrepancy_weight = 0.5  # times √(t + 1) in task t
 
-  c.mife = ml_collections.ConfigDict()
+  c.mife = Settings()
   c.mife.wccl_share = 0.5  # of the first loss; the rest is cross-entropy to prototypes
   c.mife.mi = "paper"  # or "released", "infonce"
   c.mife.mi_weight = 0.3  # the first loss has the rest
@@ -173,7 +180,7 @@ def default() -> ml_collections.ConfigDict:
   c.mife.task_inference = "prototype"  # or "oracle": the task is told at test
   c.mife.within_task = True  # whether only classes of the inferred task compete
 
-  c.eval = ml_collections.ConfigDict()
+  c.eval = Settings()
   # "logits", or "nearest_mean" of the classes' exemplars; "auto": as the method says.
   c.eval.classifier = "auto"
   c.eval.templates = "mean"  # of all prompts of a class; or "one", the first
@@ -182,20 +189,23 @@ def default() -> ml_collections.ConfigDict:
   c.eval.split = "test"  # or "validation", to tune
   c.eval.batch_size = 128
 
-  c.mesh = ml_collections.ConfigDict()
+  c.mesh = Settings()
   c.mesh.data = -1  # devices along the data axis; −1: all that are left
   c.mesh.expert = 1
 
-  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint = Settings()
   # Training steps between snapshots within a task, 0: none; one more ends each task.
   c.checkpoint.every_steps = 200
 
-  c.log = ml_collections.ConfigDict()
+  c.log = Settings()
   c.log.every_steps = 20
   c.log.progress = True  # progress bars
   c.log.tensorboard = False
   return c.lock()
 
+
+# Where errors send those who set one part of it alone.
+AS_VARIANT = "or take a config's variant with text, as in --config=FILE.py:trimodal"
 
 # Image, audio and text in one space, with experts in all towers: the model of MIFE.
 TRIMODAL = {
@@ -219,13 +229,16 @@ def with_variant(
     **variants: name → {dotted key: value}.
 
   Raises:
-    ValueError: there is no such variant; lists those that exist.
+    ValueError: there is no such variant, with those that exist; or it has no such key.
   """
   for name in filter(None, variant.split(",")):
     if name not in variants:
       raise ValueError(
         f"there is no variant {name!r} of this config, only {', '.join(variants)}"
+        + did_you_mean(name, variants)
       )
+    for key in variants[name].keys() - flatten(c.to_dict()).keys():
+      raise ValueError(f"variant {name!r}: {unknown(key)}")
     c.update_from_flattened_dict(variants[name])
   return c
 
@@ -252,6 +265,26 @@ def modalities(text: str, key: str) -> tuple[str, ...]:
   return tuple(name for name in MODALITIES if name in names)
 
 
+def check_modality_dropout(rate: float, names: Sequence[str], what: str) -> None:
+  """Checks the share of samples that lack each of some modalities.
+
+  Args:
+    rate: the share.
+    names: of the modalities, M of them.
+    what: the rate is, for the error.
+
+  Raises:
+    ValueError: the share is not in 0 to 1 − 1/M, so that some samples would lack all.
+  """
+  if rate and len(names) == 1:
+    raise ValueError(
+      f"{what}={rate!r}: {names[0]} is the only modality, which no sample can lack; "
+      "set it to 0"
+    )
+  if not 0 <= rate <= 1.0 - 1.0 / len(names):
+    raise ValueError(f"{what}={rate!r}: expected 0 to {1.0 - 1.0 / len(names):.4g}")
+
+
 def theta(text: str) -> tuple[str, float]:
   """What `config.model.theta` says: ("number", θ) or ("quantile", q).
 
@@ -273,77 +306,6 @@ def theta(text: str) -> tuple[str, float]:
   )
 
 
-_AT_LEAST_ONE = (
-  "model.width",
-  "model.num_heads",
-  "model.image.depth",
-  "model.image.patch_size",
-  "model.image.tubelet_frames",
-  "model.audio.depth",
-  "model.text.depth",
-  "model.text.num_templates",
-  "moe.top_k",
-  "moe.bottleneck",
-  "moe.slots",
-  "model.audio.patch_frames",
-  "model.audio.num_mels",
-  "train.batch_size",
-  "eval.batch_size",
-  "log.every_steps",
-)
-_NOT_NEGATIVE = (
-  "seed",
-  "data.cache_gib",
-  "distillation.cache_gib",
-  "train.epochs",
-  "train.weight_decay",
-  "augment.image_shift",
-  "augment.image_brightness",
-  "augment.audio_shift_seconds",
-  "augment.mask_frames",
-  "augment.mask_mels",
-  "memory.size",
-  "moe.num_experts",
-  "moe.groups",
-  "moe.initial_experts",
-  "moe.experts_per_task",
-  "moe.capacity_factor",
-  "train.templates_per_step",
-  "train.clip_norm",
-  "mife.trimodal_weight",
-  "afc.discrepancy_weight",
-  "avcil.instance_weight",
-  "avcil.class_weight",
-  "moe.balance_weight",
-  "moe.importance_weight",
-  "moe.load_weight",
-  "moe.z_weight",
-  "moe.local_entropy_weight",
-  "moe.global_entropy_weight",
-  "moe.bias_rate",
-  "mife.freeze_above",
-  "checkpoint.every_steps",
-)
-_POSITIVE = (
-  "distillation.temperature",
-  "avcil.contrast_temperature",
-  "train.text_rate",
-  "model.audio.window_seconds",
-  "model.audio.hop_seconds",
-  "train.learning_rate",
-)
-_BELOW_ONE = (
-  "model.drop_path",
-  "moe.dropout",
-  "train.label_smoothing",
-  "memory.batch_share",
-)
-_SHARES = (
-  "avcil.spatial_share",
-  "train.warmup_share",
-  "mife.wccl_share",
-  "mife.mi_weight",
-)
 _CHOICES = {
   "model.classifier": ("linear", "text", "local_similarity"),
   "model.fusion": ("concat", "aavfm", "audio_guided", "pooled", *MODALITIES),
@@ -362,44 +324,86 @@ _CHOICES = {
   "eval.split": ("test", "validation"),
 }
 
+# Types of the elements of settings that are tuples.
+_ELEMENTS = {
+  "scenario.increments": int,
+  "scenario.class_order": int,
+  "scenario.shuffle_within": int,
+  "model.text.templates": str,
+}
+
+
+def parse(key: str, text: str) -> Any:
+  """Returns the value of a setting that a command line gives as text.
+
+  Raises:
+    ValueError: there is no such setting, or the text is no value of its type.
+  """
+  defaults = flatten(default().to_dict())
+  if key not in defaults:
+    raise ValueError(unknown(key))
+  return settings.parsed(key, text, defaults[key], _ELEMENTS.get(key))
+
+
+def unknown(key: str) -> str:
+  """Returns what to say of a dotted key that is no setting."""
+  near = nearest(key, flatten(default().to_dict()))
+  hint = f"did you mean config.{near}?" if near else "see mcil_jax/config.py"
+  return f"setting config.{key} does not exist; {hint}"
+
+
+def _settle_types(c: ml_collections.ConfigDict) -> None:
+  """Gives each setting the type of its default, say to a tuple that JSON has as list.
+
+  Raises:
+    ValueError: that cannot be, or there are other settings than those of `default`.
+  """
+  defaults, values = flatten(default().to_dict()), flatten(c.to_dict())
+  for key in sorted(values.keys() - defaults.keys()):
+    raise ValueError(unknown(key))
+  for key in sorted(defaults.keys() - values.keys()):
+    raise ValueError(f"config.{key} is missing: start from mcil_jax.config.default()")
+  for key, value in values.items():
+    settled = settings.checked(key, value, defaults[key], _ELEMENTS.get(key))
+    if repr(settled) != repr(value):  # 4 and np.int64(4) are equal
+      *path, name = key.split(".")
+      section = functools.reduce(operator.getitem, path, c)
+      with c.unlocked():  # a ConfigDict would turn a tuple back into the list before
+        del section[name]
+        section[name] = settled
+
 
 def validate(c: ml_collections.ConfigDict) -> None:
-  """Checks the settings that need no dataset.
+  """Checks the settings that need no dataset, and gives each the type of its default.
 
   Raises:
     ValueError: names the key, its value and what is allowed.
   """
+  _settle_types(c)
   values = flatten(c.to_dict())
-
-  def require(condition: bool, key: str, allowed: str) -> None:
-    if not condition:
-      raise ValueError(f"config.{key}={values[key]!r}: expected {allowed}")
-
-  for key, value in values.items():
-    if isinstance(value, float):
-      require(math.isfinite(value), key, "a finite number")
-  for key in _AT_LEAST_ONE:
-    require(values[key] >= 1, key, "a number ≥ 1")
-  for key in _NOT_NEGATIVE:
-    require(values[key] >= 0, key, "a number ≥ 0")
-  require(c.seed < 2**32, "seed", "a number < 2**32")
-  for key in _POSITIVE:
-    require(values[key] > 0, key, "a number > 0")
-  for key in _BELOW_ONE:
-    require(0 <= values[key] < 1, key, "a number in [0, 1)")
-  for key in _SHARES:
-    require(0 <= values[key] <= 1, key, "a share in [0, 1]")
+  bounds.check(values)
   for key in ("train.modality_dropout", "eval.modality_dropout"):
-    require(0 <= values[key] <= 0.5, key, "0 to 0.5")
+    check_modality_dropout(values[key], MODALITIES, f"config.{key}")
   theta(c.model.theta)
   for key, choices in _CHOICES.items():
-    require(values[key] in choices, key, " or ".join(map(repr, choices)))
+    if values[key] not in choices:
+      raise ValueError(
+        f"config.{key}={values[key]!r}: expected {' or '.join(map(repr, choices))}"
+        + did_you_mean(values[key], choices)
+      )
+  for key in ("scenario.increments", "scenario.shuffle_within"):
+    if min(values[key], default=1) < 1:
+      raise ValueError(f"config.{key}={values[key]!r}: expected numbers ≥ 1")
+  for key in ("data.name", "data.data_dir"):
+    if not values[key].strip():
+      raise ValueError(f"config.{key}={values[key]!r} is empty: expected a name")
   for key in ("train.modalities", "eval.modalities"):
     modalities(values[key], key)
   if c.model.fusion == "aavfm" and c.model.classifier != "text":
     raise ValueError(
       "config.model.fusion='aavfm' compares features in the space that they share with "
-      f"text: set config.model.classifier='text', not {c.model.classifier!r}"
+      f"text: set config.model.classifier='text', not {c.model.classifier!r}, "
+      + AS_VARIANT
     )
   if c.scenario.class_order is not None and c.scenario.shuffle_within:
     raise ValueError(
@@ -421,7 +425,7 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
 
 def as_json(c: ml_collections.ConfigDict) -> dict:
   """The config as it reads back from JSON (tuples are lists)."""
-  return json.loads(json.dumps(c.to_dict()))
+  return json.loads(json.dumps(c.to_dict(), default=settings.plain))
 
 
 def changed_keys(old: dict, new: dict) -> Iterator[str]:
@@ -445,7 +449,7 @@ def refuse_change(path: pathlib.Path, new: dict) -> None:
     ValueError: another experiment was started here; names the keys and both values.
   """
   try:
-    old = json.loads(path.read_text())
+    old = json.loads(path.read_text(encoding="utf-8"))
     before, after = flatten(old), flatten(new)
   except (ValueError, AttributeError) as error:  # no JSON, no text, or no object
     raise ValueError(f"{path} is damaged ({error}); use another --workdir") from error

@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import tqdm
 
-from mcil_jax import allocation, evaluate, look, teacher, train
+from mcil_jax import allocation, evaluate, look, progress, teacher, train
 from mcil_jax import state as state_lib
 from mcil_jax.data import pipeline
 from mcil_jax.methods.base import Samples, Stage
@@ -48,7 +47,7 @@ def learn(setup: Setup, state: RunState, record: Record, stage: Stage) -> RunSta
     now = state.replace(model=model, train=carry.train, best=best)
     return now.add_seconds(seconds)
 
-  bar = tqdm.tqdm(
+  bar = progress.StepBar(
     desc=f"task {number} ({number + 1}/{setup.scenario.num_tasks})",
     total=steps,
     initial=done,
@@ -60,7 +59,7 @@ def learn(setup: Setup, state: RunState, record: Record, stage: Stage) -> RunSta
       carry, values = train_step(carry, constants, batch)
       done, step = done + 1, step + 1
       scalars.push(step, values, batch["id"])
-      bar.update()
+      bar.step()
       epoch = (done - 1) // epochs.steps_per_epoch
       if best is not None and done % epochs.steps_per_epoch == 0:
         scalars.read(keep=0)  # or the last steps' time would count as the look's

@@ -1,51 +1,87 @@
-"""Runs an experiment.
+"""Runs an experiment, or continues it where it ended, whatever ended it.
 
-  python -m mcil_jax.main --config=FILE.py[:VARIANT] --workdir=DIR
+  python -m mcil_jax.main --config=FILE.py[:VARIANT] --workdir=DIR [--config.KEY=VALUE]
 
-Any setting can be overridden: `--config.train.epochs=5`. The same command again goes on
-where the run ended, whatever ended it.
+A first run of half a minute, then another method and seed, then a model with text:
+
+  python -m mcil_jax.main --config=configs/sounding_shapes.py:smoke --workdir=runs/first
+  python -m mcil_jax.main --config=configs/sounding_shapes.py --workdir=runs/joint \\
+    --config.method=joint --config.seed=1
+  python -m mcil_jax.main --config=configs/sounding_shapes.py:trimodal \\
+    --config.method=mife --workdir=runs/mife
 """
 
+import re
 import sys
 
 from absl import flags, logging
 
 # What needs JAX is imported in the functions: that takes seconds, and a mistyped flag
 # or a Ctrl-C should not have to wait for it.
-from mcil_jax import allocation, cli
+from mcil_jax import allocation, cli, storage
+from mcil_jax import config as config_lib
+from mcil_jax.paths import user_path
 
 _CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything of the run is kept.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder where everything of the run is kept, such as runs/NAME."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
   "Several processes: HOST:PORT of process 0, or 'auto' on a TPU pod or under SLURM.",
 )
 _PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "How many processes there are."
+  "num_processes", None, "How many processes there are.", lower_bound=1
 )
-_PROCESS = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
+_PROCESS = flags.DEFINE_integer(
+  "process_id", None, "The number of this one, from 0.", lower_bound=0
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def _join_processes() -> None:
-  """Makes this process one of several, if the flags say so.
-
-  Raises:
-    ValueError: only some of the flags are there.
-  """
-  import jax
-
+def _check_processes() -> None:
+  """Raises a ValueError unless the flags of several processes go together."""
   address, count, number = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-  if address == "auto":
-    jax.distributed.initialize()
-  elif None not in (address, count, number):
-    jax.distributed.initialize(address, count, number)
-  elif (address, count, number) != (None, None, None):
+  if address == "auto" or (address, count, number) == (None, None, None):
+    return
+  if None in (address, count, number):
     raise ValueError(
       "several processes need --coordinator, --num_processes and --process_id "
       "(or --coordinator=auto alone)"
     )
+  if not re.fullmatch(r"\S+:\d+", address):
+    raise ValueError(f"--coordinator={address}: expected HOST:PORT, or 'auto'")
+  if number >= count:
+    raise ValueError(
+      f"--process_id={number}: expected 0 to {count - 1} with --num_processes={count}"
+    )
+
+
+def _join_processes() -> None:
+  """Makes this process one of several, if the flags say so."""
+  import jax
+
+  if _COORDINATOR.value == "auto":
+    jax.distributed.initialize()
+  elif _COORDINATOR.value is not None:
+    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def _run(workdir: str) -> None:
+  """Runs the experiment of `--config`; exits if a signal stops it."""
+  from mcil_jax import interrupt, run, setup
+  from mcil_jax.record import StoppedError
+
+  with interrupt.StopSignal() as stop:
+    try:
+      run.run(setup.prepare(_CONFIG.value), workdir, stop)
+    except StoppedError as stopped:
+      print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
+      sys.exit(128 + stop.number)
+    except KeyboardInterrupt:  # of a second Ctrl-C: the first one asks to stop
+      sys.stdout.flush()
+      interrupt.end_at_once()
 
 
 def main(argv: list[str]) -> None:
@@ -54,30 +90,28 @@ def main(argv: list[str]) -> None:
     cli.fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
+  try:
+    _check_processes()
+    workdir = user_path(_WORKDIR.value, "--workdir")
+    config_lib.validate(_CONFIG.value)
+  except ValueError as error:
+    cli.fail(error)
   allocation.settle()
   import jax
 
-  from mcil_jax import run, setup
-  from mcil_jax.interrupt import StopSignal
-  from mcil_jax.record import StoppedError
-
   try:
     _join_processes()
-    with StopSignal() as stop:
-      run.run(setup.prepare(_CONFIG.value), _WORKDIR.value, stop)
+    _run(str(workdir))
   except (ValueError, OSError, FloatingPointError, ImportError) as error:
     logging.info("Where it happened:", exc_info=True)  # shown by --verbosity=0
-    cli.fail(error)
+    cli.fail(storage.explain(error) or error)
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if storage.explain(error) or "RESOURCE_EXHAUSTED" not in str(error):
       raise
     cli.fail(
       "out of memory: lower config.train.batch_size or config.eval.batch_size, and use "
       "another --workdir"
     )
-  except StoppedError as stopped:
-    print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
-    sys.exit(128 + stop.number)
 
 
 def entry() -> None:

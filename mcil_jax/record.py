@@ -1,5 +1,6 @@
 """Where a run leaves its traces: snapshots, metrics.jsonl, the terminal."""
 
+import contextlib
 import pathlib
 
 import jax
@@ -36,8 +37,11 @@ class Record:
   def __enter__(self) -> "Record":
     return self
 
-  def __exit__(self, *exc) -> None:
-    self.writer.close()
+  def __exit__(self, kind, *exc) -> None:
+    with contextlib.ExitStack() as stack:
+      if kind is not None:  # which says more than what a full disk refuses once more
+        stack.enter_context(contextlib.suppress(OSError))
+      self.writer.close()
 
   def restore(self) -> RunState:
     """The newest snapshot or the initial state; opens the log, cut back to it."""

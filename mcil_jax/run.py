@@ -18,6 +18,7 @@ from mcil_jax import (
   observe,
   report,
   results,
+  storage,
   workdir,
 )
 from mcil_jax import state as state_lib
@@ -45,10 +46,12 @@ def run(setup: Setup, path: str, stop: StopSignal) -> dict:
   Raises:
     ValueError: the workdir belongs to another experiment, or is damaged.
     FloatingPointError: the loss is no longer a number.
+    StorageError: the disk takes no more; the same command goes on when it does again.
     StoppedError: `stop` was asked for; everything is saved.
   """
   with (
     workdir.opened(path, setup.config, setup.dataset) as directory,
+    storage.writing(directory),
     Record(setup, directory, stop) as record,
   ):
     plots = report.LivePlots(directory / "plots")

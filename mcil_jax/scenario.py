@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mcil_jax.settings import plain
+
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
@@ -73,7 +75,7 @@ def seeded_order(
   Raises:
     ValueError: the blocks do not sum to C.
   """
-  blocks = tuple(shuffle_within) or (num_classes,)
+  blocks = plain(shuffle_within) or (num_classes,)
   _check_sizes("shuffle_within", blocks, num_classes)
   rng = np.random.default_rng([seed, 0x0DE5])
   starts = np.cumsum([0, *blocks[:-1]])
@@ -104,26 +106,29 @@ def make(
     ValueError: impossible increments, or a class order that is no permutation.
   """
   count = len(class_names)
-  _check_sizes("increments", tuple(increments), count)
+  increments, class_order = plain(increments), plain(class_order)
+  _check_sizes("increments", increments, count)
   if class_order is None:
     class_order = seeded_order(count, shuffle_within, seed)
   elif len(class_order) != count or _surplus(class_order, count):
     missing = sorted(set(range(count)) - set(class_order))
+    other = [entry for entry in class_order if type(entry) is not int]
     raise ValueError(
       f"config.scenario.class_order is no permutation of 0 … {count - 1}: it has "
       f"{len(class_order)} entries; missing {missing or 'none'}, unknown or repeated "
       f"{_surplus(class_order, count) or 'none'}"
+      + (f"; {other[0]!r} is no whole number" if other else "")
     )
   return Scenario(
     class_names=tuple(class_names[c] for c in class_order),
-    class_order=tuple(int(c) for c in class_order),
-    increments=tuple(int(n) for n in increments),
+    class_order=class_order,
+    increments=increments,
   )
 
 
 def _check_sizes(key: str, sizes: tuple, num_classes: int) -> None:
   """Raises a ValueError unless these are whole numbers ≥ 1 that sum to C."""
-  whole = all(isinstance(size, int) for size in sizes)
+  whole = all(type(size) is int for size in sizes)  # True is none
   if whole and min(sizes, default=0) >= 1 and sum(sizes) == num_classes:
     return
   raise ValueError(
@@ -138,7 +143,7 @@ def _surplus(order: Sequence, count: int) -> list:
   seen: set[int] = set()
   surplus = []
   for entry in order:
-    if entry in seen or not (isinstance(entry, int) and 0 <= entry < count):
+    if entry in seen or not (type(entry) is int and 0 <= entry < count):
       surplus.append(entry)
     seen.add(entry)
   return surplus

@@ -1,7 +1,9 @@
 """The parts of a run that do not change while it runs, put together from its config."""
 
+import collections
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from mcil_jax import (
   optimizer,
   scenario,
   sharding,
+  storage,
   train,
 )
 from mcil_jax import reading as reading_lib
@@ -28,6 +31,7 @@ from mcil_jax.data import pipeline, schema, source
 from mcil_jax.methods.base import WITHOUT_TOWERS, Method, Stage, Task
 from mcil_jax.models import build, multimodal
 from mcil_jax.models.state import NO_THETA, ModelState, copied, split
+from mcil_jax.paths import user_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +214,11 @@ class Setup:
     shapes = jax.eval_shape(self._init_model, self._keys()[0], self.reading)
     return _with_shardings(shapes, self.layout).replace(theta=NO_THETA)
 
+  def adapter_layers(self) -> dict[str, int]:
+    """Returns how many blocks have adapters, by owner, see `multimodal.adapters`."""
+    owners = [owner for owner, _, _ in multimodal.adapters(self.model_shapes().params)]
+    return dict(collections.Counter(owners))
+
   def carry_shapes(self, stage: Stage) -> train.Carry:
     """Returns what the steps of a stage change, as shapes, dtypes and shardings."""
     model = self.model_shapes()
@@ -324,6 +333,7 @@ def prepare(
     FileNotFoundError: the dataset is not there; says how to make it.
   """
   config_lib.validate(c)
+  method = methods.make(c)
   mesh = sharding.make_mesh(c.mesh.data, c.mesh.expert, devices)
   sharding.check_batch_size(c.train.batch_size, "train.batch_size", mesh)
   sharding.check_batch_size(c.eval.batch_size, "eval.batch_size", mesh)
@@ -336,7 +346,6 @@ def prepare(
     shuffle_within=c.scenario.shuffle_within,
     seed=c.seed,
   )
-  method = methods.make(c)
   if method.uses_memory:  # fail now rather than at the end
     memory.quota(c.memory.size, tasks.num_classes)
     pipeline.exemplar_rows(c.train.batch_size, c.memory.batch_share)
@@ -345,6 +354,10 @@ def prepare(
   modalities = _modalities(c, "train.modalities", dataset.modalities, dataset.name)
   _modalities(c, "eval.modalities", modalities, f"the model of {c.train.modalities!r}")
   _check_towers(c, dataset, modalities)
+  present = evaluate.kinds(c, modalities)
+  for key, names in ("train", modalities), ("eval", present[evaluate.MAIN]):
+    rate = c[key].modality_dropout
+    config_lib.check_modality_dropout(rate, names, f"config.{key}.modality_dropout")
   reading = reading_lib.make(c, tasks, dataset.name)
   made = Setup(
     config=c,
@@ -364,9 +377,14 @@ def prepare(
     method=method,
     reading=reading,
     modalities=modalities,
-    present=evaluate.kinds(c, modalities),
+    present=present,
   )
   _check_restart(made)
+  if c.moe.num_experts and not made.adapter_layers():
+    raise ValueError(
+      f"config.moe.num_experts={c.moe.num_experts}: no tower of this model has blocks "
+      "that adapters could stand in; set it to 0"
+    )
   return made
 
 
@@ -466,18 +484,35 @@ def _moe_config(
     hidden=c.moe.bottleneck,
     dropout=c.moe.dropout,
     backend=c.moe.backend,
-    mesh=mesh if mesh.size > 1 else None,
+    mesh=mesh,
   )
 
 
+def _prepare_embedded(data_dir: pathlib.Path) -> None:
+  """Makes the dataset that needs no source, unless it is there.
+
+  Raises:
+    OSError: the folder cannot be written to; says which setting names it.
+  """
+  try:
+    with storage.writing(data_dir):
+      source.prepare(str(data_dir))
+  except (FileNotFoundError, NotADirectoryError, FileExistsError, PermissionError) as e:
+    raise OSError(
+      f"config.data.data_dir={data_dir} cannot be written to ({e.strerror}): choose "
+      "another folder"
+    ) from e
+
+
 def _load_dataset(c: ml_collections.ConfigDict) -> source.Dataset:
+  data_dir = user_path(c.data.data_dir, "config.data.data_dir")
   if c.data.name == "sounding_shapes":
     if jax.process_index() == 0:
-      source.prepare(c.data.data_dir)
+      _prepare_embedded(data_dir)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("dataset prepared")
   cache_bytes = round(c.data.cache_gib * 2**30)
-  return source.load(c.data.name, c.data.data_dir, cache_bytes=cache_bytes)
+  return source.load(c.data.name, str(data_dir), cache_bytes=cache_bytes)
 
 
 def _check_classes(labels: dict[str, np.ndarray], tasks: scenario.Scenario) -> None:

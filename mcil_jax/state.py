@@ -106,7 +106,7 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
     model=model,
     train=setup.fresh_optimizer(model, task, stage),
     teacher=setup.teacher_of(model, task),
-    method_state=init_state and init_state(setup.scenario, setup.modalities),
+    method_state=init_state and init_state(setup.scenario, model),
     task=np.array(0),
     stage=np.array(0),
     begun=np.array(False),

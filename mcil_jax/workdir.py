@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from mcil_jax import checkpoint, writers
 from mcil_jax import config as config_lib
 from mcil_jax.data.source import Dataset
+from mcil_jax.paths import user_path
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def opened(
     ValueError: another config or dataset, or none where checkpoints are; another run
       at work in there; no directory that can be written to, or that checkpoints can.
   """
-  workdir = pathlib.Path(path).expanduser().absolute()
+  workdir = user_path(path, "--workdir")
   checkpoint.check_directory(workdir)
   with contextlib.ExitStack() as stack:
     problem = None

@@ -4,19 +4,24 @@
 during the run. A snapshot remembers its length, and a resumed run cuts the file back to
 that, so that every event is in it once, wherever the run was killed. Nothing else
 depends on it, so a part that was lost is no reason not to go on. Files that are
-written as a whole replace the old ones atomically.
+written as a whole replace the old ones atomically. Where a disk takes no more, the
+error is a `storage.StorageError` that names the file.
 """
 
+import contextlib
 import json
 import math
 import operator
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from mcil_jax import storage
 
 
 class MetricsWriter:
@@ -46,7 +51,7 @@ class MetricsWriter:
     self._file = self._tensorboard = None
     if not enabled:
       return
-    path = pathlib.Path(path)
+    self._path = path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     size = path.stat().st_size if path.exists() else 0
     if size < keep_bytes:
@@ -58,10 +63,11 @@ class MetricsWriter:
       )
       keep_bytes = path.read_bytes().rfind(b"\n") + 1 if size else 0
     if tensorboard_dir is not None:
-      self._tensorboard = _open_tensorboard(tensorboard_dir, next_step)
-    self._file = path.open("ab")
-    self._file.truncate(keep_bytes)
-    self._file.seek(keep_bytes)
+      self._tensorboard = _TensorBoard(tensorboard_dir, next_step)
+    with storage.writing(path):
+      self._file = path.open("ab")
+      self._file.truncate(keep_bytes)
+      self._file.seek(keep_bytes)
 
   @property
   def size_bytes(self) -> int:
@@ -92,17 +98,20 @@ class MetricsWriter:
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
     line = {"step": operator.index(step), **_plain(context), **finite}
     text = json.dumps(line, allow_nan=False, ensure_ascii=False)
-    self._file.write(text.encode() + b"\n")
-    self._file.flush()
+    with storage.writing(self._path):
+      self._file.write(text.encode() + b"\n")
+      self._file.flush()
     if self._tensorboard is not None:
-      for name, value in values.items():
-        self._tensorboard.add_scalar(name, value, step)
+      self._tensorboard.write(step, values)
 
   def close(self) -> None:
     """Closes the files; writing afterwards raises ValueError."""
-    for file in (self._file, self._tensorboard):
-      if file is not None:
-        file.close()
+    with contextlib.ExitStack() as both:
+      if self._tensorboard is not None:
+        both.callback(self._tensorboard.close)
+      if self._file is not None:
+        both.enter_context(storage.writing(self._path))
+        self._file.close()
 
   def __enter__(self) -> "MetricsWriter":
     return self
@@ -137,6 +146,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 
   Raises:
     ValueError: `obj` holds something that JSON has no form for, such as infinity.
+    StorageError: see `replace`.
   """
   path = pathlib.Path(path)
   try:
@@ -145,17 +155,33 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     )
   except (TypeError, ValueError) as error:
     raise ValueError(f"cannot write {path} as JSON: {error}") from error
-  path.parent.mkdir(parents=True, exist_ok=True)
-  _replace(path, (text + "\n").encode())
+  replace(path, (text + "\n").encode())
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
+def replace(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a file as a whole: readers see the old one or the new one.
+
+  Args:
+    path: its folder is made if need be.
+    content: of the file.
+
+  Raises:
+    StorageError: the disk takes no more; the old file is still there.
+  """
+  path = pathlib.Path(path)
   temporary = path.with_name(path.name + ".tmp")
-  with temporary.open("wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())  # the name must not reach the disk before the content
-  os.replace(temporary, path)
+  try:
+    with storage.writing(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())  # the name must not reach the disk before the content
+      os.replace(temporary, path)
+  except BaseException:  # Ctrl-C, too
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise
 
 
 def _decode(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
@@ -194,13 +220,39 @@ def _plain(obj: Any) -> Any:
   return None if isinstance(obj, float) and math.isnan(obj) else obj
 
 
-def _open_tensorboard(folder: str | os.PathLike, next_step: int) -> Any:
-  try:
-    import tensorboardX
-  except ImportError as error:
-    raise ImportError(
-      "TensorBoard events need tensorboardX, which is not installed: "
-      'pip install "mcil_jax[tensorboard]"'
-    ) from error
-  # Event files cannot be cut; this makes TensorBoard hide what a resumed run repeats.
-  return tensorboardX.SummaryWriter(os.fspath(folder), purge_step=next_step)
+class _TensorBoard:
+  """Events for TensorBoard, written where errors reach the run, not by a thread."""
+
+  def __init__(self, folder: str | os.PathLike, next_step: int):
+    try:
+      from tensorboardX import event_file_writer
+      from tensorboardX.proto import event_pb2, summary_pb2
+    except ImportError as error:
+      raise ImportError(
+        "TensorBoard events need tensorboardX, which is not installed: "
+        'pip install "mcil_jax[tensorboard]"'
+      ) from error
+    self._folder, self._event, self._summary = folder, event_pb2, summary_pb2
+    with storage.writing(folder):
+      pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+      self._file = event_file_writer.EventsWriter(os.path.join(folder, "events"))
+      # Event files cannot be cut: TensorBoard hides what a resumed run repeats.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add(next_step, session_log=start)
+
+  def _add(self, step: int, **content: Any) -> None:
+    event = self._event.Event(wall_time=time.time(), step=step, **content)
+    self._file.write_event(event)
+    self._file.flush()
+
+  def write(self, step: int, values: Mapping[str, int | float]) -> None:
+    """Writes scalars of a training step."""
+    scalar = self._summary.Summary.Value
+    scalars = [scalar(tag=name, simple_value=x) for name, x in values.items()]
+    with storage.writing(self._folder):
+      self._add(step, summary=self._summary.Summary(value=scalars))
+
+  def close(self) -> None:
+    """Closes the file."""
+    with storage.writing(self._folder):
+      self._file.close()

@@ -3,6 +3,8 @@ import pathlib
 import re
 import runpy
 
+import ml_collections
+import numpy as np
 import pytest
 
 from mcil_jax import config
@@ -171,6 +173,136 @@ def test_numbers_that_are_not_finite(key, value):
   refused(key, value, "a finite number")
 
 
+DEFAULTS = config.flatten(config.default().to_dict())
+
+
+def as_numpy(value: object) -> object:
+  """The same value as NumPy computes it; sequences as arrays."""
+  if isinstance(value, tuple):
+    return np.array(value) if value else []
+  return np.array(value)[()] if isinstance(value, bool | int | float) else value
+
+
+@pytest.mark.parametrize("key", DEFAULTS)
+def test_every_setting_may_come_from_numpy(key):
+  c = config.default()
+  c.update_from_flattened_dict({key: as_numpy(DEFAULTS[key])})
+  config.validate(c)
+  found = config.flatten(c.to_dict())[key]
+  assert repr(found) == repr(DEFAULTS[key])
+  json.dumps(config.as_json(c))
+
+
+@pytest.mark.parametrize("key", ["scenario.increments", "scenario.class_order"])
+@pytest.mark.parametrize(
+  "order",
+  [np.arange(1, 4), [1, 2, 3], range(1, 4), tuple(np.arange(1, 4)), [np.int8(1), 2, 3]],
+  ids=["array", "list", "range", "tuple of np.int64", "list with np.int8"],
+)
+def test_sequences_of_any_kind_become_tuples_of_whole_numbers(key, order):
+  c = config.default()
+  c.update_from_flattened_dict({key: order})
+  config.validate(c)
+  assert repr(config.flatten(c.to_dict())[key]) == "(1, 2, 3)"
+
+
+@pytest.mark.parametrize("key", [k for k, v in DEFAULTS.items() if type(v) is int])
+def test_true_is_no_whole_number(key):
+  refused(key, True, "a whole number")
+
+
+@pytest.mark.parametrize("key", [k for k, v in DEFAULTS.items() if v is not None])
+def test_only_what_has_no_default_may_be_none(key):
+  c = config.default()
+  c.update_from_flattened_dict({key: None})
+  with pytest.raises(ValueError, match=rf"^config\.{re.escape(key)}=None: expected "):
+    config.validate(c)
+
+
+@pytest.mark.parametrize("key", [k for k, v in DEFAULTS.items() if v is None])
+def test_what_has_no_default_can_be_unset(key):
+  c = config.default()
+  c.update_from_flattened_dict({key: (1, 0)})
+  c.update_from_flattened_dict({key: config.parse(key, "None")})
+  config.validate(c)
+  assert config.flatten(c.to_dict())[key] is None
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("scenario.increments", (4, True)),
+    ("scenario.increments", (4.0, 4)),
+    ("scenario.shuffle_within", (2.5, 2.5)),
+    ("scenario.class_order", (0, "1")),
+    ("model.text.templates", (1,)),
+  ],
+)
+def test_elements_of_another_type(key, value):
+  kind = "texts" if key.endswith("templates") else "whole numbers"
+  refused(key, value, kind)
+
+
+@pytest.mark.parametrize("key", ["scenario.increments", "scenario.shuffle_within"])
+def test_sizes_are_at_least_one(key):
+  for sizes in ((4, 0), (6, -1)):
+    refused(key, sizes, "numbers ≥ 1")
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t"])
+@pytest.mark.parametrize("key", ["data.name", "data.data_dir"])
+def test_a_name_that_a_shell_has_left_empty(key, text):
+  c = config.default()
+  c.update_from_flattened_dict({key: text})
+  message = rf"^config\.{re.escape(key)}={re.escape(repr(text))} is empty"
+  with pytest.raises(ValueError, match=message):
+    config.validate(c)
+
+
+def test_settings_that_json_has_read_are_settled():
+  read = json.loads(json.dumps(config.as_json(config.default())))
+  read["scenario"]["class_order"] = [1, 0]
+  read["train"]["learning_rate"] = 1
+  c = ml_collections.ConfigDict(read).lock()
+  config.validate(c)
+  assert repr(c.scenario.increments) == "(4, 4, 4, 4, 4)"
+  assert repr(c.scenario.class_order) == "(1, 0)"
+  assert repr(c.train.learning_rate) == "1.0"
+  assert c.is_locked and c.scenario.is_locked
+
+
+def test_a_config_with_other_settings():
+  read = config.as_json(config.default())
+  del read["train"]["epochs"]
+  message = r"config\.train\.epochs is missing: start from mcil_jax\.config\.default"
+  with pytest.raises(ValueError, match=message):
+    config.validate(ml_collections.ConfigDict(read))
+  read["train"]["epoch"] = 3
+  message = r"config\.train\.epoch does not exist; did you mean config\.train\.epochs\?"
+  with pytest.raises(ValueError, match=message):
+    config.validate(ml_collections.ConfigDict(read))
+
+
+def test_numbers_of_numpy_do_not_break_json():
+  c = ml_collections.ConfigDict({"sizes": (np.int64(4), np.float32(0.5))})
+  assert config.as_json(c) == {"sizes": [4, 0.5]}
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "near"),
+  [
+    ("eval.split", "tset", "test"),
+    ("memory.selection", "Herding", "herding"),
+    ("model.fusion", "aavfn", "aavfm"),
+  ],
+)
+def test_a_mistyped_choice_is_answered_with_the_nearest(key, value, near):
+  c = config.default()
+  c.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError, match=rf"={value!r}: .*; did you mean {near!r}\?$"):
+    config.validate(c)
+
+
 def test_a_given_class_order_leaves_nothing_to_shuffle():
   c = config.default()
   c.scenario.class_order = (1, 0)
@@ -186,7 +318,8 @@ def test_a_given_class_order_leaves_nothing_to_shuffle():
 def test_adaptive_fusion_needs_the_space_of_a_text_tower():
   c = config.default()
   c.model.fusion = "aavfm"
-  with pytest.raises(ValueError, match=r"set config\.model\.classifier='text', not"):
+  message = r"set config\.model\.classifier='text', not 'linear', or .*:trimodal$"
+  with pytest.raises(ValueError, match=message):
     config.validate(c)
   c.model.classifier = "text"
   config.validate(c)
@@ -232,9 +365,12 @@ def test_a_variant_overwrites_settings_of_any_section():
   assert (large.train.epochs, large.memory.size, large.model.width) == (20, 100, 512)
   both = variant("large,smoke")
   assert (both.train.epochs, both.model.width) == (1, 512)
-  message = r"there is no variant 'smok' of this config, only smoke, large"
+  message = r"no variant 'smok' of this config, only smoke, large; did you mean 'smoke'"
   with pytest.raises(ValueError, match=message):
     variant("smok")
+  message = r"^variant 'own': setting config\.train\.epoch does not exist; did you mean"
+  with pytest.raises(ValueError, match=message):
+    config.with_variant(config.default(), "own", own={"train.epoch": 3})
 
 
 # Those of AV-CIL's benchmark have a test of their own.

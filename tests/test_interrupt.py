@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -74,6 +76,30 @@ def test_the_handlers_of_another_are_restored():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
   finally:
     signal.signal(signal.SIGTERM, ours)
+
+
+def test_a_second_ctrl_c_ends_a_main_thread_that_does_not_react():
+  code = (
+    "import ctypes, signal\n"
+    "from mcil_jax.interrupt import StopSignal\n"
+    "with StopSignal():\n"
+    # As in a compiler, which no signal disturbs.
+    "  signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n"
+    "  print('at work', flush=True)\n"
+    "  ctypes.CDLL(None).sleep(60)\n"
+  )
+  command = [sys.executable, "-c", code]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+  with subprocess.Popen(command, **pipes) as process:
+    assert process.stdout.readline() == b"at work\n"
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):  # one alone ends nothing
+      process.wait(interrupt.GRACE_SECONDS + 0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 128 + signal.SIGINT
+    assert process.stderr.read().splitlines()[-1] == (
+      b"stopped at once; the same command goes on from the last snapshot"
+    )
 
 
 @pytest.fixture

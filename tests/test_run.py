@@ -26,7 +26,7 @@ from small_runs import (
   state_leaves,
 )
 
-from mcil_jax import checkpoint, setup, state, writers
+from mcil_jax import checkpoint, setup, state, storage, writers
 from mcil_jax.record import StoppedError
 from mcil_jax.report import comparison
 
@@ -181,6 +181,28 @@ def test_a_stop_while_classifying_or_selecting_repeats_nothing(
       assert tasks == [0, 1, 2]
 
 
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(
+  data_dir, one_device, tmp_path, monkeypatch
+):
+  write_checksums = checkpoint._write_checksums
+
+  def full(path, *rest):
+    if "snapshots/2" in str(path):
+      raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code=28]")
+    write_checksums(path, *rest)
+
+  monkeypatch.setattr(checkpoint, "_write_checksums", full)
+  message = (
+    rf"^cannot write {tmp_path}/checkpoints/snapshots/2: No space left on device;"
+  )
+  with pytest.raises(storage.StorageError, match=message):
+    run_here(data_dir, tmp_path, **{"mesh.data": 1})
+  monkeypatch.undo()
+  results, _ = run_here(data_dir, tmp_path, **{"mesh.data": 1})
+  for key in ("accuracy_matrix", "params_sha256"):
+    assert results[key] == one_device[0][key]
+
+
 @pytest.mark.parametrize("method", ["finetune", "joint"])
 def test_other_methods_compile_once_and_train_on_what_they_say(
   method, data_dir, tmp_path
@@ -298,11 +320,10 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--config.method=replai"], "config.method='replai' does not exist; there are"),
+    (["--config.method=replai"], "; did you mean 'replay'?"),
+    (["--config.method=mife"], "as in --config=FILE.py:trimodal"),
     (["--config.scenario.increments=4,4"], "that sum to the dataset's 20 classes"),
     (["--config.data.name=nothing"], "python -m data_prep.npz --source="),
-    (["--num_processes=2"], "several processes need --coordinator, --num_processes"),
-    (["stray"], "unexpected arguments ['stray']"),
   ],
 )
 def test_a_mistake_is_one_clear_line(arguments, message, data_dir, tmp_path):

@@ -60,7 +60,32 @@ def test_blocks_are_shuffled_within_but_stay_in_place():
     assert len({order[block] for order in orders}) > 1
 
 
-@pytest.mark.parametrize("blocks", [(4, 3), (4, 0, 1), (6, -1), (2.5, 2.5), (5.0,)])
+@pytest.mark.parametrize(
+  "of", [np.array, list, tuple, lambda x: [np.int16(n) for n in x]]
+)
+def test_numbers_of_numpy_are_as_good_as_python_s(of):
+  order, sizes = np.array([3, 0, 4, 2, 1]), np.array([2, 1, 2])
+  made = scenario.make(NAMES, increments=of(sizes), class_order=of(order))
+  assert repr((made.increments, made.class_order)) == "((2, 1, 2), (3, 0, 4, 2, 1))"
+  drawn = scenario.make(NAMES, increments=of(sizes), shuffle_within=of([2, 3]), seed=1)
+  assert drawn.class_order == scenario.seeded_order(5, (2, 3), 1)
+
+
+def test_the_numbers_of_a_range_are_an_order():
+  made = scenario.make(NAMES, increments=(5,), class_order=range(5))
+  assert made.class_names == NAMES
+
+
+@pytest.mark.parametrize("entry", [True, 1.0, np.float32(1), "1"])
+def test_an_entry_that_is_no_whole_number_is_said_to_be_none(entry):
+  order = (0, entry, 2, 3, 4)
+  with pytest.raises(ValueError, match=r"; (True|1\.0|'1') is no whole number$"):
+    scenario.make(NAMES, increments=(5,), class_order=order)
+
+
+@pytest.mark.parametrize(
+  "blocks", [(4, 3), (4, 0, 1), (6, -1), (2.5, 2.5), (5.0,), (4, True)]
+)
 def test_impossible_blocks(blocks):
   with pytest.raises(ValueError, match=r"shuffle_within=.* sum to the dataset's 5"):
     scenario.make(NAMES, increments=(5,), shuffle_within=blocks)
@@ -68,7 +93,18 @@ def test_impossible_blocks(blocks):
 
 @pytest.mark.parametrize(
   "increments",
-  [(), (2, 2), (5, 0), (6, -1), (2.5, 2.5), (5.0,), (4, "x"), ("",), (None,)],
+  [
+    (),
+    (2, 2),
+    (5, 0),
+    (6, -1),
+    (2.5, 2.5),
+    (5.0,),
+    (4, "x"),
+    ("",),
+    (None,),
+    (4, True),
+  ],
 )
 def test_impossible_increments(increments):
   message = (

@@ -153,6 +153,62 @@ def test_modalities_that_there_are_not(prepare, changes, message):
     prepare(**changes)
 
 
+@pytest.mark.parametrize(
+  ("changes", "key", "only"),
+  [
+    ({"data.name": "dark"}, "train", "audio"),
+    ({"train.modalities": "image"}, "train", "image"),
+    ({"data.name": "silent"}, "eval", "image"),
+    ({"eval.modalities": "audio"}, "eval", "audio"),
+  ],
+)
+def test_a_sample_cannot_lack_its_only_modality(prepare, changes, key, only):
+  rate = {f"{key}.modality_dropout": 0.25}
+  message = (
+    rf"^config\.{key}\.modality_dropout=0\.25: {only} is the only modality, .*; set it "
+    "to 0$"
+  )
+  with pytest.raises(ValueError, match=message):
+    prepare(**changes, **rate)
+  prepare(**changes)
+  prepare(**rate)  # of two
+
+
+def test_a_mistyped_method_is_refused_before_the_data_are_read(prepare):
+  message = r"config\.method='mfie' does not exist; .*; did you mean 'mife'\?$"
+  with pytest.raises(ValueError, match=message):
+    prepare(**{"method": "mfie", "data.name": "none"})
+
+
+@pytest.mark.parametrize("method", ["mife", "zeroshot"])
+def test_a_method_that_reads_prompts_names_the_variant_with_text(prepare, method):
+  message = (
+    rf"^config\.method='{method}' needs .*='text', .*--config=FILE\.py:trimodal$"
+  )
+  with pytest.raises(ValueError, match=message):
+    prepare(method=method)
+
+
+def test_a_mistyped_router_is_answered_with_the_nearest(prepare):
+  with pytest.raises(ValueError, match=r"router='topk': .*; did you mean 'top_k'\?$"):
+    prepare(**{"moe.num_experts": 2, "moe.router": "topk"})
+
+
+def test_the_data_are_searched_in_the_home_that_a_tilde_means(
+  prepare, data_dir, monkeypatch
+):
+  monkeypatch.setenv("HOME", str(data_dir.parent))
+  made = prepare(**{"data.data_dir": f"~/{data_dir.name}"})
+  assert made.dataset.name == "both"
+
+
+def test_a_folder_that_the_embedded_dataset_cannot_be_made_in(prepare, tmp_path):
+  (tmp_path / "file").touch()
+  message = rf"^config\.data\.data_dir={tmp_path}/file cannot be written to \(Not a dir"
+  with pytest.raises(OSError, match=message):
+    prepare(**{"data.name": "sounding_shapes", "data.data_dir": tmp_path / "file"})
+
+
 def test_a_dataset_that_is_not_there(prepare, data_dir):
   message = (
     rf"No prepared dataset in {data_dir}/birds\. .*: both, dark, gaps, silent\. "

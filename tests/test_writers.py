@@ -6,8 +6,9 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_disk import files_of_at_most
 
-from mcil_jax import writers
+from mcil_jax import storage, writers
 
 
 def write_steps(path, steps):
@@ -193,6 +194,53 @@ def test_an_interrupted_replacement_leaves_the_old_content(tmp_path, monkeypatch
   with pytest.raises(KeyboardInterrupt):
     writers.write_json(path, 1)
   assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, before):
+  path = tmp_path / "folder" / "page.html"
+  if before:
+    writers.replace(path, before)
+  message = rf"^cannot write {path}: File too large; raise the limit .*ulimit -f\)$"
+  with pytest.raises(storage.StorageError, match=message), files_of_at_most(1000):
+    writers.replace(path, bytes(2000))
+  assert [p.name for p in path.parent.iterdir()] == (["page.html"] if before else [])
+  writers.replace(path, bytes(2000))
+  assert path.read_bytes() == bytes(2000)
+
+
+def test_a_log_on_a_full_disk_goes_on_after_its_whole_lines(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  with writers.MetricsWriter(path) as writer:
+    writer.write(1, {"loss": 1.0})
+    size = writer.size_bytes
+    with files_of_at_most(size + 10):
+      with pytest.raises(
+        storage.StorageError, match=rf"^cannot write {path}: File too"
+      ):
+        writer.write(2, {"loss": 0.5})
+      with pytest.raises(storage.StorageError, match=rf"^cannot write {path}: "):
+        writer.close()
+  assert path.stat().st_size == size + 10  # a part of the line
+  with writers.MetricsWriter(path, keep_bytes=size) as writer:
+    writer.write(2, {"loss": 0.5})
+  assert [line["loss"] for line in writers.read(path)] == [1.0, 0.5]
+
+
+def test_events_on_a_full_disk_stop_the_run_instead_of_a_thread(tmp_path):
+  folder = tmp_path / "events"
+  log = tmp_path / "metrics.jsonl"
+  writer = writers.MetricsWriter(log, tensorboard_dir=folder)
+  with (
+    pytest.raises(
+      storage.StorageError, match=rf"^cannot write {folder}: File too large"
+    ),
+    files_of_at_most(1000),
+  ):
+    for step in range(100):  # more than any queue of a thread holds
+      writer.write(step, {"a name that makes an event much longer than a line": 1.0})
+  assert log.stat().st_size <= 1000
+  writer.close()
 
 
 def events(folder):

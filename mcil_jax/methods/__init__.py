@@ -5,6 +5,7 @@ import pkgutil
 
 import ml_collections
 
+from mcil_jax.hints import did_you_mean
 from mcil_jax.methods.base import Method
 
 _NOT_METHODS = {"base"}
@@ -25,5 +26,6 @@ def make(config: ml_collections.ConfigDict) -> Method:
   if config.method not in names():
     raise ValueError(
       f"config.method={config.method!r} does not exist; there are {', '.join(names())}"
+      + did_you_mean(config.method, names())
     )
   return importlib.import_module(f"{__name__}.{config.method}").make(config)

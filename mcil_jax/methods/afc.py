@@ -26,7 +26,8 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     if config.model[key] != wanted:
       raise ValueError(
         f"config.method='afc' needs config.model.{key}={wanted!r}, not "
-        f"{config.model[key]!r}"
+        f"{config.model[key]!r}; it reads frozen features, as configs/ave.py:afc_lsc "
+        "does"
       )
 
   def cross_entropy(outputs, batch, task, method_state):

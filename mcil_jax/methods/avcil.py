@@ -25,7 +25,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   if config.model.fusion != "audio_guided":
     raise ValueError(
       "config.method='avcil' needs config.model.fusion='audio_guided', not "
-      f"{config.model.fusion!r}"
+      f"{config.model.fusion!r}; it reads frozen features, as configs/ave.py:avcil does"
     )
   of_ssil = ssil.make(config)
 

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 from flax import struct
 
+from mcil_jax import config as config_lib
 from mcil_jax.losses import classification, distillation
 from mcil_jax.models.multimodal import Batch, Outputs
 from mcil_jax.models.state import (
@@ -161,8 +162,9 @@ class Method:
     stages: task number → the stages of its training. None: one stage, of everything or,
       as `train_towers` says, without the towers.
     tasks: for methods that treat tasks apart, see `TaskInference`.
-    init_state: (scenario, modalities) → the method's own arrays, a pytree of NumPy
-      arrays. They are saved with the run, and read by the loss and by `project`.
+    init_state: (scenario, model) → the method's own arrays, a pytree of NumPy arrays,
+      from the shapes of the model's parameters. They are saved with the run, and read
+      by the loss and by `project`.
     before_stage: (model, teacher, method state, `TaskData`, stage) → the three, before
       the first step of a stage.
     after_task: (model, method state, `TaskData`) → both, once the task is learned and
@@ -188,6 +190,19 @@ class Method:
   after_task: Callable[..., tuple[ModelState, Any]] | None = None
   project: Callable[[Any, Task, Any], Any] | None = None
   importance: Loss | None = None
+
+
+def require_text(config: ml_collections.ConfigDict) -> None:
+  """Checks that the model has the text tower that a method reads prompts with.
+
+  Raises:
+    ValueError: it has none; names the variant of a config that has.
+  """
+  if config.model.classifier != "text":
+    raise ValueError(
+      f"config.method={config.method!r} needs config.model.classifier='text', not "
+      f"{config.model.classifier!r}, {config_lib.AS_VARIANT}"
+    )
 
 
 NO_SAMPLES = np.empty(0, np.int64)

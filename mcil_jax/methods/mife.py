@@ -7,6 +7,7 @@ on new data only. A test sample's task is inferred from frozen features, see
 compete (`config.mife.within_task`).
 """
 
+import collections
 import functools
 
 import jax
@@ -20,6 +21,7 @@ from mcil_jax.losses import contrastive
 from mcil_jax.losses import mutual_information as mi
 from mcil_jax.methods import base
 from mcil_jax.models import multimodal
+from mcil_jax.models.state import ModelState
 from mcil_jax.scenario import Scenario
 
 # What a new router starts with for experts that are frozen; the others start with 0.
@@ -32,11 +34,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   Raises:
     ValueError: the model has no text tower, or the routers no experts to choose among.
   """
-  if config.model.classifier != "text":
-    raise ValueError(
-      f"config.method='mife' needs config.model.classifier='text', not "
-      f"{config.model.classifier!r}"
-    )
+  base.require_text(config)
   infers = config.mife.task_inference == "prototype"
   if infers and config.train.towers == "always":
     raise ValueError(
@@ -154,16 +152,12 @@ def _no_task_means(
 
 
 def _make_init_state(config: ml_collections.ConfigDict):
-  def init_state(scenario: Scenario, modalities: tuple[str, ...]) -> FrozenExperts:
+  def init_state(scenario: Scenario, model: ModelState) -> FrozenExperts:
     del scenario
-    if not config.moe.num_experts:
-      return {}
-    depths = {m: config.model[m].depth for m in (*modalities, "text")}
-    if config.moe.share_experts:
-      depths = {multimodal.SHARED: max(depths.values())}
+    layers = collections.Counter(m for m, _, _ in multimodal.adapters(model.params))
     return {
-      owner: np.zeros((depth, config.moe.num_experts), bool)
-      for owner, depth in depths.items()
+      owner: np.zeros((count, config.moe.num_experts), bool)
+      for owner, count in layers.items()
     }
 
   return init_state

@@ -18,11 +18,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   Raises:
     ValueError: the model has no text tower.
   """
-  if config.model.classifier != "text":
-    raise ValueError(
-      "config.method='zeroshot' needs config.model.classifier='text', not "
-      f"{config.model.classifier!r}"
-    )
+  base.require_text(config)
   return base.Method(
     samples=first_task_only,
     loss=base.seen_cross_entropy(config.train.label_smoothing),

@@ -7,6 +7,7 @@ import flax.linen as nn
 import ml_collections
 
 from mcil_jax import moe
+from mcil_jax.hints import did_you_mean
 from mcil_jax.models import audio as audio_lib
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models import image as image_lib
@@ -75,7 +76,7 @@ def _build_tower(
   if settings.tower not in known:
     raise ValueError(
       f"config.model.{modality}.tower={settings.tower!r} does not exist; there are "
-      f"{', '.join(known)}"
+      f"{', '.join(known)}" + did_you_mean(settings.tower, known)
     )
   shared = {"drop_path": c.drop_path, "remat": c.remat, "adapters": adapters}
   encoder = functools.partial(Encoder, settings.depth, c.num_heads)

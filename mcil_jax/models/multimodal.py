@@ -1,5 +1,6 @@
 """The model that joins the towers: features, fusion, a classifier over all classes."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -297,17 +298,29 @@ SHARED = "shared"
 
 
 def adapters(params: Mapping[str, Any]) -> Iterator[tuple[str, int, dict]]:
-  """(modality, layer, the adapters' parameters) of all blocks of all towers.
+  """Yields (modality, layer, the adapters' parameters) of all blocks of all towers.
 
-  Adapters that towers share have `SHARED` in the place of a modality.
+  A tower may have its blocks anywhere and under any names, or none with adapters;
+  layers are counted in the order of the names. Adapters that towers share have `SHARED`
+  in the place of a modality.
   """
   for m, tower in tower_params(params).items():
-    for name, block in tower["encoder"].items():
-      if name.startswith("block_") and "adapters" in block:
-        yield m, int(name.removeprefix("block_")), block["adapters"]
+    for layer, of_block in enumerate(_adapters_in(tower)):
+      yield m, layer, of_block
   for name, experts in params.items():
     if name.startswith("experts_"):
       yield SHARED, int(name.removeprefix("experts_")), experts
+
+
+def _adapters_in(tree: Any) -> Iterator[dict]:
+  """The adapters of a tower, block 2 before block 10."""
+  if not isinstance(tree, Mapping):
+    return
+  for name in sorted(tree, key=lambda n: [p.zfill(9) for p in re.split(r"(\d+)", n)]):
+    if name == "adapters" and "experts" in tree[name]:
+      yield tree[name]
+    else:
+      yield from _adapters_in(tree[name])
 
 
 def balance(params: dict, routing: Routings, router: jax.Array | int, rate: float):

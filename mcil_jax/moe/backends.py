@@ -72,6 +72,12 @@ BACKENDS = SHARDED | {"loop": _loop, "gather": _gather, "blocks": grouped.blocks
 # Those that execute the plan of a soft router.
 SOFT = ("einsum", "loop")
 
+# Where `costs` were measured. Elsewhere "auto" takes `indices`: products of large dense
+# arrays, which every accelerator is made for, whereas `blocks` and `gather` copy
+# parameters at a cost that is unknown there, and `ragged` is only as good as the
+# platform's `jax.lax.ragged_dot`. Its buffers are padded, by E/k without a capacity.
+MEASURED = ("cpu",)
+
 # A copy of an expert's parameters costs memory traffic, as much time as so many rows of
 # it: (numbers of an expert up to which it holds, rows), on a CPU. With these "auto" is
 # the fastest that `moe.bench` measured of experts of 2·10³ to 5·10⁵ numbers, but where
@@ -80,7 +86,7 @@ COPY_ROWS = ((2**17, 8), (math.inf, 64))
 
 
 def costs(x: Any, plan: Plan, params: Any) -> dict[str, float]:
-  """Backend → rows of experts that it takes about as long as."""
+  """Returns backend → rows of experts that it takes about as long as, on a CPU."""
   rows = max(math.prod(a.shape[1:-1]) for a in jax.tree.leaves(x))  # of an item
   size = sum(math.prod(p.shape[1:]) for p in jax.tree.leaves(params))
   copy = next(cost for most, cost in COPY_ROWS if size <= most)
@@ -93,11 +99,11 @@ def costs(x: Any, plan: Plan, params: Any) -> dict[str, float]:
   }
 
 
-def _choose(x: Any, plan: AnyPlan, params: Any, devices: int) -> str:
-  """What "auto" means for experts on so many devices."""
+def _choose(x: Any, plan: AnyPlan, params: Any, devices: int, platform: str) -> str:
+  """What "auto" means for experts on so many devices of a platform."""
   if isinstance(plan, SoftPlan):
     return "einsum"
-  if devices > 1:
+  if devices > 1 or platform not in MEASURED:
     return "indices"
   found = costs(x, plan, params)
   return min(found, key=found.get)
@@ -111,6 +117,7 @@ def execute(
   *,
   backend: str = "auto",
   axis: str | None = None,
+  platform: str | None = None,
 ) -> jax.Array:
   """Each item's weighted sum over its experts: y_n = Σ_j w_nj f(θ_{e_nj}, x_n).
 
@@ -121,9 +128,11 @@ def execute(
     params: tree of arrays [E, ...], the experts' parameters; with `axis`, those of the
       E/A experts of this device.
     backend: a name in `BACKENDS`, or "auto": of those that can, the one of the least
-      `costs`.
+      `costs`, or `indices` on a platform that is not `MEASURED`.
     axis: inside `jax.shard_map`, the mesh axis that the experts are spread over, A
       devices; None if all are here.
+    platform: what it is compiled for, such as "gpu"; None is where JAX computes by
+      default.
 
   Returns:
     [N, ..., D]; zeros for items without an executed assignment.
@@ -143,7 +152,8 @@ def execute(
         f"leading axes of {name} are {sorted(sizes)}: the plan is for {expected}"
       )
   if backend == "auto":
-    backend = _choose(x, plan, params, devices)
+    platform = platform or jax.default_backend()
+    backend = _choose(x, plan, params, devices, platform)
   if backend not in BACKENDS:
     raise ValueError(f"backend={backend!r}: expected 'auto' or one of {[*BACKENDS]}")
   if isinstance(plan, SoftPlan) and backend not in SOFT:

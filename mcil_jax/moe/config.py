@@ -6,6 +6,7 @@ import math
 import flax.linen as nn
 from jax.sharding import Mesh
 
+from mcil_jax.hints import did_you_mean
 from mcil_jax.moe.backends import BACKENDS, SHARDED, SOFT
 from mcil_jax.moe.routers import NORMALISE
 
@@ -73,8 +74,9 @@ class MoEConfig:
     scale: of an adapter's output.
     dropout: rate inside adapters, in training; not with "soft", whose slots are no
       items.
-    backend: a name in `backends.BACKENDS`, or "auto".
-    mesh: the devices, with the axes "data" and "expert"; None for one device.
+    backend: a name in `backends.BACKENDS`, or "auto", see `backends.execute`.
+    mesh: the devices, with the axes "data" and "expert"; None for one device, where JAX
+      computes by default.
 
   Raises:
     ValueError: a setting is out of its range, or does not go with another.
@@ -113,7 +115,8 @@ class MoEConfig:
       "unit": ("sample", "token"),
       "backend": ("auto", *BACKENDS),
     }.items():
-      self._require(getattr(self, name) in choices, name, f"one of {choices}")
+      hint = did_you_mean(getattr(self, name), choices)
+      self._require(getattr(self, name) in choices, name, f"one of {choices}{hint}")
     is_module = isinstance(self.expert, nn.Module)
     self._require(
       is_module or self.expert in EXPERTS, "expert", f"one of {EXPERTS}, or a module"
@@ -176,11 +179,10 @@ class MoEConfig:
           f"backend={self.backend!r}: experts on {self.expert_devices} devices run on "
           f"{' or '.join(SHARDED)}"
         )
-      platform = self.mesh.devices.flat[0].platform
-      if self.backend == "ragged" and platform not in RAGGED_PLATFORMS:
+      if self.backend == "ragged" and self.platform not in RAGGED_PLATFORMS:
         raise ValueError(
-          f"backend='ragged': {platform} devices cannot send each other rows without "
-          "padding, as experts on several of them need; use 'indices'"
+          f"backend='ragged': {self.platform} devices cannot send each other rows "
+          "without padding, as experts on several of them need; use 'indices'"
         )
     if self.groups % self.devices:
       raise ValueError(
@@ -197,6 +199,11 @@ class MoEConfig:
   def devices(self) -> int:
     """Of the mesh."""
     return 1 if self.mesh is None else self.mesh.size
+
+  @property
+  def platform(self) -> str | None:
+    """Of the mesh's devices, such as "gpu"; None without a mesh."""
+    return None if self.mesh is None else self.mesh.devices.flat[0].platform
 
   @property
   def expert_devices(self) -> int:

@@ -102,8 +102,10 @@ def ragged(
 ) -> jax.Array:
   """Sorts the assignments by expert: nothing is padded, nothing is computed in vain.
 
-  As far as the platform has kernels for `jax.lax.ragged_dot`; on a CPU that computes
-  every expert for all rows. The function must be one of those that `experts` describes.
+  As far as the platform has kernels for `jax.lax.ragged_dot`. On a CPU that computes
+  every expert for all rows; on GPUs XLA is reported to do the same since JAX 0.9, which
+  we have not measured, nor what TPUs make of it. The function must be one of those that
+  `experts` describes.
 
   With an expert axis, each row travels to the device of its expert and back; whatever
   the loads, none is dropped that the plan does not drop. That takes a platform with

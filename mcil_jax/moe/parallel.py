@@ -103,7 +103,7 @@ def run(
       lambda a: jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1))), inputs
     )
   local = functools.partial(_local, c, expert_fn, groups // c.devices, train)
-  if c.mesh is None:
+  if c.devices == 1:
     y, routing = local(None, inputs, params, key)
   else:
     axis = "expert" if c.expert_devices > 1 else None
@@ -125,7 +125,8 @@ def _local(c, expert_fn, groups, train, axis, inputs: Inputs, params, key):
   )
   plan, routing = _plan(c, jax.vmap(functools.partial(_route, c, train))(grouped))
   fn = functools.partial(expert_fn, key=key)
-  y = execute(inputs.items, plan, fn, params, backend=c.backend, axis=axis)
+  where = {"backend": c.backend, "axis": axis, "platform": c.platform}
+  y = execute(inputs.items, plan, fn, params, **where)
   return y, routing
 
 

@@ -14,9 +14,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from mcil_jax import comparability, paths
+from mcil_jax import cli, comparability, paths
 from mcil_jax.report import comparison
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
@@ -107,12 +107,11 @@ def _load(workdirs: Sequence[str]) -> list[dict]:
 def main(argv: list[str]) -> None:
   """Writes the files and prints their paths."""
   try:
-    paths = write(argv[1:], _OUT.value)
+    written = write(argv[1:], _OUT.value)
   except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(1)
-  print(*paths, sep="\n")
+    cli.fail(error)
+  print(*written, sep="\n")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

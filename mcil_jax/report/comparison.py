@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mcil_jax import config as config_lib
+from mcil_jax import writers
 from mcil_jax.report import benchmark, charts, joint, page, reading, tables
 from mcil_jax.report.benchmark import rows as benchmark_rows
 from mcil_jax.report.experiments import Group
@@ -111,9 +112,8 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
   if table := benchmark_rows(groups, notes):
     files |= _text_files("benchmark", table, benchmark.num_labels(table), notes)
   out_dir = pathlib.Path(out_dir)
-  out_dir.mkdir(parents=True, exist_ok=True)
   for name, text in files.items():
-    (out_dir / name).write_text(text, encoding="utf-8")
+    writers.replace(out_dir / name, text.encode())
   return [out_dir / name for name in files]
 
 

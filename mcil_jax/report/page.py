@@ -7,7 +7,6 @@ import html
 import importlib.resources
 import json
 import os
-import pathlib
 import string
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mcil_jax import config as config_lib
+from mcil_jax import writers
 from mcil_jax.report import charts, reading, tables
 from mcil_jax.report.charts import Chart
 from mcil_jax.report.reading import Results
@@ -31,10 +31,7 @@ def write_page(results: Results, path: str | os.PathLike) -> None:
   Raises:
     ValueError: a key that every run has is missing, or shapes disagree.
   """
-  path = pathlib.Path(path)
-  text = run_page(results)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text, encoding="utf-8")
+  writers.replace(path, run_page(results).encode())
 
 
 def run_page(results: Results) -> str:

@@ -5,6 +5,7 @@ readable whatever the number of tasks and the length of names: the axes keep mos
 width, and legends stand beside them.
 """
 
+import io
 import os
 import pathlib
 import textwrap
@@ -22,6 +23,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
+from mcil_jax import writers
 from mcil_jax.report import reading
 from mcil_jax.report.reading import Results
 
@@ -58,9 +60,10 @@ def save_plots(results: Results, out_dir: str | os.PathLike) -> list[pathlib.Pat
     "forgetting.png": forgetting_figure(results),
   }
   out_dir = pathlib.Path(out_dir)
-  out_dir.mkdir(parents=True, exist_ok=True)
   for name, figure in figures.items():
-    figure.savefig(out_dir / name, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
+    writers.replace(out_dir / name, png.getvalue())
   return [out_dir / name for name in figures]
 
 

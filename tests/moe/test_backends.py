@@ -209,6 +209,27 @@ def test_auto_takes_what_costs_least(monkeypatch):
   assert execute(x, plan, expert_fn, params) == "blocks"
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu", "metal"])
+@pytest.mark.parametrize("factor", [None, 1.0])
+@pytest.mark.parametrize("by", ["argument", "default"])
+def test_auto_goes_by_no_cost_that_was_measured_elsewhere(
+  platform, factor, by, monkeypatch
+):
+  taken = {name: (lambda *_, name=name: name) for name in BACKENDS}
+  monkeypatch.setattr(backends_lib, "BACKENDS", taken)
+  # By the costs of a CPU it would be any but this one.
+  costs = {"loop": 1, "blocks": 1, "gather": 1, "ragged": 1, "indices": 9}
+  monkeypatch.setattr(backends_lib, "costs", lambda *_: costs)
+  x, logits, params = make_inputs(12, 4)
+  plan = planned(logits, jnp.ones(12, bool), 1, factor)
+  asked = {"platform": platform} if by == "argument" else {}
+  if by == "default":
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  assert execute(x, plan, expert_fn, params, **asked) == "indices"
+  # What is asked for by name is taken all the same.
+  assert execute(x, plan, expert_fn, params, backend="blocks", **asked) == "blocks"
+
+
 @pytest.mark.parametrize(
   ("num_items", "num_experts", "backend", "message"),
   [

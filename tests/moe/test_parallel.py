@@ -2,6 +2,7 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,16 @@ import pytest
 from jax.sharding import NamedSharding
 
 from mcil_jax import sharding
-from mcil_jax.moe import ROUTERS, MoE, MoEConfig, Route, config, measure, parallel
+from mcil_jax.moe import (
+  ROUTERS,
+  MoE,
+  MoEConfig,
+  Route,
+  backends,
+  config,
+  measure,
+  parallel,
+)
 
 B, S, D, E = 16, 4, 6, 8
 # Each compiles every router once more, so that two of the four layouts are slow tests.
@@ -268,3 +278,24 @@ def test_layers_that_do_not_fit_the_mesh(settings, message):
   mesh = sharding.make_mesh(2, 4)
   with pytest.raises(ValueError, match=message):
     MoEConfig(**{"num_experts": 8, "mesh": mesh} | settings)
+
+
+def test_auto_chooses_for_the_platform_of_the_mesh_even_of_one_device(
+  params, batch, monkeypatch
+):
+  # As for a topology that a machine without its devices compiles for.
+  device = types.SimpleNamespace(platform="tpu")
+  mesh = types.SimpleNamespace(
+    devices=np.array([[device]]), size=1, shape={"data": 1, "expert": 1}
+  )
+  asked = []
+
+  def execute(*arguments, **more):
+    asked.append(more.pop("platform"))
+    return backends.execute(*arguments, **more)
+
+  monkeypatch.setattr(parallel, "execute", execute)
+  for on in (mesh, None):
+    layer = make("samples", on)
+    jax.eval_shape(functools.partial(run, layer), params["samples"], batch)
+  assert asked == ["tpu", None]

@@ -1,0 +1,186 @@
+"""Towers of other shapes than ours, in the method that asks most of them: mife.
+
+Everything is traced and nothing compiled.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mcil_jax import config, setup, train
+from mcil_jax.data import pipeline, schema, source
+from mcil_jax.models import build, multimodal
+
+EXPERTS, BATCH = 3, 16
+
+
+class Plain(nn.Module):
+  """No encoder, no adapters, no routing."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x, train, route=None, experts=()):
+    return nn.Dense(self.width)(x.reshape(len(x), -1)), None
+
+
+class Deep(nn.Module):
+  """Two encoders, in a module of their own, under names of their own."""
+
+  width: int
+  first: nn.Module
+  second: nn.Module
+
+  @nn.compact
+  def __call__(self, x, train, route=None, experts=()):
+    tokens = nn.Dense(self.width)(x.reshape(len(x), 4, -1))
+    _, below = self.first(tokens, train, route, experts)
+    feature, above = self.second(tokens, train, route, experts)
+    if below is None:
+      return feature, None
+    return feature, jax.tree.map(lambda *r: jnp.concatenate(r), below, above)
+
+
+class Wrapped(nn.Module):
+  """What stands between a tower and its blocks."""
+
+  trunk: nn.Module
+
+  def __call__(self, *arguments):
+    return self.trunk(*arguments)
+
+
+def build_plain(c, width, encoder):
+  return Plain(width)
+
+
+def build_deep(c, width, encoder):
+  return Deep(width, Wrapped(encoder(summary="mean")), encoder(summary="mean"))
+
+
+DATASET = source.Dataset(
+  name="shapes",
+  version="",
+  class_names=("ant", "bee", "cat", "dog"),
+  modalities=("image", "audio"),
+  sample_rate_hz=1000,
+  shapes={"image": (2, 4, 4, 3), "audio": (50,)},
+  dtypes=schema.RAW_DTYPES,
+  splits={},
+  fingerprint="",
+)
+
+
+@pytest.fixture
+def prepare(monkeypatch):
+  """Names of the towers → a run of mife with them."""
+  for name, builder in {"plain": build_plain, "deep": build_deep}.items():
+    for modality in ("image", "audio"):
+      monkeypatch.setitem(build.TOWERS[modality], name, builder)
+
+  def prepare(image: str, audio: str, **changes) -> setup.Setup:
+    c = config.default()
+    c.update_from_flattened_dict(config.TRIMODAL)
+    c.update_from_flattened_dict(
+      {
+        "method": "mife",
+        "scenario.increments": (2, 2),
+        "model.width": 8,
+        "model.num_heads": 2,
+        "model.image.tower": image,
+        "model.audio.tower": audio,
+        "model.audio.num_mels": 8,
+        "model.image.depth": 1,
+        "model.audio.depth": 2,
+        "model.text.depth": 1,
+        "moe.num_experts": EXPERTS,
+        "moe.router": "sigmoid_bias",  # whose parameters a step changes as well
+        "moe.bottleneck": 2,
+        "train.batch_size": BATCH,
+        "eval.batch_size": BATCH,
+        "mife.freeze_above": 0.5,
+        **changes,
+      }
+    )
+    return setup.prepare(c, dataset=DATASET, devices=jax.devices()[:1])
+
+  return prepare
+
+
+def trace_a_task(made: setup.Setup) -> dict[str, tuple[int, ...]]:
+  """Goes through a task by shapes; returns those of the frozen experts after it."""
+  knowledge = made.initial_knowledge()
+  state = jax.eval_shape(made.create_state)
+  params = jax.eval_shape(
+    lambda params: made.method.tasks.begin(params, knowledge, 1), state.params
+  )
+  assert jax.tree.structure(params) == jax.tree.structure(state.params)
+  batch = pipeline.batch_shapes(DATASET.shapes, DATASET.dtypes, BATCH)
+  step = train.jit_train_step(made.model, made.method, made.config, made.mesh)
+  after, _ = jax.eval_shape(
+    step, state, batch, made.task(0, 1), knowledge, None, made.reading
+  )
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  prototypes = jax.eval_shape(made.read_step, state.params)
+  outcome = jax.eval_shape(
+    made.eval_step(), state.params, batch, made.task(0), prototypes, knowledge, None
+  )
+  outcome = {key: np.ones(x.shape, x.dtype) for key, x in outcome.items()}
+  if prototypes.routing is not None:
+    layers = len(prototypes.routing.valid)
+    outcome["told/usage/text"] = np.ones((4, layers, EXPERTS), np.float32)
+  labels = np.arange(BATCH) % 2
+  known = made.method.tasks.end(knowledge, outcome, labels, 0)
+  return {owner: x.shape for owner, x in known.frozen.items()}
+
+
+@pytest.mark.parametrize(
+  ("image", "audio", "layers"),
+  [
+    ("plain", "spectrogram_transformer", {"audio": 2, "text": 1}),
+    ("plain", "plain", {"text": 1}),
+    ("deep", "plain", {"image": 2 * 1, "text": 1}),
+  ],
+)
+def test_a_tower_may_have_its_blocks_anywhere_or_none(prepare, image, audio, layers):
+  made = prepare(image, audio)
+  assert made.adapter_layers() == layers
+  assert trace_a_task(made) == {m: (n, EXPERTS) for m, n in layers.items()}
+
+
+def test_shared_experts_are_those_of_the_towers_with_blocks(prepare):
+  changes = {"moe.share_experts": True, "model.audio.depth": 3}
+  made = prepare("vit", "plain", **changes)
+  assert made.adapter_layers() == {multimodal.SHARED: 1}
+  assert trace_a_task(made) == {multimodal.SHARED: (1, EXPERTS)}
+
+
+def test_blocks_are_counted_in_their_order():
+  def block(number: int) -> dict:
+    return {"adapters": {"experts": {"bias": number}}, "mlp": {"kernel": number}}
+
+  tower = {
+    "stem": {"kernel": 0},
+    "trunk": {"blocks": {f"block_{i}": block(i) for i in (10, 9, 2)}},
+    "head": {"adapters": block(0)["adapters"]},
+    "adapters": {"kernel": 0},  # somebody's own, without experts
+  }
+  found = [
+    (m, layer, adapters["experts"]["bias"])
+    for m, layer, adapters in multimodal.adapters({"towers_image": tower, "text": {}})
+  ]
+  assert found == [("image", i, bias) for i, bias in enumerate((0, 2, 9, 10))]
+
+
+def test_experts_that_would_stand_nowhere_are_refused(prepare):
+  message = r"^config\.moe\.num_experts=3: no tower .* adapters .*; set it to 0$"
+  changes = {
+    "method": "finetune",
+    "model.classifier": "linear",
+    "model.fusion": "concat",
+  }
+  with pytest.raises(ValueError, match=message):
+    prepare("plain", "plain", **changes)
+  assert prepare("plain", "plain", **changes, **{"moe.num_experts": 0})
