@@ -20,8 +20,10 @@ CLASS_ORDER = ("scenario.class_order", "scenario.shuffle_within")
 READ_BY = {
   "afc": ("afc",),
   "avcil": ("avcil",),
+  "der": ("der",),
   "distillation": ("afc", "avcil", "icarl", "lwf", "ssil"),
-  "memory": ("afc", "avcil", "icarl", "replay", "ssil"),
+  "ewc": ("ewc",),
+  "memory": ("afc", "avcil", "der", "icarl", "replay", "ssil"),
   "mife": ("mife",),
 }
 # What only a model with a text tower reads.

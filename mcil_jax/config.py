@@ -171,6 +171,14 @@ def default() -> Settings:
   c.afc = Settings()
   c.afc.discrepancy_weight = 0.5  # times √(t + 1) in task t
 
+  c.der = Settings()
+  c.der.alpha = 0.2  # of the squares of stored logits
+  c.der.beta = 0.5  # of the cross-entropy of exemplars
+
+  c.ewc = Settings()
+  c.ewc.weight = 100.0  # λ
+  c.ewc.decay = 1.0  # γ, of what earlier tasks found important
+
   c.mife = Settings()
   c.mife.wccl_share = 0.5  # of the first loss; the rest is cross-entropy to prototypes
   c.mife.mi = "paper"  # or "released", "infonce"

@@ -49,6 +49,7 @@ class EvalOutputs:
       task where the method lets only these compete. `OPEN`: over all seen classes.
       `TASK_INCREMENTAL`: over the classes of the sample's own task, which is told.
     embedding: float32 [B, D], what the classifier sees, with all modalities.
+    logits: float32 [B, C], over all classes, with all modalities.
     fused: float32 [B, D], what the classifier sees.
     features: modality → float32 [B, D_m].
     frozen_features: modality → float32 [B, D_m], without adapters; empty unless the
@@ -64,6 +65,7 @@ class EvalOutputs:
 
   predictions: dict[str, jax.Array] = struct.field(default_factory=dict)
   embedding: jax.Array | None = None
+  logits: jax.Array | None = None
   fused: jax.Array | None = None
   features: Batch = struct.field(default_factory=dict)
   frozen_features: Batch = struct.field(default_factory=dict)
@@ -199,6 +201,7 @@ def make_eval_step(
     return EvalOutputs(
       predictions=predictions,
       embedding=outputs.embedding,
+      logits=outputs.logits,
       frozen_features=frozen,
       told_routing=told_routing,
       told_correlation=told_correlation,

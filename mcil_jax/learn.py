@@ -185,6 +185,7 @@ def _epochs(
       rng=np.random.default_rng([c.seed, number, epoch]),
       reserve=c.memory.reserve_rows,
       drop_last=c.train.drop_last,
+      draws=samples.draws,
     )
 
   return pipeline.Epochs(plan, stage.config(c).epochs)

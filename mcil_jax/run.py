@@ -22,10 +22,11 @@ from mcil_jax import (
   workdir,
 )
 from mcil_jax import state as state_lib
+from mcil_jax.data import pipeline
 from mcil_jax.interrupt import StopSignal
 from mcil_jax.learn import learn
 from mcil_jax.methods.base import Stage, TaskData
-from mcil_jax.models.state import ModelState
+from mcil_jax.models.state import ModelState, copied
 from mcil_jax.record import Record
 from mcil_jax.remember import remember
 from mcil_jax.setup import Setup
@@ -154,7 +155,7 @@ def begin(setup: Setup, state: RunState, record: Record) -> RunState:
     )
     state = _placed(setup, state, model, teacher, method_state)
   if first:
-    theta = np.float32(_theta(setup, state, record))
+    theta = np.array(_theta(setup, state, record), np.float32)
     thetas = state.theta.copy()
     thetas[number] = theta
     state = state.replace(theta=thetas, model=state.model.replace(theta=theta))
@@ -220,8 +221,24 @@ def _placed(
   return state.replace(
     model=place(model),
     teacher=place(teacher),
-    method_state=jax.tree.map(np.asarray, method_state),
+    method_state=setup.place_method_state(method_state),
   )
+
+
+def _accumulate(setup: Setup, state: RunState, stop: Callable[[], None]):
+  """The method's state after a pass over the task's training samples."""
+  number, labels = int(state.task), setup.labels["train"]
+  ids = setup.scenario.samples_of(labels, [number])
+  plan = pipeline.in_order(ids, setup.config.eval.batch_size)
+  # The step donates it, and a stop saves the state as it is.
+  method_state = copied(state.method_state)
+  model, reading = look.on_devices(setup, (state.model, setup.reading))
+  task = look.on_devices(setup, setup.task(number))
+  split = setup.dataset.splits["train"]
+  for batch in pipeline.batches(split, labels, plan, setup.mesh):
+    method_state = setup.accumulate_step(method_state, model, batch, task, reading)
+    stop()
+  return method_state
 
 
 def _theta(setup: Setup, state: RunState, record: Record) -> float:
@@ -247,6 +264,8 @@ def conclude(setup: Setup, state: RunState, record: Record) -> RunState:
   stop = functools.partial(record.stop_here, state)
   before = state.memory
   state = remember(setup, state, stop)
+  if setup.method.accumulate is not None:
+    state = state.replace(method_state=_accumulate(setup, state, stop))
   if setup.method.after_task is None:
     return state
   source_slot = None if before is None else memory.source_slots(before, state.memory)

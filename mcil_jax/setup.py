@@ -30,7 +30,7 @@ from mcil_jax import teacher as teacher_lib
 from mcil_jax.data import pipeline, schema, source
 from mcil_jax.methods.base import WITHOUT_TOWERS, Method, Stage, Task
 from mcil_jax.models import build, multimodal
-from mcil_jax.models.state import NO_THETA, ModelState, copied, split
+from mcil_jax.models.state import ModelState, copied, no_theta, split
 from mcil_jax.paths import user_path
 
 
@@ -74,7 +74,7 @@ class Setup:
     task_means = None
     if self.method.tasks is not None:
       task_means = self.method.tasks.initial(self.scenario, self.modalities)
-    return made.replace(task_means=task_means, theta=NO_THETA)
+    return made.replace(task_means=task_means, theta=no_theta())
 
   def _init_model(self, key: jax.Array, reading) -> ModelState:
     shapes = {m: self.dataset.shapes[m] for m in self.modalities}
@@ -209,10 +209,25 @@ class Setup:
       )
     return self._train_steps[stage.name]
 
+  def place_method_state(self, method_state: Any) -> Any:
+    """Returns the method's arrays on the devices, laid out as parameters are."""
+    layout = sharding.state_sharding(self.mesh, method_state)
+    # Copies, for what a method returns may be the parameters, which steps donate.
+    return copied(jax.device_put(method_state, layout))
+
+  @functools.cached_property
+  def accumulate_step(self) -> train.AccumulateStep:
+    """Jitted, see `train.make_accumulate_step`."""
+    state = self.method.init_state(self.scenario, self.model_shapes())
+    layout = sharding.state_sharding(self.mesh, state)
+    return train.make_accumulate_step(
+      self.model, self.method, self.config, self.mesh, layout
+    )
+
   def model_shapes(self) -> ModelState:
     """Returns the parameters and statistics as shapes, dtypes and shardings."""
     shapes = jax.eval_shape(self._init_model, self._keys()[0], self.reading)
-    return _with_shardings(shapes, self.layout).replace(theta=NO_THETA)
+    return _with_shardings(shapes, self.layout).replace(theta=no_theta())
 
   def adapter_layers(self) -> dict[str, int]:
     """Returns how many blocks have adapters, by owner, see `multimodal.adapters`."""
@@ -299,6 +314,8 @@ class Setup:
       names.append(reading_lib.READ_STEP)
     if self.lessons is not None:
       names.append(teacher_lib.TEACH_STEP)
+    if self.method.accumulate is not None:
+      names.append(train.ACCUMULATE_STEP)
     return tuple(names)
 
   def task(self, number: int) -> Task:

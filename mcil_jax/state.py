@@ -46,7 +46,7 @@ class RunState:
     train: optimizer and step counters of the current stage, on the devices.
     teacher: the model before the task, its parameters None where no stage of the task
       trains; None if the method asks for none.
-    method_state: the method's own arrays, on the host; None without.
+    method_state: the method's own arrays, on the devices; None without.
     task: int64, the current task's number, which is the number of finished tasks.
     stage: int64, number of the current stage within the task.
     begun: bool, whether what comes before the stage's first step is done.
@@ -106,7 +106,9 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
     model=model,
     train=setup.fresh_optimizer(model, task, stage),
     teacher=setup.teacher_of(model, task),
-    method_state=init_state and init_state(setup.scenario, model),
+    method_state=setup.place_method_state(
+      init_state and init_state(setup.scenario, model)
+    ),
     task=np.array(0),
     stage=np.array(0),
     begun=np.array(False),

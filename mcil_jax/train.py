@@ -178,6 +178,9 @@ def make_train_step(
       if outputs.routing:
         penalty, of_experts = moe.penalty(outputs.routing, c.moe)
         loss, scalars = loss + penalty, scalars | of_experts
+      if method.penalty is not None:
+        scalars["penalty"] = method.penalty(trained, task, constants.method_state)
+        loss += scalars["penalty"]
       return loss, (outputs, scalars, dict(changed.get("batch_stats", {})))
 
     grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -208,6 +211,58 @@ def make_train_step(
     # None: constants stay as they lie.
     in_shardings=(layout, None, split_batch),
     out_shardings=(layout, replicate),
+    donate_argnums=0,
+  )
+
+
+ACCUMULATE_STEP = "accumulate_step"
+
+AccumulateStep = Callable[[Any, ModelState, Batch, Task, Reading | None], Any]
+
+
+def make_accumulate_step(
+  model: MultimodalClassifier,
+  method: Method,
+  c: ml_collections.ConfigDict,
+  mesh: Mesh,
+  layout: Any,
+) -> AccumulateStep:
+  """Returns the jitted `Method.accumulate`.
+
+  Args:
+    model: of the run.
+    method: defines `accumulate`.
+    c: the whole config.
+    mesh: the batch is split over it.
+    layout: sharding of each array of the method's state, which is donated.
+
+  Returns:
+    (method state, model state, batch, task, reading) → method state.
+  """
+
+  def accumulate_step(
+    method_state, state: ModelState, batch: Batch, task: Task, reading
+  ):
+    prompts = None if reading is None else reading.for_test()
+
+    def log_likelihood(params, batch: Batch) -> jax.Array:
+      inputs = model.apply({}, batch, method="preprocess")
+      mask = presence.present(batch["valid"], tuple(model.towers))
+      router = task.index if config_lib.per_task_routers(c) else 0
+      router = jnp.full(batch["valid"].shape, router, jnp.int32)
+      route = moe.Route(router=router, valid=batch["valid"], item=batch["id"])
+      variables = state.replace(params=params).variables
+      outputs = model.apply(variables, inputs, mask, state.theta, route, prompts)
+      logits = classification.mask_unseen(outputs.logits, task.seen)
+      of_classes = jax.nn.log_softmax(logits)
+      return jnp.take_along_axis(of_classes, batch["label"][:, None], axis=1)[:, 0]
+
+    return method.accumulate(log_likelihood, state, method_state, batch, task)
+
+  return jax.jit(
+    accumulate_step,
+    in_shardings=(layout, None, sharding.batch_sharding(mesh), None, None),
+    out_shardings=layout,
     donate_argnums=0,
   )
 

@@ -217,13 +217,21 @@ def test_other_methods_compile_once_and_train_on_what_they_say(
 
 @pytest.mark.parametrize(
   "method",
-  ["icarl", *(pytest.param(m, marks=pytest.mark.slow) for m in ("lwf", "ssil"))],
+  [
+    "icarl",
+    *(
+      pytest.param(method, marks=pytest.mark.slow)
+      for method in ("lwf", "ssil", "der", "ewc")
+    ),
+  ],
 )
-def test_methods_with_a_teacher_go_on_and_spread_over_devices(
+def test_methods_that_keep_more_than_a_model_go_on_and_spread_over_devices(
   method, data_dir, tmp_path
 ):
   results, params = run_here(data_dir, tmp_path / "one", method=method)
-  assert results["compilations"] == {"train_step": 1, "eval_step": 1}
+  once = {"train_step": 1, "eval_step": 1}
+  once |= {"accumulate_step": 1} if method == "ewc" else {}
+  assert results["compilations"] == once
   with pytest.raises(StoppedError):
     run_here(data_dir, tmp_path / "stopped", method=method, stop=StopAt(step=13))
   stopped, _ = run_here(data_dir, tmp_path / "stopped", method=method)

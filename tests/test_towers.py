@@ -3,14 +3,17 @@
 Everything is traced and nothing compiled.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, setup, train
+from mcil_jax import config, moe, setup
 from mcil_jax.data import pipeline, schema, source
+from mcil_jax.methods.base import TaskData
 from mcil_jax.models import build, multimodal
 
 EXPERTS, BATCH = 3, 16
@@ -109,31 +112,51 @@ def prepare(monkeypatch):
   return prepare
 
 
+def ones(shapes):
+  return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+
+
 def trace_a_task(made: setup.Setup) -> dict[str, tuple[int, ...]]:
   """Goes through a task by shapes; returns those of the frozen experts after it."""
-  knowledge = made.initial_knowledge()
-  state = jax.eval_shape(made.create_state)
-  params = jax.eval_shape(
-    lambda params: made.method.tasks.begin(params, knowledge, 1), state.params
+  method, stage = made.method, made.stages(1)[0]
+  model = made.model_shapes().replace(
+    task_means=method.tasks.initial(made.scenario, made.modalities)
   )
-  assert jax.tree.structure(params) == jax.tree.structure(state.params)
+  frozen = method.init_state(made.scenario, model)
+  data = TaskData(
+    task=made.task(1),
+    labels=np.arange(BATCH) % 2 + 2,
+    ids=np.arange(BATCH),
+    exemplars=None,
+    source_slot=None,
+    seed=0,
+    outputs=lambda ids, part: outputs,
+    prompt_routing=lambda: of_prompts,
+  )
+  begun = jax.eval_shape(
+    lambda params: (
+      method.before_stage(model.replace(params=params), None, frozen, data, stage)[
+        0
+      ].params
+    ),
+    model.params,
+  )
+  assert jax.tree.structure(begun) == jax.tree.structure(model.params)
   batch = pipeline.batch_shapes(DATASET.shapes, DATASET.dtypes, BATCH)
-  step = train.jit_train_step(made.model, made.method, made.config, made.mesh)
-  after, _ = jax.eval_shape(
-    step, state, batch, made.task(0, 1), knowledge, None, made.reading
+  carry = made.carry_shapes(stage)
+  constants = made.constants(stage, model, None, frozen, 1)
+  after, _ = jax.eval_shape(made.train_step(stage), carry, constants, batch)
+  assert jax.tree.structure(after) == jax.tree.structure(carry)
+  prototypes = jax.eval_shape(made.read_step, model)
+  outputs = ones(
+    jax.eval_shape(made.eval_step(), model, batch, made.task(1), prototypes)
   )
-  assert jax.tree.structure(after) == jax.tree.structure(state)
-  prototypes = jax.eval_shape(made.read_step, state.params)
-  outcome = jax.eval_shape(
-    made.eval_step(), state.params, batch, made.task(0), prototypes, knowledge, None
-  )
-  outcome = {key: np.ones(x.shape, x.dtype) for key, x in outcome.items()}
+  of_prompts = None
   if prototypes.routing is not None:
-    layers = len(prototypes.routing.valid)
-    outcome["told/usage/text"] = np.ones((4, layers, EXPERTS), np.float32)
-  labels = np.arange(BATCH) % 2
-  known = made.method.tasks.end(knowledge, outcome, labels, 0)
-  return {owner: x.shape for owner, x in known.frozen.items()}
+    by_prompt = functools.partial(moe.by_sample, num_samples=prototypes.num_prompts)
+    of_prompts = ones(jax.eval_shape(by_prompt, prototypes.routing))
+  _, frozen = method.after_task(model, frozen, data)
+  return {owner: x.shape for owner, x in frozen.items()}
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,25 @@ class Plan:
 
   Attributes:
     rows: int64 [steps, B], indices into a split; `PADDING` fills the last batch.
-    is_exemplar: bool [steps, B].
+    draw: int8 [steps, B], 0 for new samples and padding; a row that is an exemplar has
+      the number of its draw, from 1.
   """
 
   rows: np.ndarray
-  is_exemplar: np.ndarray
+  draw: np.ndarray
+
+  @property
+  def is_exemplar(self) -> np.ndarray:
+    """bool [steps, B]."""
+    return self.draw > 0
 
   def __len__(self) -> int:
     """Number of steps."""
     return len(self.rows)
 
   def step(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """`rows` and `is_exemplar` of one step, [B] each."""
-    return self.rows[number], self.is_exemplar[number]
+    """`rows` and `draw` of one step, [B] each."""
+    return self.rows[number], self.draw[number]
 
 
 class Epochs:
@@ -74,7 +80,7 @@ def in_order(ids: np.ndarray, batch_size: int) -> Plan:
   rows = np.full(steps * batch_size, PADDING, np.int64)
   rows[: len(ids)] = ids
   rows = rows.reshape(steps, batch_size)
-  return Plan(rows, np.zeros(rows.shape, bool))
+  return Plan(rows, np.zeros(rows.shape, np.int8))
 
 
 def exemplar_rows(batch_size: int, exemplar_share: float) -> int:
@@ -129,6 +135,7 @@ def shuffled(
   rng: np.random.Generator,
   reserve: bool = False,
   drop_last: bool = False,
+  draws: int = 1,
 ) -> Plan:
   """One training epoch.
 
@@ -147,7 +154,18 @@ def shuffled(
     drop_last: whether samples that fill no batch are left out, others in each epoch;
       but one batch there is. Exemplars then come in whole batches as well, which are
       repeated in their order: the loaders of AV-CIL's benchmark.
+    draws: independent draws of the exemplars, which share their rows evenly.
+
+  Raises:
+    ValueError: rows that draws cannot share, or no rows of their own to share.
   """
+  if draws > 1 and (
+    not exemplar_share or exemplar_rows(batch_size, exemplar_share) % draws
+  ):
+    raise ValueError(
+      f"config.memory.batch_share={exemplar_share} of config.train.batch_size="
+      f"{batch_size} gives exemplars no rows that {draws} draws can share evenly"
+    )
   steps = steps_per_epoch(
     len(new), len(exemplars), batch_size, exemplar_share, reserve, drop_last
   )
@@ -157,23 +175,32 @@ def shuffled(
     count = exemplar_rows(batch_size, exemplar_share)
     rows = in_order(rng.permutation(new), batch_size - count).rows[:steps]
     rows = np.pad(rows, ((0, 0), (0, count)), constant_values=PADDING)
-    return Plan(rows, np.zeros(rows.shape, bool))
+    return Plan(rows, np.zeros(rows.shape, np.int8))
   if not (len(exemplars) and exemplar_share):
     ids = np.concatenate([new, exemplars])
     order = rng.permutation(len(ids))
     plan = in_order(ids[order], batch_size)
     flags = in_order(np.where(order >= len(new), 1, 0), batch_size)
-    return Plan(plan.rows[:steps], flags.rows[:steps] == 1)
+    is_exemplar = flags.rows[:steps] == 1
+    return Plan(plan.rows[:steps], is_exemplar.astype(np.int8))
   count = exemplar_rows(batch_size, exemplar_share)
   shown = in_order(rng.permutation(new), batch_size - count).rows[:steps]
-  if drop_last:
-    drawn = _repeated(exemplars, steps, count, rng)
-  else:
-    needed = steps * count
-    passes = [rng.permutation(exemplars) for _ in range(-(-needed // len(exemplars)))]
-    drawn = np.concatenate(passes)[:needed].reshape(steps, count)
-  flags = [np.zeros(shown.shape, bool), drawn != PADDING]
-  return Plan(np.concatenate([shown, drawn], axis=1), np.concatenate(flags, axis=1))
+  draw = _repeated if drop_last else _in_passes
+  drawn = [draw(exemplars, steps, count // draws, rng) for _ in range(draws)]
+  numbers = [np.where(x != PADDING, i, 0) for i, x in enumerate(drawn, start=1)]
+  return Plan(
+    np.concatenate([shown, *drawn], axis=1),
+    np.concatenate([np.zeros(shown.shape), *numbers], axis=1).astype(np.int8),
+  )
+
+
+def _in_passes(
+  exemplars: np.ndarray, steps: int, count: int, rng: np.random.Generator
+) -> np.ndarray:
+  """[steps, count]: pass after pass over the exemplars, each a fresh permutation."""
+  needed = steps * count
+  passes = [rng.permutation(exemplars) for _ in range(-(-needed // len(exemplars)))]
+  return np.concatenate(passes)[:needed].reshape(steps, count)
 
 
 def _repeated(
@@ -198,7 +225,7 @@ class _Loader:
 
   def __call__(self, row: int) -> dict[str, np.ndarray]:
     step, place = divmod(row, len(self.columns))
-    rows, is_exemplar = (x[self.columns[place]] for x in self.plan.step(step))
+    rows, draw = (x[self.columns[place]] for x in self.plan.step(step))
     index = int(rows)
     valid = index != PADDING
     sample = self.split[max(index, 0)]
@@ -206,7 +233,8 @@ class _Loader:
       **{key: value for key, value in sample.items() if key != "label"},
       "label": self.labels[max(index, 0)],
       "valid": np.bool_(valid),
-      "is_exemplar": is_exemplar,
+      "is_exemplar": draw > 0,
+      "draw": draw,
       "id": np.int32(index),
     }
 
@@ -247,7 +275,7 @@ def batches(
     Global arrays: `image` [B, T, H, W, 3] uint8 and `audio` [B, samples] int16, or
     features [B, T, P, D] and [B, D], where the dataset has them and in its dtypes (the
     host converts nothing); `label`, `id` (index into the split) int32 [B], `valid`,
-    `is_exemplar` bool [B].
+    `is_exemplar` bool [B], `draw` int8 [B], see `Plan`.
   """
   if start >= len(plan):
     return
@@ -282,6 +310,7 @@ def batch_shapes(
     "id": ((), np.int32),
     "valid": ((), np.bool_),
     "is_exemplar": ((), np.bool_),
+    "draw": ((), np.int8),
   }
   return {
     key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)

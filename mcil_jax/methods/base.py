@@ -45,10 +45,13 @@ class Samples:
   Attributes:
     new: int64, indices into the training split; an epoch shows each of them once.
     exemplars: int64, indices of old samples that accompany them.
+    draws: so many independent draws of the exemplars share their rows of a batch, one
+      after the other; `batch["draw"]` says which of them a row is.
   """
 
   new: np.ndarray
   exemplars: np.ndarray
+  draws: int = 1
 
 
 # What a loss may read of a teacher.
@@ -149,8 +152,8 @@ class Method:
     samples: (labels [N], scenario, task number, memory [M]) → `Samples`. Labels are
       positions in the class order; the memory is None unless `uses_memory`.
     loss: (outputs, batch, task, method state) → (scalar, {name: scalar to log}).
-      `batch` has `label`, `valid`, `is_exemplar` [B]; rows that are not valid must not
-      count.
+      `batch` has `label`, `id`, `valid`, `is_exemplar` and `draw` [B]; rows that are
+      not valid must not count.
     uses_memory: whether exemplars are selected after each task.
     teacher: what the loss reads of `outputs.teacher`, see `multimodal.Outputs`:
       `LOGITS`, `ATTENTION` (by how far the student's is from it,
@@ -167,6 +170,12 @@ class Method:
       by the loss and by `project`.
     before_stage: (model, teacher, method state, `TaskData`, stage) → the three, before
       the first step of a stage.
+    penalty: (parameters that train, None elsewhere, task, method state) → a scalar that
+      is added to the loss. Traced.
+    accumulate: (log-likelihood, model, method state, batch, task) → method state, over
+      all of the task's training samples, once it is trained and before `after_task`.
+      The log-likelihood is a function of (parameters, batch) → [B], of each sample's
+      class among those seen so far, without augmentation. Traced.
     after_task: (model, method state, `TaskData`) → both, once the task is learned and
       the memory is updated.
     project: (gradient or update, task, method state) → the same without what the method
@@ -187,6 +196,8 @@ class Method:
   tasks: TaskInference | None = None
   init_state: Callable[..., Any] | None = None
   before_stage: Callable[..., tuple[ModelState, ModelState | None, Any]] | None = None
+  penalty: Callable[[Any, Task, Any], jax.Array] | None = None
+  accumulate: Callable[..., Any] | None = None
   after_task: Callable[..., tuple[ModelState, Any]] | None = None
   project: Callable[[Any, Task, Any], Any] | None = None
   importance: Loss | None = None

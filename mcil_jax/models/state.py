@@ -15,7 +15,9 @@ from flax import struct
 Path = tuple[str, ...]
 
 
-NO_THETA = np.float32(-1.0)  # a correlation is never below
+def no_theta() -> np.ndarray:
+  """Returns the threshold that masks nothing: no correlation is below it."""
+  return np.array(-1.0, np.float32)
 
 
 @struct.dataclass
@@ -36,7 +38,7 @@ class ModelState:
   stats: dict[str, Any] = struct.field(default_factory=dict)
   class_means: jax.Array | np.ndarray | None = None
   task_means: Any = None
-  theta: jax.Array | np.ndarray | None = NO_THETA
+  theta: jax.Array | np.ndarray | None = struct.field(default_factory=no_theta)
 
   @property
   def variables(self) -> dict[str, Any]:

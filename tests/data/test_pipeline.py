@@ -237,6 +237,7 @@ def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
     "id": "int32",
     "valid": "bool",
     "is_exemplar": "bool",
+    "draw": "int8",
   }
 
 
@@ -295,3 +296,33 @@ def test_a_loop_that_ends_early_leaves_nothing_behind(fake_split, plan, one_devi
   batches = pipeline.batches(fake_split, fake_split.labels, plan, one_device)
   next(batches)
   batches.close()
+
+
+def test_independent_draws_share_the_rows_of_exemplars():
+  new, exemplars = np.arange(24), 1000 + np.arange(6)
+  plan = pipeline.shuffled(
+    new,
+    exemplars,
+    batch_size=8,
+    exemplar_share=0.5,
+    rng=np.random.default_rng(0),
+    draws=2,
+  )
+  assert plan.draw.tolist() == [[0] * 4 + [1] * 2 + [2] * 2] * 6
+  for number in (1, 2):  # each goes through the memory on its own
+    drawn = plan.rows[plan.draw == number]
+    assert sorted(drawn[:6]) == sorted(drawn[6:]) == list(exemplars)
+  assert (plan.rows[plan.draw == 1] != plan.rows[plan.draw == 2]).any()
+
+
+@pytest.mark.parametrize(("share", "draws"), [(0.0, 2), (0.5, 3)])
+def test_rows_that_draws_cannot_share(share, draws):
+  with pytest.raises(ValueError, match=rf"batch_share={share} .* {draws} draws"):
+    pipeline.shuffled(
+      np.arange(8),
+      np.arange(4),
+      batch_size=8,
+      exemplar_share=share,
+      rng=np.random.default_rng(0),
+      draws=draws,
+    )
