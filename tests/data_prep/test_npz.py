@@ -434,8 +434,8 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(save, tmp_path):
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
-    ("--seed=x", "flag --seed=x: invalid literal for int() with base 10: 'x'"),
-    ("--nmae=x", "Unknown command line flag 'nmae'. Did you mean: name ?"),
+    ("--seed=x", "--seed=x: expected a whole number"),
+    ("--nmae=x", "there is no flag --nmae; did you mean --name?"),
     ("stray", "unexpected arguments ['stray']; options look like --name=NAME"),
   ],
 )

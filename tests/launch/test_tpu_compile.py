@@ -107,7 +107,7 @@ def test_a_misfit_for_people():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ([CONFIG], "flag --topology=None: Flag --topology must have a value"),
+    ([CONFIG], "--topology is missing: Slices, CHIP:SHAPE"),
     ([CONFIG, "--topology=v5e:4x4,v4:2x2"], "topology 'v4:2x2': expected CHIP:SHAPE"),
     (
       [CONFIG, "--topology=v5e:4x4", "--config.model.wdith=8"],
