@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from mcil_jax import cli
+from mcil_jax import cli, storage
 
 
 def define_flags(source: str) -> None:
@@ -31,7 +31,8 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
       logging.set_verbosity(logging.WARNING)
     print(f"Reading {args.source}", flush=True)
     try:
-      done = prepare(args)
+      with storage.writing(args.data_dir):
+        done = prepare(args)
     except (ValueError, OSError, ImportError) as error:
       cli.fail(error)
     print(done)
