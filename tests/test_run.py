@@ -199,7 +199,6 @@ def test_a_full_disk_stops_the_run_and_leaves_the_snapshot_before(
     run_here(data_dir, tmp_path, **{"mesh.data": 1})
   snapshots = checkpoint.Snapshots(tmp_path)
   left = snapshots.restore(state.initial(setup.prepare(settings(data_dir))))
-  snapshots.close()
   # Number 0 is after 5 steps, 1 after the 8 of the first task, 2 would be after 10.
   assert (int(left.task), int(left.train.step)) == (1, 8)
 
