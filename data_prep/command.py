@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from mcil_jax import cli, paths
+from mcil_jax import cli, paths, storage
 
 
 def define_flags(source: str) -> None:
@@ -32,7 +32,8 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
     try:
       source = paths.user_path(args.source, "--source")
       print(f"Reading {paths.quoted(source)}", flush=True)
-      done = prepare(args)
+      with storage.writing(paths.user_path(args.data_dir, "--data_dir")):
+        done = prepare(args)
     except (ValueError, OSError, ImportError) as error:
       cli.fail(with_remedy(error))
     except MemoryError as error:

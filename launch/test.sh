@@ -19,10 +19,8 @@ if [ "${1:-}" = --all ]; then
   markers="not gpu"
   shift
 fi
-# Eight simulated devices, with threads enough that their collectives cannot wait for
-# each other forever.
+# Eight simulated devices, see tests/conftest.py.
 export JAX_PLATFORMS=cpu NPROC=16
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=8"
 ruff check .
 ruff format --check .
 # As many processes as there are cores, but each needs memory; a module's tests share

@@ -116,6 +116,7 @@ def define_config() -> flags.FlagHolder:
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
   """The arguments without those of settings, and the texts of these by their keys."""
+  defaults = config_lib.flatten(config_lib.default().to_dict())
   rest, overrides = [], {}
   arguments = iter(argv)
   for argument in arguments:
@@ -127,7 +128,7 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
       rest.append(argument)
       continue
     negated, key, text = found.groups()
-    if key not in (defaults := config_lib.flatten(config_lib.default().to_dict())):
+    if key not in defaults:
       fail(config_lib.unknown(key))
     is_switch = isinstance(defaults[key], bool)
     if negated and (text is not None or not is_switch):

@@ -29,7 +29,9 @@ def _flag(value):
 
 
 def environment(devices=1):
+  # As `conftest` sets them, but for the number of devices.
   flags = f"--xla_force_host_platform_device_count={devices}"
+  flags += " --xla_backend_optimization_level=0"
   return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
 
 
