@@ -208,7 +208,7 @@ def _make_after_task(config: ml_collections.ConfigDict):
         at_least=config.moe.top_k,
         there=_experts_of_task(config, int(data.task.index) + 1),
       )
-      for owner, before in frozen.items()
+      for owner, before in jax.device_get(frozen).items()
     }
     return model.replace(task_means=task_means), frozen
 
