@@ -4,7 +4,6 @@ Whatever is wrong with it is one error that names the file and what to do.
 """
 
 import collections
-import difflib
 import functools
 import json
 import os
@@ -20,6 +19,7 @@ from array_record.python import array_record_module
 
 from mcil_jax import paths
 from mcil_jax.data import schema
+from mcil_jax.hints import nearest
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _AVCIL = ("ave", "kinetics_sounds", "vggsound100")  # made by data_prep.avcil_features
@@ -122,10 +122,10 @@ def _check_names(features: tfds.features.FeaturesDict, directory: Path) -> None:
   unused = [name for name in features if name not in schema.FEATURES]
   for name in unused:
     absent = [known for known in schema.FEATURES if known not in features]
-    if near := difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=0.75):
+    if near := nearest(name, absent, likeness=0.75):
       raise ValueError(
         f"{directory} has a feature {name!r}, which is not read, but none that is "
-        f"called {near[0]!r}. What is read is called {', '.join(schema.FEATURES)}. "
+        f"called {near!r}. What is read is called {', '.join(schema.FEATURES)}. "
         + REWRITE
       )
   have = f"it has {', '.join(map(repr, sorted(features)))}."
