@@ -138,14 +138,7 @@ def prepare(
   """
   name = name or dataset
   existing.check_name(name)
-  for option, value, known in (
-    ("dataset", dataset, NUM_CLASSES),
-    ("dtype", dtype, schema.FEATURE_DTYPES),
-  ):
-    if value not in known:
-      raise ValueError(f"{option} is {value!r}, not one of {', '.join(known)}.")
-  if frames < 1:
-    raise ValueError(f"frames is {frames}; it has to be at least 1.")
+  _check_options(dataset, dtype, frames)
   files = paths.user_path(source, "--source")
   directory = paths.user_path(data_dir, "--data_dir") / name / VERSION
   if not files.is_dir():
@@ -178,6 +171,18 @@ def prepare(
     options={**options, "unlike_benchmark": unlike},
   )
   return _report(directory, dataset, annotations, features, unlike)
+
+
+def _check_options(dataset: str, dtype: str, frames: int) -> None:
+  """Raises ValueError if an option has a value that it cannot have."""
+  for option, value, known in (
+    ("dataset", dataset, NUM_CLASSES),
+    ("dtype", dtype, schema.FEATURE_DTYPES),
+  ):
+    if value not in known:
+      raise ValueError(f"{option} is {value!r}, not one of {', '.join(known)}.")
+  if frames < 1:
+    raise ValueError(f"frames is {frames}; it has to be at least 1.")
 
 
 def _differences(dataset: str, annotations: avcil_files.Annotations) -> list[str]:

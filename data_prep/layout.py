@@ -258,7 +258,8 @@ def _check_not_transposed(
   rows, columns = audio.shape
   known = {k: arrays[k].shape for k in ("audio_len", "audio_group") if k in arrays}
   if "audio_index" in arrays:
-    known["audio_index"] = (take(arrays, "audio_index", "iu", 1).max() + 1,)
+    # Python's own number, where one of eight bits would wrap around.
+    known["audio_index"] = (int(take(arrays, "audio_index", "iu", 1).max()) + 1,)
   for key, shape in known.items():
     if rows != columns and shape == (columns,):
       refuse(

@@ -4,16 +4,14 @@ It runs as it is printed, from the directory in which it was printed: settings t
 not go with the dataset are overridden, and the workdir is one that is not in use.
 """
 
-import importlib.util
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
 from mcil_jax import config as config_lib
-from mcil_jax import paths, scenario
+from mcil_jax import config_file, paths, scenario
 
 ROOT = Path(__file__).parents[1]
 _NUM_TASKS = 5
@@ -77,7 +75,7 @@ def for_benchmark(
     benchmark: the dataset's name in that file.
     num_classes: C, which need not be the benchmark's.
   """
-  c = _load(ROOT / config, variant)
+  c = config_file.load(f"{ROOT / config}:{variant}")
   settings = {} if name == benchmark else {"data.name": name}
   increments = c.scenario.increments
   if sum(increments) != num_classes:
@@ -93,7 +91,7 @@ def _goes_with(path: Path, name: str, num_classes: int, num_frames: int | None) 
   if not path.is_file():
     return False
   try:
-    c = _load(path, "")
+    c = config_file.load(str(path))
     scenario.make(
       [""] * num_classes,
       increments=c.scenario.increments,
@@ -107,13 +105,6 @@ def _goes_with(path: Path, name: str, num_classes: int, num_frames: int | None) 
     )
   except Exception:  # a user's file may raise whatever it likes
     return False
-
-
-def _load(path: Path, variant: str) -> ml_collections.ConfigDict:
-  spec = importlib.util.spec_from_file_location("config_of_a_dataset", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
 
 
 def _increments(num_classes: int, num_tasks: int) -> list[int]:
@@ -153,8 +144,6 @@ def _default_data_dir() -> Path:
 
 def _unused_workdir(name: str) -> Path:
   """Returns the first of runs/NAME, runs/NAME-2, ... that is not there."""
-  for number in itertools.count(1):
-    workdir = Path("runs") / (name if number == 1 else f"{name}-{number}")
-    if not workdir.exists():
-      return workdir
-  raise AssertionError("There are numbers enough.")
+  numbered = (f"{name}-{number}" for number in itertools.count(2))
+  workdirs = (Path("runs") / folder for folder in itertools.chain([name], numbered))
+  return next(workdir for workdir in workdirs if not workdir.exists())

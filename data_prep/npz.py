@@ -129,32 +129,45 @@ def prepare(
   source_path = paths.user_path(source, "--source")
   data_path = paths.user_path(data_dir, "--data_dir")
   pairs = read_pairs(source_path, frames, allow_unusual=allow_unusual)
-  if pairs.has_validation and (validation_share, seed) != (None, None):
-    raise ValueError(
-      f"{source_path} says itself which samples are validation (split 2), so "
-      "--validation_share and --seed have nothing to choose; leave them out."
-    )
-  if not pairs.has_validation:
-    validation_share = _SHARE if validation_share is None else validation_share
-    seed = _SEED if seed is None else seed
-  with source_path.open("rb") as file:
-    checksum = hashlib.file_digest(file, "sha256").hexdigest()
-  options = {
-    "source_sha256": checksum,
-    "frames": pairs.frames,
-    "validation_share": validation_share,
-    "seed": seed,
-  }
-  carved = ""
-  if not pairs.has_validation:
-    pairs, carved = _with_validation(pairs, share=validation_share, seed=seed)
+  options = _options(source_path, pairs, validation_share, seed)
   directory = data_path / name / VERSION
   if directory.exists() and not overwrite:
     existing.check_same(directory, options)  # reads every record
     there = paths.quoted(directory)
     return f"{there} is there already, made from the same file. Nothing to do."
+  carved = ""
+  if not pairs.has_validation:
+    pairs, carved = _with_validation(
+      pairs, share=options["validation_share"], seed=options["seed"]
+    )
   _write(directory, pairs, options)
   return _report(directory, pairs, carved)
+
+
+def _options(
+  source: Path, pairs: Pairs, validation_share: float | None, seed: int | None
+) -> dict[str, Any]:
+  """Returns what the dataset is made from: the file by its content, and options.
+
+  Raises:
+    ValueError: an option has nothing to choose.
+  """
+  if not pairs.has_validation:
+    validation_share = _SHARE if validation_share is None else validation_share
+    seed = _SEED if seed is None else seed
+  elif (validation_share, seed) != (None, None):
+    raise ValueError(
+      f"{source} says itself which samples are validation (split 2), so "
+      "--validation_share and --seed have nothing to choose; leave them out."
+    )
+  with source.open("rb") as file:
+    checksum = hashlib.file_digest(file, "sha256").hexdigest()
+  return {
+    "source_sha256": checksum,
+    "frames": pairs.frames,
+    "validation_share": validation_share,
+    "seed": seed,
+  }
 
 
 def _write(directory: Path, pairs: Pairs, options: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The pairs of an .npz file, read and checked; `data_prep.npz` says what it holds."""
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from data_prep import archive, layout
 from mcil_jax import paths
 from mcil_jax.data import schema
+from mcil_jax.hints import nearest
 
 SPLITS = ("train", "test", "validation")  # by their numbers in a file
 
@@ -154,9 +154,9 @@ def _unused(
   optional = ("audio_len", "audio_group") if "audio" in arrays else ("audio",)
   absent += [key for key in optional if key not in arrays]
   for key in unused:
-    if near := difflib.get_close_matches(key.casefold(), absent, n=1, cutoff=0.8):
+    if near := nearest(key, absent, likeness=0.8):
       layout.refuse(
-        f"key {key!r} is not read, and there is no key {near[0]!r}; rename it.",
+        f"key {key!r} is not read, and there is no key {near!r}; rename it.",
         allow_unusual,
       )
   return unused

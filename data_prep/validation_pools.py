@@ -1,12 +1,13 @@
-"""Carving out validation where images and sounds are paired many times.
+"""Carving a validation split out of train; what belongs together stays together.
 
-Where each image of a class is paired with many sounds of it and each sound with many
-images, all pairs of the class are linked, and none can leave train without the others.
-Then the images of the class are split into two pools, those of train and those of
-validation, and so are its sounds (or groups of sounds). A pair whose image is in one
-pool and whose sound is in the other gets another sound of its class, or else another
-image, such that both are on the same side and were not paired before. If there is none,
-the pair is dropped.
+Samples that share an image, a sound or a group of sounds, even by way of others, become
+validation together. But where each image of a class is paired with many sounds of it
+and each sound with many images, all pairs of the class are linked, and none can leave
+train without the others. Then the images of the class are split into two pools, those
+of train and those of validation, and so are its sounds (or groups of sounds). A pair
+whose image is in one pool and whose sound is in the other gets another sound of its
+class, or else another image, such that both are on the same side and were not paired
+before. If there is none, the pair is dropped.
 """
 
 import collections
@@ -50,8 +51,9 @@ def carve(
 ) -> Carved:
   """Chooses the validation samples among N train samples of C classes.
 
-  As `validation_split.carve_validation`, whose result it is wherever that has one.
-  Components of the classes that have none are split into pools.
+  Components are taken as `validation_split.choose` takes them, as long as each class is
+  then in validation and in the rest. Those of a class that cannot be in both like that
+  are split into pools.
 
   Args:
     labels: int [N] in [0, C), where each class occurs.

@@ -1,49 +1,13 @@
-"""Carving a validation split out of train; what belongs together stays together."""
+"""Choosing the parts of train that become validation; each of them stays together.
+
+Samples that share a unit (an image, a sound, a group of sounds), even by way of other
+samples, form a component. `data_prep.validation_pools` says what is done with these.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
-
-
-def carve_validation(
-  labels: np.ndarray,
-  units: Sequence[np.ndarray],
-  class_names: Sequence[str],
-  *,
-  share: float,
-  seed: int,
-) -> np.ndarray:
-  """Chooses the validation samples among N train samples of C classes.
-
-  Samples that share a unit (an image, a sound, a group of sounds), even by way of other
-  samples, form a component and stay together; `choose` takes components.
-
-  Args:
-    labels: int [N] in [0, C), where each class occurs.
-    units: int [N] each; samples with equal numbers share that unit. At least one.
-    class_names: [C], for errors.
-    share: of the samples of each class that are to become validation, in (0, 1).
-    seed: of the random order.
-
-  Returns:
-    bool [N], the validation samples; every class is there and in the rest.
-
-  Raises:
-    ValueError: a class cannot be in both, or the share is not in (0, 1).
-  """
-  check_share(share)
-  component = components(units)
-  counts = count(component, labels, len(class_names))
-  chosen, failed = choose(counts, share=share, rng=np.random.default_rng(seed))
-  if failed is not None:
-    raise ValueError(
-      f"class {class_names[failed]!r}: none of its {counts[:, failed].sum()} train "
-      "samples can become validation, for samples that share an image, a sound or a "
-      "group go together, and then some class would have no train sample left. Add "
-      "samples."
-    )
-  return chosen[component]
 
 
 def check_share(share: float) -> None:

@@ -174,7 +174,7 @@ def run_once(run: Run) -> dict:
   cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / ".compiled")}
   env = HUGE_PAGES | cache | os.environ
   subprocess.run(command, stdout=sys.stderr, env=env, check=True)
-  return json.loads((folder / run.folder / "results.json").read_text())
+  return json.loads((folder / run.folder / "results.json").read_text(encoding="utf-8"))
 
 
 def _workdir() -> pathlib.Path:
@@ -236,8 +236,9 @@ def print_table(
           cells = tables.cells(runs, columns, notes)
           print(tables.markdown_row([names[0] + mark, *names[1:], *cells]), flush=True)
     except subprocess.CalledProcessError as error:
-      pool.shutdown(cancel_futures=True)
       sys.exit(error.returncode)
+    finally:  # of a Ctrl-C, too, of which the runs that have begun know themselves
+      pool.shutdown(cancel_futures=True)
   print(tables.markdown_notes(notes.lines()), end="", flush=True)
 
 

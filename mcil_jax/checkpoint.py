@@ -308,6 +308,9 @@ def _damage(path: epath.Path) -> str | None:
 
   The processes share the files out among them.
   """
+  first = _checksum_file(path, 0)
+  if not first.exists():
+    return f"{first.name} is missing, as if written by an earlier version of mcil_jax"
   known: dict[str, list[int]] = {}
   process, processes = 0, 1
   while process < processes:

@@ -31,9 +31,9 @@ def load(argument: str) -> ml_collections.ConfigDict:
   try:
     get_config = _module(path).__dict__.get("get_config")
     if not callable(get_config):
-      raise ValueError(f"{name} has no function get_config")
+      raise ValueError("there is no function get_config in it")
     if colon and not inspect.signature(get_config).parameters:
-      raise ValueError(f"the get_config() of {name} takes no variant")
+      raise ValueError("its get_config() takes no variant")
     c = get_config(*([variant] if colon else []))
   except Exception as error:  # a config file is a program, and may raise anything
     raise ValueError(_explain(error, argument, path)) from error

@@ -201,7 +201,9 @@ DAMAGES = {
   lambda path: shutil.rmtree(path / "ocdbt.process_0"): "ocdbt",
   lambda path: (path / "_METADATA").unlink(): "_METADATA: No such file",
   lambda path: (path / "_METADATA").write_text("{}"): "_METADATA has 2 bytes, not",
-  lambda path: (path / "checksums.process_0.json").unlink(): "checksums.process_0.json",
+  lambda path: (path / "checksums.process_0.json").unlink(): (
+    "checksums.process_0.json is missing, as if written by an earlier version of"
+  ),
   lambda path: (path / "checksums.process_0.json").write_text("[]"): "checksums.pro",
 }
 

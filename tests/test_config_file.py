@@ -83,14 +83,14 @@ def test_a_syntax_error_names_its_line(write):
 
 def test_what_is_no_config_file(write, tmp_path):
   path = write("x = 1\n")
-  refused(path, f"{path}: {path} has no function get_config")
+  refused(path, f"{path}: there is no function get_config in it")
   path = write("def get_config():\n  pass\n")
   refused(
     path,
     f"--config={path}: get_config() returns NoneType, not what "
     "mcil_jax.config.default() returns; is a return missing?",
   )
-  refused(f"{path}:smoke", f"{path}:smoke: the get_config() of {path} takes no variant")
+  refused(f"{path}:smoke", f"{path}:smoke: its get_config() takes no variant")
   refused(tmp_path, f"--config={tmp_path}: {tmp_path} is a directory")
 
 

@@ -4,7 +4,6 @@ Whatever is wrong with it is one error that names the file and what to do.
 """
 
 import collections
-import difflib
 import functools
 import json
 import os
@@ -20,9 +19,11 @@ from array_record.python import array_record_module
 
 from mcil_jax import paths
 from mcil_jax.data import schema
+from mcil_jax.hints import nearest
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _AVCIL = ("ave", "kinetics_sounds", "vggsound100")  # made by data_prep.avcil_features
+_CLASS_NAMES = "label.labels.txt"  # as TFDS calls it; one name per line
 
 
 def newest_version(name: str, data_dir: Path) -> Path:
@@ -31,13 +32,19 @@ def newest_version(name: str, data_dir: Path) -> Path:
   Raises:
     FileNotFoundError: there is none; says how to make it.
     PermissionError: it must not be read.
-    ValueError: no dataset can have that name.
+    ValueError: no dataset can have that name, or `data_dir` is a file.
   """
   if not name or Path(name).name != name:
     raise ValueError(
       f"config.data.name={name!r} is no name of a dataset; where it is, says "
       "config.data.data_dir"
     )
+  for path in (data_dir, data_dir / name):
+    if path.exists() and not path.is_dir():
+      raise ValueError(
+        f"{path} is a file, where a directory of prepared datasets has to be; is "
+        "config.data.data_dir right?"
+      )
   if (data_dir / name).is_dir():
     os.listdir(data_dir / name)  # PermissionError; glob would find nothing instead
   versions = _versions(data_dir / name)
@@ -96,6 +103,7 @@ def open_builder(directory: Path) -> tfds.core.DatasetBuilder:
       f"{directory} is no TFDS dataset ({reason}). {again(directory)}"
     ) from error
   _check_names(features, directory)
+  _check_class_names(features["label"], directory)
   for split in schema.SPLITS:
     if split not in splits:
       raise ValueError(
@@ -122,10 +130,10 @@ def _check_names(features: tfds.features.FeaturesDict, directory: Path) -> None:
   unused = [name for name in features if name not in schema.FEATURES]
   for name in unused:
     absent = [known for known in schema.FEATURES if known not in features]
-    if near := difflib.get_close_matches(name.casefold(), absent, n=1, cutoff=0.75):
+    if near := nearest(name, absent, likeness=0.75):
       raise ValueError(
         f"{directory} has a feature {name!r}, which is not read, but none that is "
-        f"called {near[0]!r}. What is read is called {', '.join(schema.FEATURES)}. "
+        f"called {near!r}. What is read is called {', '.join(schema.FEATURES)}. "
         + REWRITE
       )
   have = f"it has {', '.join(map(repr, sorted(features)))}."
@@ -136,6 +144,35 @@ def _check_names(features: tfds.features.FeaturesDict, directory: Path) -> None:
     raise ValueError(f"{directory} has neither image nor audio; {have} {REWRITE}")
   if unused:
     _warn_of_unused(directory, tuple(sorted(unused)))
+
+
+def _check_class_names(label: Any, directory: Path) -> None:
+  """Checks that there is one proper name for each class.
+
+  They are in a plain file, of which TFDS takes whatever is left, and makes up names
+  where nothing is.
+
+  Raises:
+    FileNotFoundError: the file is missing.
+    ValueError: it is damaged, or the feature `label` has no names.
+  """
+  if not isinstance(label, tfds.features.ClassLabel):
+    raise ValueError(
+      f"{directory}: feature 'label' is a {type(label).__name__}, not a ClassLabel. "
+      + REWRITE
+    )
+  path = directory / _CLASS_NAMES
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} is missing. {again(directory)}")
+  try:
+    text = path.read_text(encoding="utf-8")
+    names = [line.strip() for line in text.split("\n") if line.strip()]
+    if len(names) != label.num_classes:  # which features.json says
+      raise ValueError(f"it has {len(names)} names of {label.num_classes} classes")
+    schema.check_class_names(names)
+  except ValueError as error:  # UnicodeDecodeError is one
+    reason = str(error).removesuffix(".")
+    raise ValueError(f"{path} is damaged ({reason}). {again(directory)}") from error
 
 
 @functools.cache  # once is enough

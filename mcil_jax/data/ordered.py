@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
 
+from mcil_jax import storage
 from mcil_jax.data import schema
 
 SHARD_BYTES = 2**30
@@ -104,7 +105,8 @@ class _SplitWriter:
     """Writes a sample.
 
     Raises:
-      OSError: it cannot be written, say because the disk is full.
+      StorageError: the disk takes no more.
+      OSError: it cannot be written for another reason.
       ValueError: there are more than announced, or it is not as the features say.
     """
     if len(self.ids) == self._ends[-1]:
@@ -163,7 +165,10 @@ class _SplitWriter:
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
-      yield
+      with storage.writing(self._path()):
+        yield
+    except storage.StorageError:
+      raise
     except Exception as error:  # array_record has no error type of its own
       raise OSError(f"Cannot write {self._path()} ({error}).") from error
 

@@ -34,6 +34,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mcil_jax import storage
+
 SPLITS = ("train", "validation", "test")
 MODALITIES = ("image", "audio")
 RAW_DTYPES = {"image": np.dtype(np.uint8), "audio": np.dtype(np.int16)}
@@ -299,7 +301,8 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
   process which dies leaves nothing that could be taken for a dataset.
 
   Raises:
-    OSError: it cannot be written, say because the disk is full.
+    StorageError: the disk takes no more.
+    OSError: it cannot be written for another reason.
     ValueError: what describes the dataset is not read back as it was given. Nothing is
       left of it then.
   """
@@ -311,6 +314,7 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
   with (
     contextlib.redirect_stdout(io.StringIO()),
     tempfile.TemporaryDirectory() as download_dir,
+    storage.writing(builder.data_dir),
   ):
     try:
       builder.download_and_prepare(
@@ -323,11 +327,11 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
         raise
       return Path(builder.data_dir)
     except RuntimeError as error:
-      if ".array_record" not in str(error):  # it names the file that it cannot write
+      # Those of array_record name the file, which may be gone by now.
+      if ".array_record" not in str(error):
         raise
       raise OSError(
-        f"Cannot write {builder.data_dir} ({error}). Make room there, or choose "
-        "another data_dir."
+        f"Cannot write {builder.data_dir} ({error}). Choose another data_dir."
       ) from error
   directory = Path(builder.data_dir)
   kept = _description(tfds.builder_from_directory(directory))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mcil_jax import cli, comparability, paths
-from mcil_jax.report import comparison
+from mcil_jax.report import comparison, experiments
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 flags.mark_flag_as_required("out")
@@ -39,7 +39,7 @@ def write(workdirs: Sequence[str], out_dir: str) -> list[pathlib.Path]:
   out = paths.user_path(out_dir, "--out")
   workdirs = _without_others(workdirs)
   runs = _load(workdirs)
-  return comparison.write(comparison.group(runs, workdirs), out)
+  return comparison.write(experiments.group(runs, workdirs), out)
 
 
 def _path(workdir: str) -> pathlib.Path:

@@ -10,9 +10,7 @@ from typing import Any
 from mcil_jax import config as config_lib
 from mcil_jax import writers
 from mcil_jax.report import benchmark, charts, joint, page, reading, tables
-from mcil_jax.report.benchmark import rows as benchmark_rows
 from mcil_jax.report.experiments import Group
-from mcil_jax.report.experiments import group as group
 from mcil_jax.report.reading import Results
 
 # What a comparison reads of every run.
@@ -109,7 +107,7 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
     **_text_files("table", table, len(_labels(groups)) - 1, notes),
   }
   notes = tables.Notes()
-  if table := benchmark_rows(groups, notes):
+  if table := benchmark.rows(groups, notes):
     files |= _text_files("benchmark", table, benchmark.num_labels(table), notes)
   out_dir = pathlib.Path(out_dir)
   for name, text in files.items():
@@ -133,7 +131,7 @@ def comparison_page(groups: Sequence[Group]) -> str:
   by_task = itertools.groupby(groups, key=lambda g: g.task)
   sections = [_section(task, list(members)) for task, members in by_task]
   notes = tables.Notes()
-  if table := benchmark_rows(groups, notes):
+  if table := benchmark.rows(groups, notes):
     shown = _html(table, benchmark.num_labels(table), notes)
     sections.insert(0, page.section("The benchmark of AV-CIL", shown))
   num_runs = sum(len(g.runs) for g in groups)

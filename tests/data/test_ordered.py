@@ -8,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
+from mcil_jax import storage
 from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import fingerprint, ordered, pipeline, schema, source
 
@@ -360,7 +361,10 @@ def test_a_shard_that_cannot_be_written_is_named(tmp_path, monkeypatch):
       pass
 
   monkeypatch.setattr(ordered.array_record_module, "ArrayRecordWriter", Full)
-  with pytest.raises(OSError, match=r"Cannot write .*few-test\.array_record.*No space"):
+  with pytest.raises(
+    storage.StorageError,
+    match=r"^cannot write .*few-test\.array_record.*: No space left on device; make",
+  ):
     schema.write(Few(tmp_path))
 
 

@@ -258,6 +258,7 @@ def edit_json(path: Path, edit) -> None:
   path.write_text(json.dumps(content))
 
 
+NAMES = "label.labels.txt"
 SHARD = "tiny-train.array_record-00000-of-00001"
 
 
@@ -270,6 +271,39 @@ SHARD = "tiny-train.array_record-00000-of-00001"
     ("features.json", truncate, ValueError, "{path} is damaged"),
     ("metadata.json", truncate, ValueError, "{path} is damaged"),
     ("metadata.json", Path.unlink, FileNotFoundError, "{path} is missing"),
+    # Where TFDS finds no names, it makes up "0" and "1"; else it takes what is left.
+    (NAMES, Path.unlink, FileNotFoundError, "{path} is missing"),
+    (NAMES, truncate, ValueError, "{path} is damaged (it has 1 names of 2 classes)"),
+    (
+      NAMES,
+      lambda path: path.write_text(""),
+      ValueError,
+      "{path} is damaged (it has 0",
+    ),
+    (
+      NAMES,
+      lambda path: path.write_text("no\nyes\nmaybe\n"),
+      ValueError,
+      "{path} is damaged (it has 3 names of 2 classes)",
+    ),
+    (
+      NAMES,
+      lambda path: path.write_text("yes\nyes\n"),
+      ValueError,
+      "{path} is damaged (class name 'yes' occurs twice",
+    ),
+    (
+      NAMES,
+      lambda path: path.write_text("no\ny\0s\n"),
+      ValueError,
+      "{path} is damaged (class name 'y\\x00s' (label 1) has a NUL",
+    ),
+    (
+      NAMES,
+      lambda path: path.write_bytes(b"no\nye\xff\n"),
+      ValueError,
+      "{path} is damaged ('utf-8' codec can't decode byte 0xff",
+    ),
     (
       "dataset_info.json",
       lambda path: path.write_text("[]"),
@@ -362,9 +396,15 @@ def wrong_type(content):
   content["featuresDict"]["features"]["audio"]["tensor"]["dtype"] = "int32"
 
 
+def label_without_names(content):
+  features = content["featuresDict"]["features"]
+  features["label"] = features["id"]
+
+
 @pytest.mark.parametrize(
   "edit, message",
   [
+    (label_without_names, "feature 'label' is a Text, not a ClassLabel"),
     (drop("label"), "has no feature 'label'"),
     (drop("id"), "has no feature 'id'"),
     (drop("image", "audio"), "has neither image nor audio"),
@@ -551,10 +591,13 @@ def test_the_embedded_dataset_is_built_in_the_home_directory(tmp_path, monkeypat
     ("sounding_shapes", " ", "config.data.data_dir is blank; it has to be a path."),
     ("", "{}", "config.data.name='' is no name of a dataset"),
     ("../tiny", "{}/tiny", "config.data.name='../tiny' is no name of a dataset"),
+    ("tiny", "{}/file", "{}/file is a file, where a directory of prepared datasets"),
+    ("file", "{}", "{}/file is a file, where a directory of prepared datasets has"),
   ],
 )
 def test_impossible_places_are_told(directory, tmp_path, name, data_dir, message):
-  with pytest.raises(ValueError, match="^" + re.escape(message)):
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match="^" + re.escape(message.format(tmp_path))):
     source.load(name, data_dir.format(tmp_path))
 
 

@@ -262,6 +262,15 @@ def test_sounds_may_be_padded_generously():
   assert sounds(audio=audio, audio_len=np.full(5, 100)).audio.sum() == 500
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_the_last_number_of_a_small_type_does_not_wrap_around(dtype):
+  last = int(np.iinfo(dtype).max)
+  audio = np.ones((80, last + 1), np.int16)
+  message = f"audio_index knows of {last + 1} sounds"
+  with pytest.raises(ValueError, match=message):
+    sounds(audio=audio, audio_index=np.array([0, last], dtype))
+
+
 def test_the_mean_of_channels_is_that_of_the_axis_that_is_named():
   for axis in (1, 2):
     stereo = np.stack([np.full((5, 400), 2), np.full((5, 400), 4)], axis).astype(

@@ -1,18 +1,13 @@
 """What preparations recommend has to run as it is printed."""
 
 import shlex
-import sys
 
 import numpy as np
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from data_prep import avcil_features, next_command, npz
-from mcil_jax import setup
-
-# What ml_collections does with a config file.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+from mcil_jax import cli, setup
 
 
 @pytest.fixture
@@ -23,11 +18,11 @@ def parse(monkeypatch):
     python, option, module, *arguments = shlex.split(command)
     assert (python, option, module) == ("python", "-m", "mcil_jax.main")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    # Where ml_collections looks for settings.
-    monkeypatch.setattr(sys, "argv", ["main", *arguments])
-    assert values(sys.argv) == ["main"]
+    for name in ("config", "workdir"):
+      flags.DEFINE_string(name, None, "", flag_values=values)
+    # Not those of this process, to which other commands may have added theirs.
+    monkeypatch.setattr(flags, "FLAGS", values)
+    assert cli.parse_with_config(["main", *arguments]) == ["main"]
     return values
 
   return parse
@@ -120,6 +115,15 @@ def test_a_config_of_the_dataset_is_recommended_if_it_fits(
   assert (f"--config={template} " in for_dataset(tmp_path)) != fits
   # The template of that name is none of the dataset.
   assert f"--config={template} " in for_dataset(tmp_path, name="custom")
+
+
+def test_a_config_of_the_dataset_need_not_know_variants(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").mkdir()
+  values = {"name": "tiny", "increments": (2, 2), "tubelet_frames": 2}
+  text = CONFIG.format(**values).replace('variant=""', "")
+  (tmp_path / "configs/tiny.py").write_text(text)
+  assert " --config=configs/tiny.py " in for_dataset(tmp_path)
 
 
 def test_the_configs_of_this_tree_are_recommended_from_everywhere(

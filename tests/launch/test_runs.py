@@ -134,6 +134,21 @@ def test_after_a_failure_no_other_run_begins(monkeypatch):
   assert len(began) < 50
 
 
+def test_after_ctrl_c_no_other_run_begins(monkeypatch):
+  began = []
+
+  def run_once(run):
+    began.append(run.folder)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(runs, "run_once", run_once)
+  monkeypatch.setattr(runs, "_JOBS", types.SimpleNamespace(value=1))
+  rows = [((n,), [runs.Run("a", n, ())]) for n in map(str, range(50))]
+  with pytest.raises(KeyboardInterrupt):
+    runs.print_table(("row",), SHOWS_FINAL, rows)
+  assert len(began) < 50
+
+
 def test_a_failed_process_stops_the_table(monkeypatch):
   monkeypatch.setattr(sys, "executable", "false")
   with pytest.raises(subprocess.CalledProcessError):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcil_jax.report import benchmark, comparison
+from mcil_jax.report import benchmark, comparison, experiments
 
 TASKS = {"ave": [7] * 4, "kinetics_sounds": [6] * 5, "vggsound100": [10] * 10}
 
@@ -36,7 +36,7 @@ def run(finished, method, data, average, seed=0, **changes):
 
 
 def table(runs) -> list[list[str]]:
-  return comparison.benchmark_rows(comparison.group(runs))
+  return benchmark.rows(experiments.group(runs))
 
 
 def test_a_row_per_method_and_columns_for_each_dataset_that_was_run(finished):
@@ -155,7 +155,7 @@ def test_settings_are_text_in_front_of_the_numbers(finished, tmp_path):
   ]
   heading, *_ = table(runs)
   assert heading[1:4] == ["ave: settings", "kinetics_sounds: settings", "ave: average"]
-  comparison.write(comparison.group(runs), tmp_path)
+  comparison.write(experiments.group(runs), tmp_path)
   assert "|---|---|---|---:|" in (tmp_path / "benchmark.md").read_text()
   assert "<td>train.epochs=200</td>" in (tmp_path / "index.html").read_text()
 
@@ -171,7 +171,7 @@ def test_data_of_the_same_name_have_columns_of_their_own(finished):
 
 def test_without_its_datasets_there_is_no_such_table(finished, tmp_path):
   assert benchmark.rows([]) == []
-  groups = comparison.group([finished()])
+  groups = experiments.group([finished()])
   names = {path.name for path in comparison.write(groups, tmp_path / "one")}
   assert names == {"index.html", "table.md", "table.tex"}
 
@@ -179,7 +179,7 @@ def test_without_its_datasets_there_is_no_such_table(finished, tmp_path):
 def test_it_is_written_beside_the_others(finished, tmp_path):
   runs = [run(finished, method, "ave", 0.6) for method in ("avcil", "ssil")]
   runs[1]["undefined"] = {"forgetting_avcil": "needed: 2"}
-  comparison.write(comparison.group(runs), tmp_path)
+  comparison.write(experiments.group(runs), tmp_path)
   table = (tmp_path / "benchmark.md").read_text()
   assert "| avcil | 60.0 | 50.0 | 12.5 |  |" in table
   assert "| ssil | 60.0 | 50.0 | n/a (1) |  |" in table

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from mcil_jax.report import comparison, page
+from mcil_jax.report import comparison, experiments, page
 
 _FLAGS = (
   *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
@@ -291,7 +291,7 @@ def test_a_comparison_is_drawn(browser, finished):
   settings = {"epochs": 200, "batch_size": 256, "weight_decay": 0.0001}
   runs.append(of_benchmark | {"method": "ssil", "config": {"train": settings}})
   answers = browser.ask(
-    comparison.comparison_page(comparison.group(runs)),
+    comparison.comparison_page(experiments.group(runs)),
     headings=texts("h2"),
     points=f"{LINES}.querySelectorAll('.point').length",
     bands="document.querySelectorAll('.band').length",

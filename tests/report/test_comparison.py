@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mcil_jax.report import __main__ as command
-from mcil_jax.report import comparison, tables
+from mcil_jax.report import comparison, experiments, tables
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def with_settings(run: dict, **settings) -> dict:
 def table(runs: list[dict]) -> tuple[list[dict], list[str]]:
   """The rows of a comparison, each by heading, and the notes."""
   notes = tables.Notes()
-  heading, *body = comparison.rows(comparison.group(runs), notes)
+  heading, *body = comparison.rows(experiments.group(runs), notes)
   return [dict(zip(heading, row, strict=True)) for row in body], notes.lines()
 
 
@@ -62,7 +62,7 @@ def test_settings_that_differ_are_a_column_in_every_format(finished, tmp_path):
     "train.epochs=5",
     "train.epochs=200",
   ]
-  comparison.write(comparison.group(runs), tmp_path)
+  comparison.write(experiments.group(runs), tmp_path)
   for name, heading in (
     ("table.md", "| data | method | settings | runs |"),
     ("table.tex", "data & method & settings & runs &"),
@@ -76,7 +76,7 @@ def test_settings_that_differ_are_a_column_in_every_format(finished, tmp_path):
 
 def test_runs_that_were_told_the_tasks_say_so(finished):
   told = with_settings(finished(task_told=True), mife={"task_inference": "oracle"})
-  groups = comparison.group([told, finished(method="finetune")])
+  groups = experiments.group([told, finished(method="finetune")])
   assert [row["method"] for row in table([told, finished(method="finetune")])[0]] == [
     "avcil, tasks told",
     "finetune",
@@ -112,7 +112,7 @@ def test_why_there_is_no_value_stands_below_the_table_in_every_format(
     "(2) no forgetting since the best: tasks learned: 1, needed: 2",
   ]
   assert notes == expected
-  comparison.write(comparison.group(runs), tmp_path)
+  comparison.write(experiments.group(runs), tmp_path)
   for name in ("table.md", "table.tex", "index.html"):
     text = (tmp_path / name).read_text()
     assert all(line in text for line in expected)
@@ -121,7 +121,7 @@ def test_why_there_is_no_value_stands_below_the_table_in_every_format(
 def test_runs_over_different_data_are_sections_of_their_own(finished):
   other = finished(seed=1)
   other["fingerprints"] |= {"data": "9b1c0d77" * 8}
-  groups = comparison.group([finished(), other])
+  groups = experiments.group([finished(), other])
   page = comparison.comparison_page(groups)
   for data in ("3fa4c2d1", "9b1c0d77"):
     heading = f"sounding_shapes, test, 2 + 1 + 3 classes [data {data}]"
@@ -133,7 +133,7 @@ def test_modalities_have_their_usual_order(finished):
   text = finished(per_modality={"text": finished()["per_modality"]["image"]})
   order = ["image", "audio", "text"]
   assert comparison.modalities([finished(), text]) == order
-  heading, *_ = comparison.rows(comparison.group([finished(), text | {"seed": 1}]))
+  heading, *_ = comparison.rows(experiments.group([finished(), text | {"seed": 1}]))
   assert heading[-4:] == ["image only", "audio only", "text only", "minutes"]
 
 
