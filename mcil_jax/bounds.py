@@ -43,6 +43,9 @@ _NOT_NEGATIVE = (
   "train.clip_norm",
   "mife.trimodal_weight",
   "afc.discrepancy_weight",
+  "der.alpha",
+  "der.beta",
+  "ewc.weight",
   "avcil.instance_weight",
   "avcil.class_weight",
   "moe.balance_weight",
@@ -71,6 +74,7 @@ _BELOW_ONE = (
 )
 _SHARES = (
   "avcil.spatial_share",
+  "ewc.decay",
   "train.warmup_share",
   "mife.wccl_share",
   "mife.mi_weight",

@@ -106,7 +106,7 @@ os.rename = killed
 from mcil_jax import record
 save = record.Record.save
 def killed(self, run):
-  if run.task == 2 and run.train.task_step == 0: die()
+  if run.task == 2 and run.train.stage_step == 0: die()
   return save(self, run)
 record.Record.save = killed
 """,

@@ -198,7 +198,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_snapshot_before(
   with pytest.raises(storage.StorageError, match=message):
     run_here(data_dir, tmp_path, **{"mesh.data": 1})
   snapshots = checkpoint.Snapshots(tmp_path)
-  left = snapshots.restore(state.initial(setup.prepare(settings(data_dir))))
+  prepared = setup.prepare(settings(data_dir))
+  left = snapshots.restore(lambda position: state.initial(prepared, *position))
   # Number 0 is after 5 steps, 1 after the 8 of the first task, 2 would be after 10.
   assert (int(left.task), int(left.train.step)) == (1, 8)
 
@@ -289,9 +290,9 @@ def test_a_loss_that_is_no_number_stops_the_run_before_a_snapshot(data_dir, tmp_
     run_here(data_dir, tmp_path, **overrides)
   prepared = setup.prepare(settings(data_dir, **overrides))
   snapshots = checkpoint.Snapshots(tmp_path)
-  restored = snapshots.restore(state.initial(prepared))
+  restored = snapshots.restore(lambda position: state.initial(prepared, *position))
   if restored is not None:
-    for leaf in state_leaves(checkpoint.to_host(restored.train.params)).values():
+    for leaf in state_leaves(checkpoint.to_host(restored.model.params)).values():
       assert np.isfinite(leaf).all()
 
 

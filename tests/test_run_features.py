@@ -108,7 +108,7 @@ def test_a_method_learns_compiles_once_and_goes_on(method, features_dir, tmp_pat
   chosen = settings(method)
   results, _ = run_here(features_dir, tmp_path / "one", **chosen)
   trains = method != "ncm"
-  once = {"train_step": trains, "eval_step": 1, "eval_step_main": trains}
+  once = {"train_step": trains, "eval_step": 1, "eval_step_prediction": trains}
   once["eval_step_embedding"] = method in ("icarl", "afc", "ncm")
   if method in ("avcil", "ssil", "lwf", "icarl"):
     once["teach_step"] = 1

@@ -27,13 +27,9 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   """The three terms of DER++, by `config.der`.
 
   Raises:
-    ValueError: a weight is negative, or exemplars have no rows of their own.
+    ValueError: exemplars have no rows of their own.
   """
   c = config.der
-  if min(c.alpha, c.beta) < 0:
-    raise ValueError(
-      f"config.der.alpha={c.alpha}, config.der.beta={c.beta}: expected numbers ≥ 0"
-    )
   if not config.memory.batch_share:
     raise ValueError(
       "config.memory.batch_share=0: config.method='der' draws exemplars twice, which "

@@ -60,9 +60,3 @@ def test_earlier_tasks_decay_and_the_anchor_moves_on():
   np.testing.assert_allclose(found.fisher["b"], 1 + 1)
   np.testing.assert_array_equal(found.anchor["a"], PARAMS["a"])
   assert found.count == 0 and not found.total["a"].any()
-
-
-@pytest.mark.parametrize(("key", "value"), [("weight", -1.0), ("decay", 1.5)])
-def test_impossible_settings(key, value):
-  with pytest.raises(ValueError, match=rf"config\.ewc\.{key}={value}"):
-    make(**{f"ewc.{key}": value})
