@@ -35,7 +35,7 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
       with storage.writing(paths.user_path(args.data_dir, "--data_dir")):
         done = prepare(args)
     except (ValueError, OSError, ImportError) as error:
-      cli.fail(with_remedy(error))
+      cli.fail(error)
     except MemoryError as error:
       cli.fail(
         f"there is not enough memory ({error}); close other programs, or prepare fewer "
@@ -44,13 +44,3 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
     print(done)
 
   cli.run(main)
-
-
-def with_remedy(error: Exception) -> str:
-  """Says what to do where only the system has said what is wrong."""
-  if isinstance(error, OSError) and error.errno and error.filename:
-    return (
-      f"{paths.quoted(str(error.filename))}: {error.strerror}. Choose another path, or "
-      "change what is there or its permissions."
-    )
-  return str(error)

@@ -9,7 +9,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from mcil_jax import config as config_lib
-from mcil_jax import config_file, storage, terminal
+from mcil_jax import config_file, paths, storage, terminal
 from mcil_jax.hints import nearest
 
 _HELP = re.compile("-h|--?help(short|full)?")
@@ -20,8 +20,18 @@ _CONFIG = "config"
 
 def fail(error: Exception | str) -> NoReturn:
   """Ends the program with one clear line."""
-  print(f"error: {error}", file=sys.stderr, flush=True)
+  print(f"error: {with_remedy(error)}", file=sys.stderr, flush=True)
   sys.exit(1)
+
+
+def with_remedy(error: Exception | str) -> str:
+  """Returns what an error says, and what to do where only the system has spoken."""
+  if isinstance(error, OSError) and error.errno and error.filename:
+    return (
+      f"{paths.quoted(str(error.filename))}: {error.strerror}. Choose another path, or "
+      "change what is there or its permissions."
+    )
+  return str(error)
 
 
 def last_line(error: Exception) -> str:
@@ -154,7 +164,7 @@ def parse_with_config(argv: list[str]) -> list[str]:
     values = {key: config_lib.parse(key, text) for key, text in overrides.items()}
     c = config_file.load(flag.value)
     c.update_from_flattened_dict(values)
-  except (ValueError, TypeError) as error:
+  except (ValueError, TypeError, OSError) as error:
     logging.info("Where it happened:", exc_info=True)  # shown by --verbosity=0
     fail(error)
   flag.value = c

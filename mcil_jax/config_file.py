@@ -20,13 +20,15 @@ def load(argument: str) -> ml_collections.ConfigDict:
     argument: FILE or FILE:VARIANT; a variant is handed to `get_config`.
 
   Raises:
+    OSError: the path cannot be looked up.
     ValueError: there is no such file, it fails, or it returns something else; names the
       file, and the line where it failed.
   """
   name, colon, variant = argument.partition(":")
   path = user_path(name, "--config")
   if not path.is_file():
-    what = "is a directory" if path.is_dir() else "does not exist"
+    what = "is no file" if path.exists() else "does not exist"
+    what = "is a directory" if path.is_dir() else what
     raise ValueError(f"--config={argument}: {name} {what}{_near(name, path)}")
   try:
     get_config = _module(path).__dict__.get("get_config")
@@ -69,8 +71,9 @@ def _near(name: str, path: pathlib.Path) -> str:
 def _explain(error: Exception, argument: str, path: pathlib.Path) -> str:
   """What is wrong with a config file, in one line that names the line of the file."""
   if isinstance(error, SyntaxError):
-    file = argument if error.filename == str(path) else error.filename
-    return f"{file}, line {error.lineno}: {error.msg}"
+    file = argument if error.filename in (None, str(path)) else error.filename
+    where = f", line {error.lineno}" if error.lineno else ""  # binary files have none
+    return f"{file}{where}: {error.msg}"
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == str(path)]
   where = f", line {lines[-1]}" if lines else ""

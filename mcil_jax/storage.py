@@ -48,13 +48,14 @@ def explain(
   Returns:
     None if the disk is not to blame.
   """
-  for one in _chain(error):
+  chain = list(_chain(error))
+  for one in chain:
     if isinstance(one, StorageError):
       return one
     for code, remedy in _REMEDIES.items():
       # Libraries in C++ keep the system's words, but not always its number.
       if getattr(one, "errno", None) == code or os.strerror(code) in str(one):
-        where = path or _path_in(one)
+        where = path or next(filter(None, map(_path_in, [one, *chain])), None)
         what = f"cannot write {where}" if where else "cannot write"
         return StorageError(f"{what}: {os.strerror(code)}; {remedy}")
   return None

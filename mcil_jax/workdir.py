@@ -38,7 +38,7 @@ def opened(
   workdir = user_path(path, "--workdir")
   checkpoint.check_directory(workdir)
   with contextlib.ExitStack() as stack:
-    problem = None
+    problem = cause = None
     try:
       workdir.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:
@@ -47,15 +47,14 @@ def opened(
     except BlockingIOError:
       problem = f"another run is at work in {workdir}"
     except OSError as error:
+      cause = error
       problem = f"--workdir={workdir} is no directory to write to ({error.strerror})"
     if jax.process_count() > 1:  # all of them end, or none
       failed = multihost_utils.process_allgather(np.array(problem is not None)).any()
       problem = problem or (f"another process cannot use {workdir}" if failed else None)
     if problem:
-      raise ValueError(problem)
-    for name in ("metrics.jsonl", "results.json"):
-      if (workdir / name).is_dir():
-        raise ValueError(f"{workdir / name} is a directory, not a file: remove it")
+      raise ValueError(problem) from cause
+    _check_kinds(workdir)
     # In this order: the main process writes config.json before any makes checkpoints.
     if (workdir / "checkpoints").exists() and not (workdir / "config.json").exists():
       raise ValueError(
@@ -73,3 +72,14 @@ def opened(
     if jax.process_index() == 0:
       writers.write_json(workdir / "config.json", record)
     yield workdir
+
+
+def _check_kinds(workdir: pathlib.Path) -> None:
+  """Raises a ValueError where a file is a directory, or a directory a file."""
+  for name in ("config.json", "metrics.jsonl", "results.json"):
+    if (workdir / name).is_dir():
+      raise ValueError(f"{workdir / name} is a directory, not a file: remove it")
+  for name in ("checkpoints", "plots", "report"):
+    path = workdir / name
+    if path.exists() and not path.is_dir():
+      raise ValueError(f"{path} is a file, not a directory: remove it")

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from mcil_jax import cli
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -48,3 +50,15 @@ def test_every_command_says_how_it_is_used(module):
   assert (done.returncode, done.stderr) == (0, "")
   assert f"python -m {module} " in done.stdout
   assert "\nFlags:\n  --" in done.stdout
+
+
+def test_what_the_system_says_names_the_path_and_gets_a_remedy(tmp_path, capsys):
+  (tmp_path / "a file").touch()
+  with pytest.raises(NotADirectoryError) as error:
+    (tmp_path / "a file/out").mkdir()
+  with pytest.raises(SystemExit):
+    cli.fail(error.value)
+  assert capsys.readouterr().err == (
+    f"error: '{tmp_path}/a file/out': Not a directory. Choose another path, or change "
+    "what is there or its permissions.\n"
+  )

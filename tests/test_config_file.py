@@ -76,6 +76,15 @@ def test_whatever_goes_wrong_in_a_file_is_one_line_that_names_its_line(
   assert "\n" not in str(found.value)
 
 
+def test_what_is_no_program_is_named(write, tmp_path):
+  path = tmp_path / "data.npz"
+  path.write_bytes(b"PK\0\0")
+  refused(path, f"{path}: source code string cannot contain null bytes")
+  refused("/dev/null", "--config=/dev/null: /dev/null is no file")
+  with pytest.raises(OSError, match="File name too long"):
+    config_file.load("x" * 300)
+
+
 def test_a_syntax_error_names_its_line(write):
   path = write("def get_config()\n  pass\n")
   refused(path, f"{path}, line 1: expected ':'")

@@ -199,6 +199,11 @@ MISTAKES = {
     [CONFIG, WORKDIR, "--coordinator=h:1", "--num_processes=2", "--process_id=2"],
     "--process_id=2: expected 0 to 1 with --num_processes=2",
   ),
+  "a name that is too long": (
+    [f"--config={'x' * 300}", WORKDIR],
+    f"{ROOT}/{'x' * 300}: File name too long. Choose another path, or change what is "
+    "there or its permissions.",
+  ),
   "an empty number": (
     [CONFIG, WORKDIR, "--num_processes="],
     "--num_processes=: expected a whole number",

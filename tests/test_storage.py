@@ -42,6 +42,12 @@ def chained(error: Exception, by: type[Exception]) -> Exception:
     return outer
 
 
+def worded(code: int, path: str) -> Exception:
+  error = ValueError(f"the folder cannot be written to ({os.strerror(code)})")
+  error.__cause__ = OSError(code, os.strerror(code), path)
+  return error
+
+
 def test_the_error_may_be_hidden_in_others():
   full = OSError(errno.ENOSPC, "x")
   hidden = chained(chained(full, KeyError), TimeoutError)
@@ -68,6 +74,12 @@ def test_the_innermost_name_is_the_one_that_is_said():
     (OSError(errno.ENOSPC, "x", "/run/b"), "cannot write /run/b: "),
     (ValueError(TENSORSTORE), "cannot write /run/a.tmp: "),
     (OSError(errno.ENOSPC, "x"), "cannot write: "),
+    # Words made of an error, whose name they leave out.
+    (
+      chained(OSError(errno.EROFS, "x", "/run/c"), ValueError),
+      "cannot write /run/c: Read-only file system; ",
+    ),
+    (worded(errno.EROFS, "/run/d"), "cannot write /run/d: Read-only file system; "),
   ],
 )
 def test_without_a_path_the_error_s_own_is_said(error, start):

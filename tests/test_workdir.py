@@ -1,5 +1,8 @@
+import errno
 import fcntl
 import json
+import os
+import pathlib
 import subprocess
 import sys
 import types
@@ -7,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from mcil_jax import config, workdir
+from mcil_jax import config, storage, workdir
 
 DATASET = types.SimpleNamespace(name="shapes", version="1.0.0", fingerprint="abc")
 OTHER = types.SimpleNamespace(name="shapes", version="1.0.0", fingerprint="def")
@@ -89,13 +92,35 @@ def test_a_start_that_was_killed_right_away_is_no_obstacle(tmp_path, c):
   start(tmp_path, c)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "results.json"])
 def test_a_directory_in_the_place_of_a_file(tmp_path, c, name):
   (tmp_path / name).mkdir()
   with pytest.raises(
     ValueError, match=rf"{tmp_path}/{name} is a directory, not a file"
   ):
     start(tmp_path, c)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "plots", "report"])
+def test_a_file_in_the_place_of_a_directory(tmp_path, c, name):
+  start(tmp_path, c)
+  (tmp_path / name).touch()
+  message = rf"{tmp_path}/{name} is a file, not a directory: remove it"
+  with pytest.raises(ValueError, match=message):
+    start(tmp_path, c)
+
+
+def test_a_workdir_that_is_read_only_is_named(tmp_path, c, monkeypatch):
+  def refuse(path, *args, **kwargs):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+  monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+  with pytest.raises(ValueError, match="Read-only file system") as found:
+    start(tmp_path, c)
+  assert str(storage.explain(found.value)) == (
+    f"cannot write {tmp_path}: Read-only file system; choose a folder that can be "
+    "written to"
+  )
 
 
 @pytest.mark.parametrize(

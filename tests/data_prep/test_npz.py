@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from full_disk import files_of_at_most
 
-from data_prep import command, npz
+from data_prep import npz
 from data_prep import pairs as pairs_lib
-from mcil_jax import storage
+from mcil_jax import cli, storage
 from mcil_jax.data import schema
 from mcil_jax.data import source as source_lib
 
@@ -428,14 +428,14 @@ def test_what_only_the_system_says_gets_a_remedy(save, tmp_path):
   (tmp_path / "a file").touch()
   with pytest.raises(NotADirectoryError) as error:
     npz.prepare(save(), "tiny", f"{tmp_path}/a file")
-  assert command.with_remedy(error.value) == (
+  assert cli.with_remedy(error.value) == (
     f"'{tmp_path}/a file/tiny': Not a directory. Choose another path, or change what "
     "is there or its permissions."
   )
   # Ours have one already.
   with pytest.raises(FileNotFoundError) as error:
     npz.prepare(f"{tmp_path}/none.npz", "tiny", tmp_path)
-  assert command.with_remedy(error.value) == f"There is no file {tmp_path}/none.npz."
+  assert cli.with_remedy(error.value) == f"There is no file {tmp_path}/none.npz."
 
 
 def test_a_full_disk_is_one_line(save, tmp_path):
@@ -443,7 +443,7 @@ def test_a_full_disk_is_one_line(save, tmp_path):
   path = save(images=pixels)
   with pytest.raises(storage.StorageError) as error, files_of_at_most(100_000):
     npz.prepare(path, "tiny", tmp_path / "data")
-  assert command.with_remedy(error.value) == (
+  assert cli.with_remedy(error.value) == (
     f"cannot write {tmp_path}/data/tiny/1.0.0: File too large; raise the limit of a "
     "file's size (ulimit -f)"
   )
