@@ -43,6 +43,7 @@ def load(workdir: str | os.PathLike) -> dict[str, Any]:
   try:
     for key in _KEYS:
       reading.get(results, key)
+    reading.check_types(results)
     reading.accuracy_matrix(results)
     reading.accuracy_curves(results)
     tables.cells([results], tables.columns(modalities([results])))

@@ -29,6 +29,54 @@ def get(results: Results, key: str) -> Any:
   return results[key]
 
 
+_NUMBER, _NONE = (int, float), type(None)
+# The types of values in results.json, where they are there.
+_TYPES = {
+  **dict.fromkeys(("data", "split", "method"), (str,)),
+  **dict.fromkeys(("seed", "params"), (int,)),
+  **dict.fromkeys(("increments", "class_names", "modalities"), (list,)),
+  **dict.fromkeys(("accuracy_matrix", "seen_accuracy"), (list,)),
+  **dict.fromkeys(("metrics", "task_incremental", "undefined"), (dict,)),
+  **dict.fromkeys(("per_modality", "open", "fusion"), (dict, _NONE)),
+  **dict.fromkeys(("config", "fingerprints"), (dict, _NONE)),
+  **dict.fromkeys(("expert_usage", "routing_drift"), (dict, _NONE)),
+  **dict.fromkeys(("routing_entropy", "dropped_assignments"), (dict, _NONE)),
+  **dict.fromkeys(("confusion_matrix", "zero_shot"), (list, _NONE)),
+  "train_seconds": _NUMBER,
+  "task_inference_accuracy": (*_NUMBER, _NONE),
+}
+# And those of what is in some of them.
+_ELEMENTS = {
+  "increments": (int,),
+  "class_names": (str,),
+  "modalities": (str,),
+  "metrics": _NUMBER,
+  "per_modality": (dict,),
+  "undefined": (str,),
+}
+
+
+def check_types(results: Results) -> None:
+  """Checks that values are of the types that everything here takes for granted.
+
+  Raises:
+    ValueError: one is not; names its key.
+  """
+  for key in sorted(results.keys() & _TYPES.keys()):
+    _check_type(key, results[key], _TYPES[key])
+  for key in sorted(results.keys() & _ELEMENTS.keys()):
+    elements = results[key] or ()
+    items = elements.items() if isinstance(elements, dict) else enumerate(elements)
+    for name, element in items:
+      _check_type(f"{key}.{name}", element, _ELEMENTS[key])
+
+
+def _check_type(key: str, value: Any, kinds: tuple[type, ...]) -> None:
+  if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"{key} is {value!r:.60}, not {expected}")
+
+
 FINGERPRINTS = ("data", "class_order", "settings")
 
 
@@ -63,9 +111,12 @@ def floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
   """The values as float64, with None as NaN.
 
   Raises:
-    ValueError: they have another shape; names it after `name`.
+    ValueError: they are no numbers, or have another shape; names it after `name`.
   """
-  array = np.array(values, np.float64)
+  try:
+    array = np.array(values, np.float64)
+  except (TypeError, ValueError) as error:  # no numbers, or rows of several lengths
+    raise ValueError(f"{name} is no array of numbers ({error})") from error
   if array.shape != shape:
     raise ValueError(
       f"{name} has shape {array.shape}, but the increments make it {shape}"

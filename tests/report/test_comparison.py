@@ -193,6 +193,33 @@ def test_a_missing_metric_and_a_wrong_shape_name_the_file(save):
     comparison.load(workdir)
 
 
+@pytest.mark.parametrize(
+  ("changes", "problem"),
+  [
+    ({"seed": None}, "seed is None, not int"),
+    ({"seed": True}, "seed is True, not int"),
+    ({"seed": "0"}, "seed is '0', not int"),
+    ({"split": ["test"]}, "split is ['test'], not str"),
+    ({"train_seconds": None}, "train_seconds is None, not int or float"),
+    ({"metrics": []}, "metrics is [], not dict"),
+    ({"metrics": {"bwt": "x"}}, "metrics.bwt is 'x', not int or float"),
+    ({"per_modality": {"image": 0.5}}, "per_modality.image is 0.5, not dict"),
+    ({"undefined": "fwt"}, "undefined is 'fwt', not dict"),
+    ({"routing_drift": [0.5]}, "routing_drift is [0.5], not dict or NoneType"),
+    ({"increments": [2, "1", 3]}, "increments.1 is '1', not int"),
+    (
+      {"seen_accuracy": ["a", "b", "c"]},
+      "seen_accuracy, class-incremental, is no array of numbers",
+    ),
+    ({"accuracy_matrix": [[1], [1, 2], []]}, "accuracy_matrix is no array of numbers"),
+  ],
+)
+def test_a_value_of_another_type_names_the_file_and_the_key(save, changes, problem):
+  message = f"run/results.json: {re.escape(problem)}.*; remove it and start the run's"
+  with pytest.raises(ValueError, match=message):
+    comparison.load(save("run", **changes))
+
+
 # --- The command.
 
 
