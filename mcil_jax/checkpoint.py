@@ -157,6 +157,11 @@ class Snapshots:
     return None
 
 
+def exist(workdir: pathlib.Path) -> bool:
+  """Returns whether there are snapshots in a workdir, whole ones or not."""
+  return bool(_numbers(_checkpoints(workdir) / "snapshots"))
+
+
 def _checkpoints(workdir: pathlib.Path) -> _LiteralPath:
   return _LiteralPath(pathlib.Path(workdir).resolve() / "checkpoints")
 

@@ -32,8 +32,9 @@ def opened(
     pathlib.Path of the directory.
 
   Raises:
-    ValueError: another config or dataset, or none where checkpoints are; another run
-      at work in there; no directory that can be written to, or that checkpoints can.
+    ValueError: another config or dataset, or none where checkpoints are; results, but
+      no checkpoints; another run at work in there; no directory that can be written to,
+      or that checkpoints can.
   """
   workdir = user_path(path, "--workdir")
   checkpoint.check_directory(workdir)
@@ -60,6 +61,11 @@ def opened(
       raise ValueError(
         f"{workdir} has checkpoints, but no config.json: put that back, or use "
         "another --workdir"
+      )
+    if (workdir / "results.json").exists() and not checkpoint.exist(workdir):
+      raise ValueError(
+        f"{workdir} holds a finished run, but none of its snapshots: put checkpoints/ "
+        "back, use another --workdir, or remove results.json to start it again"
       )
     record = config_lib.as_json(config)
     record["dataset"] = {

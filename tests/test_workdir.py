@@ -205,3 +205,16 @@ def test_other_processes_of_the_same_run_do_not_ask_for_the_lock(
     monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
     start(tmp_path, c)
   assert (tmp_path / "config.json").stat().st_ino == before  # nor write it
+
+
+def test_a_finished_run_without_its_snapshots_is_not_trained_again(tmp_path, c):
+  start(tmp_path, c)
+  (tmp_path / "results.json").write_text("{}")
+  message = rf"^{tmp_path} holds a finished run, but none of its snapshots: .* results"
+  with pytest.raises(ValueError, match=message):
+    start(tmp_path, c)
+  (tmp_path / "checkpoints" / "snapshots" / "3").mkdir(parents=True)
+  start(tmp_path, c)
+  (tmp_path / "checkpoints" / "snapshots" / "3").rename(tmp_path / "3")
+  (tmp_path / "results.json").unlink()
+  start(tmp_path, c)
