@@ -142,6 +142,7 @@ def check(topology: str) -> list[dict[str, Any]]:
   """Compiles and prints the programs of a run for one slice; returns their records."""
   from launch import ahead_of_time
   from mcil_jax import setup as setup_lib
+  from mcil_jax.models.state import split
 
   c, chip = _CONFIG.value, roofline.chip_of(topology)
   shapes = _IMAGE_SHAPE.value, _AUDIO_SAMPLES.value, _SAMPLE_RATE_HZ.value
@@ -156,25 +157,32 @@ def check(topology: str) -> list[dict[str, Any]]:
       f"--programs: there is no {', '.join(sorted(unknown))}, only {', '.join(stages)}"
     )
   model = setup.model_shapes()
-  carry = setup.carry_shapes(next(iter(stages.values()))[1])
   about = {
     "topology": topology,
     "mesh": dict(setup.mesh.shape),
     "batch_size": c.train.batch_size,
     "parameters": ahead_of_time.count(model.params),
-    "state_bytes": ahead_of_time.bytes_per_chip(carry),
   }
   print(
     f"{topology}: mesh {about['mesh']}, batch {c.train.batch_size}, "
-    f"{about['parameters']:,} parameters, on a chip with optimizer "
-    f"{quantity(about['state_bytes'], 'B', 1024)}",
+    f"{about['parameters']:,} parameters",
     flush=True,
   )
   records = []
   for name, (number, stage) in stages.items():
     if _PROGRAMS.value and name not in _PROGRAMS.value:
       continue
-    print(f"{name} (trains {', '.join(stage.trains)})", flush=True)
+    _, frozen = split(model.params, stage.trains)
+    state = {
+      "state_bytes": ahead_of_time.bytes_per_chip(setup.carry_shapes(stage)),
+      "frozen_bytes": ahead_of_time.bytes_per_chip(frozen),
+    }
+    trained, kept = (quantity(n, "B", 1024) for n in state.values())
+    print(
+      f"{name} (trains {', '.join(stage.trains)}): on a chip {trained} with optimizer, "
+      f"{kept} frozen",
+      flush=True,
+    )
     try:
       program = ahead_of_time.compile_step(setup, number, stage)
       mesh = setup.mesh
@@ -182,7 +190,7 @@ def check(topology: str) -> list[dict[str, Any]]:
     except ahead_of_time.MisfitError as error:
       record = {"fits": False, "misfit": str(error)}
     print(text_of(record, chip, c.train.batch_size), flush=True)
-    records.append({**about, "program": name, **record})
+    records.append({**about, **state, "program": name, **record})
   return records
 
 

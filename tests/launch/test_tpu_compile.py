@@ -149,13 +149,14 @@ def test_a_tiny_model_for_a_real_slice(python, tmp_path):
   assert [r["program"] for r in records] == ["train_step", "train_step_frozen_towers"]
   for record in records:
     assert record["mesh"] == {"data": 4, "expert": 1}
-    # Parameters and two moments of Adam, its count, two counters of steps, a key.
-    state = 12 * record["parameters"] + 20
-    assert record["state_bytes"] == state
+    # What trains and two moments of Adam, its count, two counters of steps; the rest.
+    state, kept = record["state_bytes"], record["frozen_bytes"]
+    assert (state - 12) / 3 + kept == 4 * record["parameters"]
+    assert (kept > 0) == (record is frozen)
     # A chip has 4 of 16 samples: uint8 clips, int16 sounds.
     samples = 4 * (2 * 8 * 8 * 3 + 2 * SHAPES["audio"][0])
-    assert record["memory_bytes"]["arguments"] >= state + samples
-    assert record["memory_bytes"]["aliased"] >= state - 20
+    assert record["memory_bytes"]["arguments"] >= state + kept + samples
+    assert record["memory_bytes"]["aliased"] >= state - 12
     seconds = record["seconds"]
     assert seconds["compute"] == pytest.approx(record["flops"] / 197e12)
     assert seconds["hbm"] == pytest.approx(record["bytes_accessed"] / 819e9)
