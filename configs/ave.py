@@ -14,12 +14,12 @@ Variants: `:avcil` (default), `:ssil`, `:lwf`, `:icarl_nme`, `:icarl_fc`, `:afc_
 
 import ml_collections
 
-from mcil_jax import config_avcil
+from mcil_jax.config import avcil
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """The experiment; see above for the variants."""
-  return config_avcil.get_config(
+  return avcil.get_config(
     variant,
     data="ave",
     increments=(7,) * 4,

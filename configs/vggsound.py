@@ -16,7 +16,7 @@ Variants: `:avcil`, `:ssil`, `:lwf`, `:icarl_nme`, `:icarl_fc`, `:afc_nme`,
 
 import ml_collections
 
-from mcil_jax import config_avcil
+from mcil_jax.config import avcil
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
       "configs/vggsound.py on raw clips needs a data preparation that does not exist "
       "yet; on the frozen features of AV-CIL's benchmark: configs/vggsound.py:avcil"
     )
-  return config_avcil.get_config(
+  return avcil.get_config(
     variant,
     data="vggsound100",
     increments=(10,) * 10,

@@ -29,8 +29,8 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from data_prep import avcil_files, command, existing, next_command
-from mcil_jax import paths
 from mcil_jax.data import ordered, schema
+from mcil_jax.runtime import paths
 
 VERSION = "1.0.0"
 NUM_CLASSES = {"ave": 28, "kinetics_sounds": 30, "vggsound100": 100}

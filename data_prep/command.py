@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from mcil_jax import cli, paths, storage
+from mcil_jax.runtime import cli, paths, storage
 
 
 def define_flags(source: str) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mcil_jax import paths
 from mcil_jax.data import fingerprint, sounding_shapes
 from mcil_jax.data import source as source_lib
+from mcil_jax.runtime import paths
 
 
 def check_name(name: str) -> None:

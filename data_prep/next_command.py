@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mcil_jax import config as config_lib
-from mcil_jax import config_file, paths, scenario
+from mcil_jax.config import file as config_file
+from mcil_jax.continual import scenario
+from mcil_jax.runtime import paths
 
 ROOT = Path(__file__).parents[1]
 _NUM_TASKS = 5

@@ -49,8 +49,8 @@ from absl import flags
 
 from data_prep import command, existing, next_command, validation_pools
 from data_prep.pairs import Pairs, read_pairs
-from mcil_jax import paths
 from mcil_jax.data import schema
+from mcil_jax.runtime import paths
 
 VERSION = "1.0.0"
 _SHARE, _SEED = 0.15, 0

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from data_prep import archive, layout
-from mcil_jax import paths
 from mcil_jax.data import schema
-from mcil_jax.hints import nearest
+from mcil_jax.runtime import paths
+from mcil_jax.runtime.hints import nearest
 
 SPLITS = ("train", "test", "validation")  # by their numbers in a file
 

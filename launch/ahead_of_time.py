@@ -14,11 +14,12 @@ import jax
 import ml_collections
 from jax.experimental import topologies
 
-from mcil_jax import cli, train
-from mcil_jax import collectives as collectives_lib
 from mcil_jax.data import pipeline, schema, source
+from mcil_jax.experiment.components import Setup
 from mcil_jax.methods.base import Stage
-from mcil_jax.setup import Setup
+from mcil_jax.runtime import cli
+from mcil_jax.runtime import collectives as collectives_lib
+from mcil_jax.steps import train
 
 _GIB = 2**30
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -162,7 +163,7 @@ def compile_step(setup: Setup, number: int, stage: Stage) -> Program:
   """Compiles the train step of a stage for the devices of a run's mesh.
 
   Args:
-    setup: from `mcil_jax.setup.prepare`.
+    setup: from `mcil_jax.experiment.components.prepare`.
     number: of a task that has the stage.
     stage: whose step is compiled.
 

@@ -25,7 +25,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from mcil_jax import cli, paths
+from mcil_jax.runtime import cli, paths
 
 _SIDE = flags.DEFINE_enum("side", None, ["jax", "torch"], "Of a process of its own.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1)
@@ -91,16 +91,18 @@ def _timed(step) -> list[float]:
 
 def measure_jax() -> dict:
   """Our side: a run's own train step."""
-  from mcil_jax import allocation
+  from mcil_jax.runtime import cpu_memory
 
-  allocation.settle()
+  cpu_memory.settle()
   import jax
 
-  from mcil_jax import config_avcil, look, setup, teacher
+  from mcil_jax.config import avcil
   from mcil_jax.data import pipeline, schema, source
+  from mcil_jax.experiment import components, inference
   from mcil_jax.methods.base import Samples
+  from mcil_jax.steps import teacher_cache
 
-  c = config_avcil.get_config(
+  c = avcil.get_config(
     "avcil",
     data="bench",
     increments=(_TASK_SIZE,) * _TASKS,
@@ -128,7 +130,7 @@ def measure_jax() -> dict:
     splits=dict.fromkeys(schema.SPLITS, split),
     fingerprint="bench",
   )
-  prepared = setup.prepare(c, dataset=dataset, devices=jax.devices()[:1])
+  prepared = components.prepare(c, dataset=dataset, devices=jax.devices()[:1])
   model, (stage,) = prepared.create_model(), prepared.stages(1)
   asked = prepared.teacher_of(model, 1)
   ids = np.arange(size)
@@ -138,7 +140,7 @@ def measure_jax() -> dict:
     for _ in range(2):  # the first compiles
       lessons = None  # not two at once
       start = time.perf_counter()
-      lessons = teacher.teach(
+      lessons = teacher_cache.teach(
         prepared.lessons,
         prepared.teach_step,
         asked,
@@ -149,7 +151,7 @@ def measure_jax() -> dict:
         mesh=prepared.mesh,
       )
       asking = time.perf_counter() - start
-    kept = teacher.num_bytes(lessons)
+    kept = teacher_cache.num_bytes(lessons)
   plan = pipeline.shuffled(
     samples.new[: _ROWS.value],
     samples.exemplars,
@@ -161,7 +163,7 @@ def measure_jax() -> dict:
   split.forget()
   train_step = prepared.train_step(stage)
   carry = prepared.carry(stage, model, prepared.fresh_optimizer(model, 1))
-  constants = look.on_devices(
+  constants = inference.on_devices(
     prepared,
     prepared.constants(
       stage, model, asked, None, 1, lessons=lessons, schedule=(0, 1000)
@@ -174,7 +176,7 @@ def measure_jax() -> dict:
     jax.block_until_ready(scalars)
 
   steps = max(_NEW.value // _ROWS.value, 1) * _EPOCHS.value
-  with allocation.keeping_freed_memory():
+  with cpu_memory.keeping_freed_memory():
     seconds = _timed(step)
   return {
     "seconds": seconds,

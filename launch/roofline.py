@@ -30,7 +30,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from mcil_jax.collectives import Collective
+from mcil_jax.runtime.collectives import Collective
 
 SLICES = (4, 16, 64, 256)
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import app, flags
 
 from launch import HUGE_PAGES
-from mcil_jax import cli, comparability, paths
-from mcil_jax.report import reading, tables
+from mcil_jax.report import access, comparability, tables
+from mcil_jax.runtime import cli, paths
 
 CONFIGS = flags.DEFINE_list("configs", None, "Files in configs/: NAME or NAME:VARIANT.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
@@ -253,9 +253,9 @@ def _experiments(
   """
   found: dict[tuple, list[dict]] = {}
   for run in results:
-    key = reading.fingerprint(run, "data"), reading.fingerprint(run, "settings")
+    key = access.fingerprint(run, "data"), access.fingerprint(run, "settings")
     found.setdefault(key, []).append(run)
-  usual, marked = reading.fingerprint(reference, "data"), []
+  usual, marked = access.fingerprint(reference, "data"), []
   for (data, settings), runs in found.items():
     mark = "" if data == usual else f" [data {str(data)[:8]}]"
     if sum(data == other for other, _ in found) > 1:

@@ -16,11 +16,12 @@ import sys
 
 from absl import flags, logging
 
+from mcil_jax import config as config_lib
+
 # What needs JAX is imported in the functions: that takes seconds, and a mistyped flag
 # or a Ctrl-C should not have to wait for it.
-from mcil_jax import allocation, cli, storage
-from mcil_jax import config as config_lib
-from mcil_jax.paths import user_path
+from mcil_jax.runtime import cli, cpu_memory, storage
+from mcil_jax.runtime.paths import user_path
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -70,18 +71,19 @@ def _join_processes() -> None:
 
 def _run(workdir: str) -> None:
   """Runs the experiment of `--config`; exits if a signal stops it."""
-  from mcil_jax import interrupt, run, setup
-  from mcil_jax.record import StoppedError
+  from mcil_jax.experiment import components, task_loop
+  from mcil_jax.experiment.run_io import StoppedError
+  from mcil_jax.runtime import signals
 
-  with interrupt.StopSignal() as stop:
+  with signals.StopSignal() as stop:
     try:
-      run.run(setup.prepare(_CONFIG.value), workdir, stop)
+      task_loop.run(components.prepare(_CONFIG.value), workdir, stop)
     except StoppedError as stopped:
       print(f"\n{stopped}; the same command goes on from there", file=sys.stderr)
       sys.exit(128 + stop.number)
     except KeyboardInterrupt:  # of a second Ctrl-C: the first one asks to stop
       sys.stdout.flush()
-      interrupt.end_at_once()
+      signals.end_at_once()
 
 
 def main(argv: list[str]) -> None:
@@ -96,7 +98,7 @@ def main(argv: list[str]) -> None:
     config_lib.validate(_CONFIG.value)
   except ValueError as error:
     cli.fail(error)
-  allocation.settle()
+  cpu_memory.settle()
   import jax
 
   try:

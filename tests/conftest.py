@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from mcil_jax import paths, sharding
 from mcil_jax.data import schema, sounding_shapes
+from mcil_jax.runtime import paths, sharding
 
 
 @pytest.fixture(scope="session", autouse=True)

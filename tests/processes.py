@@ -87,7 +87,7 @@ def assert_identical(workdir, reference):
 # Each moment replaces one function, so that the process kills itself right there.
 MOMENTS = {
   "mid-epoch": """
-from mcil_jax import train
+from mcil_jax.steps import train
 push = train.Scalars.push
 def killed(self, step, *rest):
   if step == 12: die()
@@ -103,12 +103,12 @@ def killed(source, target, **kwargs):
 os.rename = killed
 """,
   "between tasks": """
-from mcil_jax import record
-save = record.Record.save
+from mcil_jax.experiment import run_io
+save = run_io.Record.save
 def killed(self, run):
   if run.task == 2 and run.train.stage_step == 0: die()
   return save(self, run)
-record.Record.save = killed
+run_io.Record.save = killed
 """,
 }
 KILLER = """

@@ -4,7 +4,9 @@ import signal
 
 import numpy as np
 
-from mcil_jax import checkpoint, config, run, setup, state
+from mcil_jax import config
+from mcil_jax.experiment import components, state, task_loop
+from mcil_jax.runtime import checkpoint
 
 SETTINGS = {
   "method": "replay",
@@ -51,8 +53,8 @@ class StopAt:
 
 
 def run_here(data_dir, workdir, stop=None, **overrides):
-  prepared = setup.prepare(settings(data_dir, **overrides))
-  results = run.run(prepared, str(workdir), stop or StopAt())
+  prepared = components.prepare(settings(data_dir, **overrides))
+  results = task_loop.run(prepared, str(workdir), stop or StopAt())
   return results, params_of(prepared, workdir)
 
 

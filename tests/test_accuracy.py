@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from mcil_jax import run, setup
-from mcil_jax.interrupt import StopSignal
+from mcil_jax.experiment import components, task_loop
+from mcil_jax.runtime.signals import StopSignal
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "sounding_shapes.py"
 
@@ -22,7 +22,7 @@ def joint_class_mean_accuracy(workdir, modalities):
   c.mesh.data = 1
   c.log.progress = False
   with StopSignal() as stop:
-    results = run.run(setup.prepare(c), str(workdir / "run"), stop)
+    results = task_loop.run(components.prepare(c), str(workdir / "run"), stop)
   assert results["input_wait_share"] < 0.05
   return results["class_mean_accuracy"][-1]
 

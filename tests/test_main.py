@@ -9,7 +9,7 @@ import sys
 import pytest
 from absl import app
 
-from mcil_jax import cli
+from mcil_jax.runtime import cli
 
 CONFIG, WORKDIR = "--config=configs/avdigits.py", "--workdir=unused"
 ROOT = pathlib.Path(__file__).parents[1]
@@ -73,11 +73,11 @@ MISTAKES = {
   ),
   "a setting far from any": (
     [CONFIG, WORKDIR, "--config.xyz", "3"],
-    "setting config.xyz does not exist; see mcil_jax/config.py",
+    "setting config.xyz does not exist; see mcil_jax/config/defaults.py",
   ),
   "a section": (
     [CONFIG, WORKDIR, "--config.train=3"],
-    "setting config.train does not exist; see mcil_jax/config.py",
+    "setting config.train does not exist; see mcil_jax/config/defaults.py",
   ),
   "a number": (
     [CONFIG, WORKDIR, "--config.train.batch_size=x"],
@@ -247,7 +247,8 @@ def test_settings_are_given_in_all_ways_of_a_flag_before_and_after_the_config(tm
   flagfile.write_text("--config.data.name=own\n")
   code = (
     "import json\n"
-    "from mcil_jax import cli, config\n"
+    "from mcil_jax import config\n"
+    "from mcil_jax.runtime import cli\n"
     "holder = cli.define_config()\n"
     "def main(argv):\n"
     "  print(json.dumps([argv[1:], config.as_json(holder.value)]))\n"
@@ -303,11 +304,12 @@ def test_ctrl_c_ends_any_command_with_the_status_of_a_shell(monkeypatch):
 def test_a_second_ctrl_c_is_one_line_more():
   code = (
     "import os, signal\n"
-    "from mcil_jax import main, setup\n"
+    "from mcil_jax import main\n"
+    "from mcil_jax.experiment import components\n"
     "def prepare(config):\n"
     "  for _ in range(2): os.kill(os.getpid(), signal.SIGINT)\n"
     "  raise AssertionError('still at work')\n"
-    "setup.prepare = prepare\n"
+    "components.prepare = prepare\n"
     "main.entry()\n"
   )
   done = start(CONFIG, WORKDIR, code=code)
@@ -328,9 +330,10 @@ def test_a_second_ctrl_c_is_one_line_more():
 def test_a_full_disk_is_one_line_wherever_it_is_met(error):
   code = (
     "import jax\n"
-    "from mcil_jax import main, setup\n"
+    "from mcil_jax import main\n"
+    "from mcil_jax.experiment import components\n"
     f"def prepare(config): raise {error}\n"
-    "setup.prepare = prepare\n"
+    "components.prepare = prepare\n"
     "main.entry()\n"
   )
   done = start(CONFIG, WORKDIR, code=code)
@@ -343,10 +346,11 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(error):
 
 OUT_OF_MEMORY = """
 import jax
-from mcil_jax import main, setup
+from mcil_jax import main
+from mcil_jax.experiment import components
 def prepare(config):
   raise jax.errors.JaxRuntimeError({message!r})
-setup.prepare = prepare
+components.prepare = prepare
 main.entry()
 """
 

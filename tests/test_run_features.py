@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from small_runs import StopAt, assert_close, run_here
 
 from mcil_jax.data import schema
-from mcil_jax.record import StoppedError
+from mcil_jax.experiment.run_io import StoppedError
 
 CLASSES, FRAMES, TOKENS, WIDTH = 6, 2, 3, 8
 SIZES = {"train": 12, "validation": 4, "test": 5}

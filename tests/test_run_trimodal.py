@@ -22,8 +22,10 @@ from small_runs import (
   state_leaves,
 )
 
-from mcil_jax import checkpoint, config, run, setup, state
-from mcil_jax.record import StoppedError
+from mcil_jax import config
+from mcil_jax.experiment import components, state, task_loop
+from mcil_jax.experiment.run_io import StoppedError
+from mcil_jax.runtime import checkpoint
 
 TRIMODAL = config.TRIMODAL | {
   "train.batch_size": 16,
@@ -59,7 +61,7 @@ def test_two_phases_compile_once_each(reference):
 
 def test_towers_stay_as_the_first_task_left_them(data_dir, reference):
   workdir, _, last = reference
-  prepared = setup.prepare(settings(data_dir, **MIFE))
+  prepared = components.prepare(settings(data_dir, **MIFE))
   like = state.initial(prepared).model
   first = checkpoint.to_host(checkpoint.load_task_model(workdir, 0, like).params)
   first, last = config.flatten(first), config.flatten(last)
@@ -148,7 +150,7 @@ def test_two_processes_give_the_result_of_one(data_dir, reference, tmp_path):
   for key in ("accuracy_matrix", "zero_shot"):
     assert results[key] == reference[1][key]
   assert_close(
-    params_of(setup.prepare(settings(data_dir, **both)), tmp_path), reference[2]
+    params_of(components.prepare(settings(data_dir, **both)), tmp_path), reference[2]
   )
 
 
@@ -307,8 +309,8 @@ def test_theta_is_of_all_modalities_whatever_is_there_at_test(data_dir):
   found = []
   for present in ("image,audio", "audio"):
     settings_ = MIFE | {"eval.modalities": present}
-    prepared = setup.prepare(settings(data_dir, **settings_))
-    begun = run.begin(
+    prepared = components.prepare(settings(data_dir, **settings_))
+    begun = task_loop.begin(
       prepared, state.initial(prepared), types.SimpleNamespace(stop_here=lambda _: None)
     )
     found.append(begun.theta.tolist())

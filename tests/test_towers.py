@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, moe, setup
+from mcil_jax import config, moe
 from mcil_jax.data import pipeline, schema, source
+from mcil_jax.experiment import components
 from mcil_jax.methods.base import TaskData
 from mcil_jax.models import build, multimodal
 
@@ -83,7 +84,7 @@ def prepare(monkeypatch):
     for modality in ("image", "audio"):
       monkeypatch.setitem(build.TOWERS[modality], name, builder)
 
-  def prepare(image: str, audio: str, **changes) -> setup.Setup:
+  def prepare(image: str, audio: str, **changes) -> components.Setup:
     c = config.default()
     c.update_from_flattened_dict(config.TRIMODAL)
     c.update_from_flattened_dict(
@@ -107,7 +108,7 @@ def prepare(monkeypatch):
         **changes,
       }
     )
-    return setup.prepare(c, dataset=DATASET, devices=jax.devices()[:1])
+    return components.prepare(c, dataset=DATASET, devices=jax.devices()[:1])
 
   return prepare
 
@@ -116,7 +117,7 @@ def ones(shapes):
   return jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
 
 
-def trace_a_task(made: setup.Setup) -> dict[str, tuple[int, ...]]:
+def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
   """Goes through a task by shapes; returns those of the frozen experts after it."""
   method, stage = made.method, made.stages(1)[0]
   model = made.model_shapes().replace(

@@ -17,9 +17,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python import array_record_module
 
-from mcil_jax import paths
 from mcil_jax.data import schema
-from mcil_jax.hints import nearest
+from mcil_jax.runtime import paths
+from mcil_jax.runtime.hints import nearest
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _AVCIL = ("ave", "kinetics_sounds", "vggsound100")  # made by data_prep.avcil_features

@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
 
-from mcil_jax import storage
 from mcil_jax.data import schema
+from mcil_jax.runtime import storage
 
 SHARD_BYTES = 2**30
 # Floats hardly get smaller by compression, and are read three times as fast without.

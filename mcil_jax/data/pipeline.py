@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mcil_jax import sharding
 from mcil_jax.data.source import Split
+from mcil_jax.runtime import sharding
 
 PADDING = -1
 # Read ahead of the step, at least one batch and at most four: features are large.

@@ -34,7 +34,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mcil_jax import storage
+from mcil_jax.runtime import storage
 
 SPLITS = ("train", "validation", "test")
 MODALITIES = ("image", "audio")

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mcil_jax import paths
 from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import fingerprint, schema, sounding_shapes
+from mcil_jax.runtime import paths
 
 
 class Split:

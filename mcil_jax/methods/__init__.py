@@ -5,8 +5,8 @@ import pkgutil
 
 import ml_collections
 
-from mcil_jax.hints import did_you_mean
 from mcil_jax.methods.base import Method
+from mcil_jax.runtime.hints import did_you_mean
 
 _NOT_METHODS = {"base"}
 

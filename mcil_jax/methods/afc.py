@@ -10,10 +10,10 @@ import ml_collections
 import numpy as np
 from sklearn import cluster
 
-from mcil_jax import optimizer
 from mcil_jax.losses import nca
 from mcil_jax.methods import base, replay
 from mcil_jax.models.state import ModelState
+from mcil_jax.steps import optimizer
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from mcil_jax import config as config_lib
+from mcil_jax.continual.scenario import Scenario
 from mcil_jax.losses import classification, distillation
 from mcil_jax.models.multimodal import Batch, Outputs
 from mcil_jax.models.state import (
@@ -20,7 +21,6 @@ from mcil_jax.models.state import (
   TEXT_ADAPTERS,
   ModelState,
 )
-from mcil_jax.scenario import Scenario
 
 
 @struct.dataclass

@@ -18,9 +18,9 @@ import ml_collections
 import numpy as np
 from flax import struct
 
+from mcil_jax.continual.scenario import Scenario
 from mcil_jax.methods import base
 from mcil_jax.models.state import ModelState
-from mcil_jax.scenario import Scenario
 
 # Per-sample gradients that are in memory at once.
 _AT_ONCE = 4

@@ -16,13 +16,13 @@ import ml_collections
 import numpy as np
 
 from mcil_jax import config as config_lib
-from mcil_jax import task_inference
+from mcil_jax.continual import task_inference
+from mcil_jax.continual.scenario import Scenario
 from mcil_jax.losses import contrastive
 from mcil_jax.losses import mutual_information as mi
 from mcil_jax.methods import base
 from mcil_jax.models import multimodal
 from mcil_jax.models.state import ModelState
-from mcil_jax.scenario import Scenario
 
 # What a new router starts with for experts that are frozen; the others start with 0.
 FROZEN_BIAS = -2.0

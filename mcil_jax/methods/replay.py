@@ -4,7 +4,7 @@ import dataclasses
 
 import ml_collections
 
-from mcil_jax import memory as memory_lib
+from mcil_jax.continual import exemplars as memory_lib
 from mcil_jax.methods import base
 
 

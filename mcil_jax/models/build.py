@@ -7,7 +7,6 @@ import flax.linen as nn
 import ml_collections
 
 from mcil_jax import moe
-from mcil_jax.hints import did_you_mean
 from mcil_jax.models import audio as audio_lib
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models import image as image_lib
@@ -16,6 +15,7 @@ from mcil_jax.models.features import FrozenFeatures, Linear, LocalSimilarity
 from mcil_jax.models.multimodal import MultimodalClassifier
 from mcil_jax.models.text import TextTower
 from mcil_jax.models.transformer import Encoder
+from mcil_jax.runtime.hints import did_you_mean
 
 FEATURES = "features"  # the tower of features that are frozen already
 

@@ -33,12 +33,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from mcil_jax import cli, collectives, paths, sharding
 from mcil_jax.moe import experts
 from mcil_jax.moe.backends import BACKENDS
 from mcil_jax.moe.config import ROUTERS, MoEConfig
 from mcil_jax.moe.layer import MoE, Route
 from mcil_jax.moe.stats import measure
+from mcil_jax.runtime import cli, collectives, paths, sharding
 
 _EXPERTS = flags.DEFINE_list("experts", ["8"], "E.")
 _K = flags.DEFINE_list("k", ["1"], "Experts per item.")

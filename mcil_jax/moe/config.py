@@ -6,9 +6,9 @@ import math
 import flax.linen as nn
 from jax.sharding import Mesh
 
-from mcil_jax.hints import did_you_mean
 from mcil_jax.moe.backends import BACKENDS, SHARDED, SOFT
 from mcil_jax.moe.routers import NORMALISE
+from mcil_jax.runtime.hints import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from mcil_jax import cli, comparability, paths
-from mcil_jax.report import comparison, experiments
+from mcil_jax.report import comparability, comparison, experiments
+from mcil_jax.runtime import cli, paths
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 flags.mark_flag_as_required("out")

@@ -9,9 +9,9 @@ import collections
 from collections.abc import Mapping, Sequence
 
 from mcil_jax import config as config_lib
-from mcil_jax.report import reading, tables
+from mcil_jax.report import access, tables
+from mcil_jax.report.access import Results
 from mcil_jax.report.experiments import Group
-from mcil_jax.report.reading import Results
 
 # Dataset → classes per task.
 DATASETS = {
@@ -123,6 +123,6 @@ def _differences(run: Results) -> list[str]:
     f"trained on {' and '.join(trained)} only": trained != both,
     f"tested with {tested} only": len(config_lib.modalities(tested, "")) < len(both),
     "modalities dropped at test": bool(settings.get("eval.modality_dropout")),
-    reading.TASKS_TOLD: bool(run.get("task_told")),
+    access.TASKS_TOLD: bool(run.get("task_told")),
   }
   return [text for text, there in differences.items() if there]

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mcil_jax.report import reading
-from mcil_jax.report.reading import Results
+from mcil_jax.report import access
+from mcil_jax.report.access import Results
 
 Chart = dict[str, Any]
 
@@ -32,9 +32,9 @@ _MOST_SMALL = 12
 
 def accuracy(results: Results) -> Chart:
   """Accuracy on the seen classes after each task, a line per way to classify."""
-  curves = reading.accuracy_curves(results)
+  curves = access.accuracy_curves(results)
   series = [
-    _series(name, values) | {"main": name == reading.main_name(results)}
+    _series(name, values) | {"main": name == access.main_name(results)}
     for name, values in curves.items()
   ]
   return accuracy_lines("Accuracy on seen classes", series, results["increments"])
@@ -100,10 +100,10 @@ def forgetting(results: Results) -> Chart | None:
 
   The mean of the bars is `metrics.forgetting(..., "max")`.
   """
-  learned = reading.num_learned(results)
+  learned = access.num_learned(results)
   if learned < 2:
     return None
-  known = reading.accuracy_matrix(results)[:learned, :learned]
+  known = access.accuracy_matrix(results)[:learned, :learned]
   lost = np.nanmax(known[:-1, :-1], axis=0) - known[-1, :-1]
   points = [_percent(value) for value in lost]
   title = f"Forgetting after task {learned - 1}"
@@ -122,8 +122,8 @@ def zero_shot(results: Results) -> Chart | None:
   Raises:
     ValueError: the number of tasks is another one.
   """
-  shape = (len(reading.get(results, "increments")),)
-  accuracies = reading.floats("zero_shot", results["zero_shot"], shape)
+  shape = (len(access.get(results, "increments")),)
+  accuracies = access.floats("zero_shot", results["zero_shot"], shape)
   if np.isnan(accuracies).all():
     return None
   title = "Accuracy on tasks not yet learned"
@@ -162,7 +162,7 @@ def confusion(results: Results) -> Chart:
   Raises:
     ValueError: it is not square with a row per class of the learned increments.
   """
-  increments = results["increments"][: reading.num_learned(results)]
+  increments = results["increments"][: access.num_learned(results)]
   counts = np.array(results["confusion_matrix"])
   num_classes = sum(increments)
   if counts.shape != (num_classes, num_classes):
@@ -285,11 +285,11 @@ def correlation(results: Results) -> list[Chart]:
   A chart per task; for many tasks a heat map of all, and the shares that are masked.
   """
   fusion = results["fusion"]
-  histogram = reading.get(fusion, "correlation")
-  edges = reading.get(histogram, "edges")
+  histogram = access.get(fusion, "correlation")
+  edges = access.get(histogram, "edges")
   known = {
     task: counts
-    for task, counts in enumerate(reading.get(histogram, "counts"))
+    for task, counts in enumerate(access.get(histogram, "counts"))
     if counts is not None
   }
   for task, counts in known.items():

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mcil_jax import config as config_lib
-from mcil_jax import writers
-from mcil_jax.report import benchmark, charts, joint, page, reading, tables
+from mcil_jax.report import access, benchmark, charts, joint, page, tables
+from mcil_jax.report.access import Results
 from mcil_jax.report.experiments import Group
-from mcil_jax.report.reading import Results
+from mcil_jax.runtime import writers
 
 # What a comparison reads of every run.
 _KEYS = (
@@ -42,14 +42,14 @@ def load(workdir: str | os.PathLike) -> dict[str, Any]:
     raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
   try:
     for key in _KEYS:
-      reading.get(results, key)
-    reading.check_types(results)
-    reading.accuracy_matrix(results)
-    reading.accuracy_curves(results)
+      access.get(results, key)
+    access.check_types(results)
+    access.accuracy_matrix(results)
+    access.accuracy_curves(results)
     tables.cells([results], tables.columns(modalities([results])))
   except ValueError as error:
     raise ValueError(f"{path}: {error}; {remedy}") from error
-  reading.require_fingerprints(results, path)
+  access.require_fingerprints(results, path)
   return results
 
 
@@ -78,7 +78,7 @@ def _labels(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
   settings = {"settings": lambda g: ", ".join(g.settings)}
   return {
     "data": lambda g: g.task,
-    "method": lambda g: reading.method(g.runs[0]),
+    "method": lambda g: access.method(g.runs[0]),
     **(settings if any(g.settings for g in groups) else {}),
     "runs": lambda g: str(len(g.runs)),
   }
@@ -149,7 +149,7 @@ def _section(task: str, members: Sequence[Group]) -> str:
   table = [row[1:] for row in rows(members, notes)]
   series = []
   for g in members:
-    of_runs = [reading.accuracy_curves(run)[reading.main_name(run)] for run in g.runs]
+    of_runs = [access.accuracy_curves(run)[access.main_name(run)] for run in g.runs]
     series.append(charts.mean_series(g.method, of_runs))
   increments = members[0].runs[0]["increments"]
   chart = charts.accuracy_lines("Accuracy on seen classes", series, increments)

@@ -12,10 +12,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mcil_jax import comparability
 from mcil_jax import config as config_lib
-from mcil_jax.report import reading
-from mcil_jax.report.reading import Results
+from mcil_jax.report import access, comparability
+from mcil_jax.report.access import Results
 
 # Names of what tells experiments apart beside the settings.
 _CLASS_ORDER, _SETTINGS, _SEEDS = "class order", "settings", "seeds"
@@ -90,7 +89,7 @@ def _identity(run: Results) -> tuple:
   return (
     *_task(run),
     *(run["method"], bool(run.get("task_told"))),
-    reading.fingerprint(run, "settings"),
+    access.fingerprint(run, "settings"),
     # Another version may have left other settings out of its fingerprint.
     _text(comparability.compared(settings)),
     _text([flat.get(key) for key in comparability.CLASS_ORDER]),
@@ -99,7 +98,7 @@ def _identity(run: Results) -> tuple:
 
 def _orders_differ(one: Results, other: Results) -> bool:
   """Whether two runs of one seed learned the classes in different orders."""
-  names = (reading.fingerprint(run, "class_order") for run in (one, other))
+  names = (access.fingerprint(run, "class_order") for run in (one, other))
   return one["seed"] == other["seed"] and len(set(names)) > 1
 
 
@@ -120,7 +119,7 @@ def _refuse_repeated_seed(members: Sequence[Results], names: Sequence[str]) -> N
 
 def _task(run: Results) -> tuple:
   """Runs in which this is the same can be compared with each other."""
-  data = reading.fingerprint(run, "data")
+  data = access.fingerprint(run, "data")
   return run["data"], run["split"], tuple(run["increments"]), data
 
 
@@ -170,7 +169,7 @@ def _groups_of_task(label: str, experiments: Sequence[list[Results]]) -> list[Gr
     shown = sorted(within | (between & _concerning(settings).keys()) - {"method"})
     pairs = {key: f"{key}={_value(settings.get(key))}" for key in shown}
     of_name = [pairs[key] for key in shown if key in within and key != _SEEDS]
-    told = [reading.TASKS_TOLD] if members[0].get("task_told") else []
+    told = [access.TASKS_TOLD] if members[0].get("task_told") else []
     name = ", ".join([method, *of_name, *told])
     groups.append(Group(label, name, tuple(members), tuple(pairs.values())))
   return groups
@@ -187,7 +186,7 @@ def _described(experiments: Sequence[list[Results]]) -> list[dict[str, Any]]:
   described = [dict.fromkeys(keys) | settings for settings in described]
   # Those alike in all that is known of them have fingerprints that differ.
   for name, key in (("class_order", _CLASS_ORDER), ("settings", _SETTINGS)):
-    found = [reading.fingerprint(members[0], name) for members in experiments]
+    found = [access.fingerprint(members[0], name) for members in experiments]
     texts, before = short(found), [dict(settings) for settings in described]
     for i, settings in enumerate(described):
       alike = {found[j] for j, other in enumerate(before) if other == before[i]}
@@ -203,7 +202,7 @@ def _class_order(run: Results) -> str:
   flat = config_lib.flatten(run.get("config") or {})
   given, blocks = (flat.get(key) for key in comparability.CLASS_ORDER)
   if given is not None:
-    fingerprint = reading.fingerprint(run, "class_order")
+    fingerprint = access.fingerprint(run, "class_order")
     return short([fingerprint])[fingerprint]
   return f"by seed within {_value(blocks)}" if blocks else "by seed"
 

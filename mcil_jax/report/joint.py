@@ -3,18 +3,18 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mcil_jax import comparability, metrics
 from mcil_jax import config as config_lib
-from mcil_jax.report import reading
-from mcil_jax.report.reading import Results
+from mcil_jax.metrics import continual as metrics
+from mcil_jax.report import access, comparability
+from mcil_jax.report.access import Results
 
 # What the joint run must share, beside settings: what it is called → its value.
 _SHARED: dict[str, Callable[[Results], Any]] = {
-  "data": lambda run: (run["data"], reading.fingerprint(run, "data")),
+  "data": lambda run: (run["data"], access.fingerprint(run, "data")),
   "split": lambda run: run["split"],
   "classes per task": lambda run: list(run["increments"]),
   "seed": lambda run: run["seed"],
-  "class order": lambda run: reading.fingerprint(run, "class_order"),
+  "class order": lambda run: access.fingerprint(run, "class_order"),
   "knowledge of tasks at test": lambda run: bool(run.get("task_told")),
   "modalities": lambda run: run.get("modalities"),
 }
@@ -40,8 +40,8 @@ def intransigence(runs: Sequence[Results]) -> Callable[[Results], float]:
   joint = [run for run in runs if run["method"] == "joint"]
 
   def of_run(run: Results) -> float:
-    reference = reading.accuracy_matrix(_reference(run, joint))
-    return 100 * metrics.intransigence(reading.accuracy_matrix(run), reference)
+    reference = access.accuracy_matrix(_reference(run, joint))
+    return 100 * metrics.intransigence(access.accuracy_matrix(run), reference)
 
   return of_run
 

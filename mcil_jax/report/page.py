@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from mcil_jax import config as config_lib
-from mcil_jax import writers
-from mcil_jax.report import charts, reading, tables
+from mcil_jax.report import access, charts, tables
+from mcil_jax.report.access import Results
 from mcil_jax.report.charts import Chart
-from mcil_jax.report.reading import Results
+from mcil_jax.runtime import writers
 
 
 def write_page(results: Results, path: str | os.PathLike) -> None:
@@ -36,8 +36,8 @@ def write_page(results: Results, path: str | os.PathLike) -> None:
 
 def run_page(results: Results) -> str:
   """The HTML of a run's page; see `write_page`."""
-  increments = reading.get(results, "increments")
-  learned = reading.num_learned(results)
+  increments = access.get(results, "increments")
+  learned = access.num_learned(results)
   lead = f"{learned} of {len(increments)} tasks learned, {sum(increments)} classes"
   if "split" in results:
     lead += f", {results['split']} split"
@@ -51,7 +51,7 @@ def run_page(results: Results) -> str:
     _settings(results),
     _provenance(results),
   ]
-  return document(reading.title(results), lead, filter(None, sections))
+  return document(access.title(results), lead, filter(None, sections))
 
 
 # --- Parts of any page.
@@ -135,12 +135,12 @@ def _headline(results: Results) -> str:
     "forgetting_max": "forgetting (max)",
   }
   cards = [
-    (label, f"{reading.percent(metrics[key])} %")
+    (label, f"{access.percent(metrics[key])} %")
     for key, label in names.items()
     if key in metrics
   ]
   if results.get("task_inference_accuracy") is not None:
-    inferred = reading.percent(results["task_inference_accuracy"])
+    inferred = access.percent(results["task_inference_accuracy"])
     cards.append(("tasks inferred correctly", f"{inferred} %"))
   if results.get("train_seconds") is not None:
     cards.append(("training", f"{results['train_seconds'] / 60:.1f} min"))
@@ -165,11 +165,11 @@ def _headline(results: Results) -> str:
 
 
 def _matrices(results: Results) -> list[Chart]:
-  parts = {reading.main_name(results): results}
+  parts = {access.main_name(results): results}
   if results.get("task_incremental"):
-    parts[reading.TASK_INCREMENTAL] = results["task_incremental"]
+    parts[access.TASK_INCREMENTAL] = results["task_incremental"]
   return [
-    charts.matrix(name.capitalize(), reading.accuracy_matrix(results, part))
+    charts.matrix(name.capitalize(), access.accuracy_matrix(results, part))
     for name, part in parts.items()
   ]
 
@@ -269,7 +269,7 @@ def _zero_shot(results: Results) -> list[str]:
 
 def _modalities(results: Results) -> str | None:
   matrices = [
-    charts.matrix(f"{name.capitalize()} alone", reading.accuracy_matrix(results, part))
+    charts.matrix(f"{name.capitalize()} alone", access.accuracy_matrix(results, part))
     for name, part in (results.get("per_modality") or {}).items()
     if "accuracy_matrix" in part
   ]

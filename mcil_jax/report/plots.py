@@ -23,9 +23,9 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 
-from mcil_jax import writers
-from mcil_jax.report import reading
-from mcil_jax.report.reading import Results
+from mcil_jax.report import access
+from mcil_jax.report.access import Results
+from mcil_jax.runtime import writers
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart as well.
 _BLUE, _GREY = "#0072B2", "#595959"
@@ -94,15 +94,15 @@ class LivePlots:
 
 def accuracy_figure(results: Results) -> Figure:
   """Accuracy on all seen classes after each task, one line per way to classify."""
-  curves = reading.accuracy_curves(results)
+  curves = access.accuracy_curves(results)
   classes = np.cumsum(results["increments"])
   figure, axes = _axes(results, len(classes))
   every = -(-len(classes) // _MOST_MARKERS)
   modalities = iter(zip(_MODALITY_COLOURS * 9, _MODALITY_MARKERS * 9, strict=True))
   for name, curve in curves.items():
-    if name == reading.main_name(results):
+    if name == access.main_name(results):
       style = {"color": _BLUE, "marker": "o", "linewidth": 2.4, "zorder": 3}
-    elif name == reading.TASK_INCREMENTAL:
+    elif name == access.TASK_INCREMENTAL:
       style = {"color": _GREY, "marker": "o", "linestyle": "--", "markerfacecolor": "w"}
     else:
       colour, marker = next(modalities)
@@ -121,8 +121,8 @@ def accuracy_figure(results: Results) -> Figure:
 
 def matrix_figure(results: Results) -> Figure:
   """The accuracy matrix as a heat map with its numbers, in percent."""
-  num_tasks = len(reading.get(results, "increments"))
-  matrix = 100 * reading.accuracy_matrix(results)
+  num_tasks = len(access.get(results, "increments"))
+  matrix = 100 * access.accuracy_matrix(results)
   side_inches = np.clip(0.5 * num_tasks, 2.5, 8)
   figure = Figure((side_inches + 1.6, side_inches + 1), layout="constrained")
   axes = figure.subplots()
@@ -151,7 +151,7 @@ def matrix_figure(results: Results) -> Figure:
 
 def forgetting_figure(results: Results) -> Figure:
   """How much of its first accuracy each task has lost, and the mean over old tasks."""
-  matrix = 100 * reading.accuracy_matrix(results)
+  matrix = 100 * access.accuracy_matrix(results)
   num_tasks = len(matrix)
   figure, axes = _axes(results, num_tasks)
   axes.set_xlabel("after task")
@@ -221,7 +221,7 @@ def _set_title(figure: Figure, results: Results) -> None:
   It is the figure's title, as the axes' own would narrow them if it were too long. The
   figure gets higher by what further lines take.
   """
-  text = reading.title(results)
+  text = access.title(results)
   font, room = FontProperties(size=10), 0.95 * 72 * figure.get_figwidth()
   lines, length = [text], len(text)
   while (widest := max(_width(line, font) for line in lines)) > room:

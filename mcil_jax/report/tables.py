@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mcil_jax.metrics import UndefinedMetricError
-from mcil_jax.report import reading
-from mcil_jax.report.reading import Results
+from mcil_jax.metrics.continual import UndefinedMetricError
+from mcil_jax.report import access
+from mcil_jax.report.access import Results
 
 # Metrics in the order and by the names in which people read them.
 METRIC_NAMES = {
@@ -84,9 +84,9 @@ def accuracy_table(
     ValueError: the shapes disagree.
   """
   num_tasks = len(increments)
-  matrix = reading.floats("accuracy_matrix", matrix, (num_tasks, num_tasks))
+  matrix = access.floats("accuracy_matrix", matrix, (num_tasks, num_tasks))
   if seen_accuracy is not None:
-    seen_accuracy = reading.floats("seen_accuracy", seen_accuracy, (num_tasks,))
+    seen_accuracy = access.floats("seen_accuracy", seen_accuracy, (num_tasks,))
   learned = np.flatnonzero(~np.isnan(matrix[:, 0]))
   if num_tasks > _MOST_COLUMNS and learned.size:
     return _newest_row(matrix, increments, seen_accuracy, int(learned[-1]))
@@ -94,9 +94,9 @@ def accuracy_table(
     ["accuracy (%) on task", *(f"{task:5}" for task in range(num_tasks))],
     ["classes", *map(str, increments)],
   ]
-  rows += [[f"after task {t}", *map(reading.percent, matrix[t])] for t in learned]
+  rows += [[f"after task {t}", *map(access.percent, matrix[t])] for t in learned]
   if seen_accuracy is not None:
-    percents = map(reading.percent, seen_accuracy[learned])
+    percents = map(access.percent, seen_accuracy[learned])
     column = ["seen", str(sum(increments)), *percents]
     rows = [[*row, cell] for row, cell in zip(rows, column, strict=True)]
   return _align(rows)
@@ -112,8 +112,8 @@ def _newest_row(
   classes = sum(increments[: newest + 1])
   lead = f"after task {newest}, {classes} of {sum(increments)} classes seen"
   if seen_accuracy is not None:
-    lead += f": {reading.percent(seen_accuracy[newest])} % accuracy on them"
-  row = list(map(reading.percent, matrix[newest, : newest + 1]))
+    lead += f": {access.percent(seen_accuracy[newest])} % accuracy on them"
+  row = list(map(access.percent, matrix[newest, : newest + 1]))
   row += [""] * (-len(row) % 10)
   rows = [["accuracy (%) on task", *(f"{digit:+5}" for digit in range(10))]]
   rows += [[str(start), *row[start : start + 10]] for start in range(0, len(row), 10)]
@@ -126,10 +126,10 @@ def results_table(results: Results) -> str:
   Raises:
     ValueError: a key that every run has is missing, or shapes disagree.
   """
-  curves = reading.accuracy_curves(results)
-  num_tasks, learned = len(results["increments"]), reading.num_learned(results)
+  curves = access.accuracy_curves(results)
+  num_tasks, learned = len(results["increments"]), access.num_learned(results)
   blocks = [
-    f"{reading.title(results)}: {learned} of {num_tasks} tasks learned",
+    f"{access.title(results)}: {learned} of {num_tasks} tasks learned",
     _align(_accuracy_rows(curves, num_tasks, learned) if learned else []),
     _align(metric_rows(results.get("metrics", {}), without=_COLUMNS)),
     _undefined_lines(results.get("undefined", {})),
@@ -145,7 +145,7 @@ def _accuracy_rows(
   rows = [["accuracy (%)", "average", last]]
   for name, curve in curves.items():
     shown = curve[:learned].mean(), curve[learned - 1]
-    rows.append([name, *map(reading.percent, shown)])
+    rows.append([name, *map(access.percent, shown)])
   return rows
 
 
@@ -154,7 +154,7 @@ def metric_rows(
 ) -> list[list[str]]:
   """Name and value of each metric, known ones first, as people read them."""
   known = [name for name in METRIC_NAMES if name in metrics and name not in without]
-  rows = [[METRIC_NAMES[k], f"{reading.percent(metrics[k])} %"] for k in known]
+  rows = [[METRIC_NAMES[k], f"{access.percent(metrics[k])} %"] for k in known]
   # What a method adds need not be a fraction, and is shown as it is.
   own = [name for name in metrics if name not in METRIC_NAMES]
   return rows + [[name, f"{metrics[name]:.4g}"] for name in own]
@@ -170,7 +170,7 @@ def _cost_line(results: Results) -> str:
     "train_seconds": lambda seconds: f"{seconds / 60:.1f} min of training",
     "steps_per_second": lambda rate: f"{rate:.1f} steps/s",
     "input_wait_share": lambda share: (
-      f"{reading.percent(share)} % of the time waiting for input"
+      f"{access.percent(share)} % of the time waiting for input"
     ),
   }
   known = [(key, text) for key, text in parts.items() if results.get(key) is not None]
@@ -205,7 +205,7 @@ def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
   metrics = metric_columns(_COMPARED)
   known = {"task known": _final_task_known}
   alone = {f"{m} only": functools.partial(_final, modality=m) for m in modalities}
-  minutes = {"minutes": lambda results: reading.get(results, "train_seconds") / 60}
+  minutes = {"minutes": lambda results: access.get(results, "train_seconds") / 60}
   return metrics | known | alone | minutes
 
 
@@ -334,19 +334,19 @@ def _metric(results: Results, name: str) -> float:
   reason = results.get("undefined", {}).get(name)
   if reason is not None:
     raise UndefinedMetricError(f"no {METRIC_NAMES.get(name, name)}: {reason}")
-  value = reading.get(reading.get(results, "metrics"), name)
+  value = access.get(access.get(results, "metrics"), name)
   return np.nan if value is None else 100 * value
 
 
 def _final_task_known(results: Results) -> float:
   """Final accuracy if the task of each sample is known, percent."""
-  accuracies = reading.get(results, "task_incremental")
-  return 100 * reading.get(accuracies, "seen_accuracy")[-1]
+  accuracies = access.get(results, "task_incremental")
+  return 100 * access.get(accuracies, "seen_accuracy")[-1]
 
 
 def _final(results: Results, modality: str) -> float:
   """Final accuracy with one modality present, percent."""
-  accuracies = (reading.get(results, "per_modality") or {}).get(modality)
+  accuracies = (access.get(results, "per_modality") or {}).get(modality)
   if not accuracies:
     raise UndefinedMetricError(f"the model has no {modality}")
-  return 100 * reading.get(accuracies, "seen_accuracy")[-1]
+  return 100 * access.get(accuracies, "seen_accuracy")[-1]

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, sharding
+from mcil_jax import config
 from mcil_jax.data import augment
+from mcil_jax.runtime import sharding
 
 KEY = jax.random.key(0)
 

@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 
-from mcil_jax import storage
 from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import fingerprint, ordered, pipeline, schema, source
+from mcil_jax.runtime import storage
 
 IMAGE, AUDIO = (2, 3, 4), (5,)
 SIZES = {"train": 5, "validation": 2, "test": 3}

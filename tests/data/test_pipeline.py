@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcil_jax import sharding
 from mcil_jax.data import pipeline, schema
+from mcil_jax.runtime import sharding
 
 
 def epoch(new=range(10), exemplars=range(100, 103), *, batch_size=8, share=0.5, seed=0):

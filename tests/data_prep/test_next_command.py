@@ -7,7 +7,8 @@ import pytest
 from absl import flags
 
 from data_prep import avcil_features, next_command, npz
-from mcil_jax import cli, setup
+from mcil_jax.experiment import components
+from mcil_jax.runtime import cli
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_command_of_an_npz_file_runs(parse, tmp_path, monkeypatch, changes):
   assert values.config.data.data_dir == str(data_dir)
   increments = values.config.scenario.increments
   assert max(increments) - min(increments) <= 1
-  setup.prepare(values.config)  # raises where a run would
+  components.prepare(values.config)  # raises where a run would
 
 
 def for_dataset(tmp_path, name="tiny", **changes):

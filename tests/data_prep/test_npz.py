@@ -10,9 +10,9 @@ from full_disk import files_of_at_most
 
 from data_prep import npz
 from data_prep import pairs as pairs_lib
-from mcil_jax import cli, storage
 from mcil_jax.data import schema
 from mcil_jax.data import source as source_lib
+from mcil_jax.runtime import cli, storage
 
 NUM_PAIRS, SAMPLES = 20, 200
 

@@ -3,9 +3,11 @@ import pytest
 from tiny_trimodal import RATE_HZ, SHAPES, settings
 
 from launch import ahead_of_time
-from mcil_jax import collectives, config, setup
+from mcil_jax import config
+from mcil_jax.experiment import components
 from mcil_jax.methods.base import Stage
 from mcil_jax.models import state
+from mcil_jax.runtime import collectives
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,7 @@ def prepared():
   (audio_samples,) = SHAPES["audio"]
   clip = [str(n) for n in SHAPES["image"]]
   dataset = ahead_of_time.dataset_of(c, clip, audio_samples, RATE_HZ)
-  return setup.prepare(c, dataset=dataset, devices=jax.devices())
+  return components.prepare(c, dataset=dataset, devices=jax.devices())
 
 
 @pytest.fixture(scope="module")

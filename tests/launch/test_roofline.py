@@ -2,7 +2,7 @@ import pytest
 
 from launch import roofline
 from launch.roofline import Chip, Times
-from mcil_jax.collectives import Collective
+from mcil_jax.runtime.collectives import Collective
 
 # 10 FLOPs, 4 bytes of HBM, 2 bytes between chips per second.
 CHIP = Chip(10.0, 16, 4.0, 2.0, dimensions=2)

@@ -10,7 +10,7 @@ import pytest
 from absl import app
 
 from launch import runs
-from mcil_jax.metrics import UndefinedMetricError
+from mcil_jax.metrics.continual import UndefinedMetricError
 
 SHOWS_FINAL = {"final": lambda results: results["final"]}
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_trimodal import SHAPES, flags
 
 from launch import ahead_of_time, roofline, tpu_compile
-from mcil_jax.collectives import Collective
+from mcil_jax.runtime.collectives import Collective
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = "--config=configs/sounding_shapes.py"

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import sharding
 from mcil_jax.losses import contrastive, similarity
+from mcil_jax.runtime import sharding
 
 TWO = np.array([True, True])
 SCALES = {"audio_image": 30.0, "audio_text": 500.0, "image_text": 20.0}

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mcil_jax import sharding
 from mcil_jax.losses import contrastive
 from mcil_jax.losses.mutual_information import (
   mutual_information,
   normalised_mutual_information,
 )
+from mcil_jax.runtime import sharding
 
 ONE = np.array([True])
 # softmax of X is (3/4, 1/4), of Y (1/2, 1/2), of X ⊙ Y (1/2, 1/2).

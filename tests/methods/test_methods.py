@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from mcil_jax import comparability, config, methods, scenario
+from mcil_jax import config, methods
+from mcil_jax.continual import scenario
 from mcil_jax.methods.base import Task
 from mcil_jax.models.multimodal import Outputs
+from mcil_jax.report import comparability
 
 SCENARIO = scenario.make(["a", "b", "c"], increments=(1, 2), class_order=(0, 1, 2))
 LABELS = np.array([2, 0, 1, 0, 1])  # of tasks 1, 0, 1, 0, 1

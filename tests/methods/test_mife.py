@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, methods, scenario
+from mcil_jax import config, methods
+from mcil_jax.continual import scenario
 from mcil_jax.methods import mife
 from mcil_jax.methods.base import Stage, Task
 from mcil_jax.models.fusion import Fused

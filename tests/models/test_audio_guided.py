@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, optimizer
+from mcil_jax import config
 from mcil_jax.losses import classification, contrastive, distillation, similarity
 from mcil_jax.methods.base import Task
 from mcil_jax.models import audio_guided
+from mcil_jax.steps import optimizer
 
 # PyTorch's names → those of `AudioGuided`.
 NAMES = {

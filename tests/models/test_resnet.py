@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import sharding
 from mcil_jax.models import resnet
+from mcil_jax.runtime import sharding
 
 
 def from_torch(weights: dict[str, np.ndarray]) -> dict:

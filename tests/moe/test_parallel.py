@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from mcil_jax import sharding
 from mcil_jax.moe import (
   ROUTERS,
   MoE,
@@ -21,6 +20,7 @@ from mcil_jax.moe import (
   measure,
   parallel,
 )
+from mcil_jax.runtime import sharding
 
 B, S, D, E = 16, 4, 6, 8
 # Each compiles every router once more, so that two of the four layouts are slow tests.

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, sharding
+from mcil_jax import config
 from mcil_jax.moe import stats as stats_lib
 from mcil_jax.moe.plan import expert_capacity, make_plan
 from mcil_jax.moe.routers import top_k
 from mcil_jax.moe.routing import Routing
 from mcil_jax.moe.stats import MoEStats, measure
+from mcil_jax.runtime import sharding
 
 
 def executed(routing: Routing, factor: float | None = None) -> Routing:

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from mcil_jax import metrics
-from mcil_jax.report import charts, reading
+from mcil_jax.metrics import continual as metrics
+from mcil_jax.report import access, charts
 
 
 def test_accuracy(finished):
@@ -37,7 +37,7 @@ def test_the_mean_over_runs_and_its_deviation():
 
 
 def test_matrix(results):
-  chart = charts.matrix("All", reading.accuracy_matrix(results()))
+  chart = charts.matrix("All", access.accuracy_matrix(results()))
   assert chart["cells"] == [
     [0, 0, 75, None],  # after task, on task, percent
     [1, 0, 25, None],

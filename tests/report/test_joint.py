@@ -3,7 +3,7 @@
 import pytest
 
 from mcil_jax import config
-from mcil_jax.metrics import UndefinedMetricError
+from mcil_jax.metrics.continual import UndefinedMetricError
 from mcil_jax.report import joint
 
 SETTINGS = config.as_json(config.default())

@@ -1,0 +1,1 @@
+"""Class-incremental learning without models: tasks, exemplars, task inference."""

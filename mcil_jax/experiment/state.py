@@ -1,0 +1,141 @@
+"""Everything a run needs to go on, as one pytree."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from mcil_jax.continual import exemplars
+from mcil_jax.data import pipeline
+from mcil_jax.experiment import diagnostics
+from mcil_jax.experiment.components import Setup
+from mcil_jax.models.state import ModelState, copied
+from mcil_jax.steps import evaluate, train
+
+SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
+
+
+@struct.dataclass
+class Best:
+  """The best model of the current task so far.
+
+  Attributes:
+    params: on the devices; those before the task, until its first epoch ends.
+    stats: running statistics that go with them.
+    accuracy: float64, on the validation split; −1 before the first epoch.
+    epoch: int64, 0-based; −1 before the first.
+  """
+
+  params: Any
+  stats: Any
+  accuracy: np.ndarray
+  epoch: np.ndarray
+
+
+def best(model: ModelState, accuracy: float = -1.0, epoch: int = -1) -> Best:
+  """`Best` with copies of what may be donated later; none yet by default."""
+  params, stats = copied((model.params, model.stats))
+  return Best(params, stats, np.array(accuracy), np.array(epoch))
+
+
+@struct.dataclass
+class RunState:
+  """What a snapshot holds.
+
+  Attributes:
+    model: what prediction reads; its parameters are on the devices.
+    train: optimizer and step counters of the current stage, on the devices.
+    teacher: the model before the task, its parameters None where no stage of the task
+      trains; None if the method asks for none.
+    method_state: the method's own arrays, on the devices; None without.
+    task: int64, the current task's number, which is the number of finished tasks.
+    stage: int64, number of the current stage within the task.
+    begun: bool, whether what comes before the stage's first step is done.
+    memory: int64 [M], indices into the training split; None without a memory.
+    predictions: kind → int32 [T, N] over the evaluated split, −1 where none was made.
+    zero_shot: int32 [N], predictions just before each sample's task was learned.
+    observed: see `observe`.
+    best: if `config.train.select` asks for it, else None.
+    theta: float32 [T], threshold of the fusion in each task, NaN before.
+    log_bytes: int64, length of metrics.jsonl.
+    seconds: where the time went, over all starts of the run, float64: `train_seconds`
+      (compilation, training, validation) and those of `train.timed`.
+    compilations: jitted function → int64, the most compilations in one start.
+  """
+
+  model: ModelState
+  train: train.TrainState
+  teacher: ModelState | None
+  method_state: Any
+  task: np.ndarray
+  stage: np.ndarray
+  begun: np.ndarray
+  exemplars: np.ndarray | None
+  predictions: dict[str, np.ndarray]
+  zero_shot: np.ndarray
+  observed: diagnostics.Observed
+  best: Best | None
+  theta: np.ndarray
+  log_bytes: np.ndarray
+  seconds: dict[str, np.ndarray]
+  compilations: dict[str, np.ndarray]
+
+  def add_seconds(self, seconds: dict[str, float]) -> "RunState":
+    """With another stretch of time added."""
+    total = {key: np.array(self.seconds[key] + seconds[key]) for key in self.seconds}
+    return self.replace(seconds=total)
+
+
+def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
+  """The state before the first task, laid out as that of a stage of some task.
+
+  Args:
+    setup: of the run.
+    task: whose stages are trained; the number of tasks stands for a finished run.
+    stage: its number.
+  """
+  c = setup.config
+  tasks, samples = setup.scenario.num_tasks, len(setup.labels[c.eval.split])
+  model = setup.create_model()
+  outcome, prototypes = _shapes(setup, model)
+  if setup.classifies_by_means:
+    width = outcome.embedding.shape[-1]
+    means = np.zeros((setup.scenario.num_classes, width), np.float32)
+    model = model.replace(class_means=means)
+  init_state = setup.method.init_state
+  return RunState(
+    model=model,
+    train=setup.fresh_optimizer(model, task, stage),
+    teacher=setup.teacher_of(model, task),
+    method_state=setup.place_method_state(
+      init_state and init_state(setup.scenario, model)
+    ),
+    task=np.array(0),
+    stage=np.array(0),
+    begun=np.array(False),
+    memory=exemplars.empty(c.memory.size) if setup.method.uses_memory else None,
+    predictions={
+      kind: np.full((tasks, samples), -1, np.int32)
+      for kind in (*setup.present, evaluate.TASK_INCREMENTAL, evaluate.OPEN)
+    },
+    zero_shot=np.full(samples, -1, np.int32),
+    observed=diagnostics.empty(outcome, prototypes, setup.scenario, samples),
+    best=best(model) if setup.validates else None,
+    theta=np.full(tasks, np.nan, np.float32),
+    log_bytes=np.array(0),
+    seconds={key: np.array(0.0) for key in SECONDS},
+    compilations={name: np.array(0) for name in setup.compiled},
+  )
+
+
+def _shapes(setup: Setup, model: ModelState) -> tuple[evaluate.EvalOutputs, Any]:
+  """Of what the evaluation and the reading step return, without running them."""
+  shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
+  batch_size = setup.config.eval.batch_size
+  batch = pipeline.batch_shapes(shapes, setup.dataset.dtypes, batch_size)
+  prototypes = None
+  if setup.read_step is not None:
+    prototypes = jax.eval_shape(setup.read_step, model)
+  outcome = jax.eval_shape(setup.eval_step(), model, batch, setup.task(0), prototypes)
+  return outcome, prototypes

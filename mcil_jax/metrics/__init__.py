@@ -1,0 +1,1 @@
+"""Metrics of class-incremental learning: pure NumPy functions."""

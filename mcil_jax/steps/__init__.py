@@ -1,0 +1,1 @@
+"""Functions that are jitted, and the settings and caches that they read."""
