@@ -71,7 +71,7 @@ class RunState:
   task: np.ndarray
   stage: np.ndarray
   begun: np.ndarray
-  exemplars: np.ndarray | None
+  memory: np.ndarray | None
   predictions: dict[str, np.ndarray]
   zero_shot: np.ndarray
   observed: diagnostics.Observed
