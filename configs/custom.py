@@ -18,6 +18,7 @@ from mcil_jax import config as config_lib
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """Replay with the default towers; variant `smoke` trains one epoch per task."""
   c = config_lib.default()
+  c = config_lib.with_modalities(c, image="video", audio="audio")
   c.method = "replay"
   c.data.name = "NAME"
   return config_lib.with_variant(

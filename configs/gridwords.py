@@ -7,8 +7,8 @@ Source: GRID corpus, speaker s1 (Cooke et al. 2006), prepared from an .npz by
   python -m data_prep.npz --source=gridwords_s1.npz --name=gridwords --data_dir=data
 Command:
   python -m mcil_jax.main --config=configs/gridwords.py --workdir=runs/gridwords
-Expected: see the table in the README; `--config.method=joint` takes about 4 minutes on
-2 cores.
+Expected: 91.6 ± 0.7 percent average incremental accuracy (seeds 0 to 2), in about 2
+minutes on 2 cores; `--config.method=joint`: 96.6 ± 0.0, in 4 minutes.
 Variants: `configs/gridwords.py:smoke`, shortened to a minute; `:trimodal`, with text
 and experts.
 """
@@ -21,14 +21,15 @@ from mcil_jax import config as config_lib
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
   """The experiment; see above for the variants."""
   c = config_lib.default()
+  c = config_lib.with_modalities(c, image="video", audio="audio")
   c.method = "replay"
   c.data.name = "gridwords"
   c.scenario.increments = (16, 10, 9, 8, 8)
   c.scenario.shuffle_within = (16, 10, 25)
-  c.model.image.tubelet_frames = 5
+  c.model.towers.image.tubelet_frames = 5
   c.train.epochs = 12
   c.memory.size = 255
-  smoke = {"train.epochs": 1, "model.width": 64, "model.audio.depth": 1}
+  smoke = {"train.epochs": 1, "model.width": 64, "model.towers.audio.depth": 1}
   own = {"model.anchor": "audio", "train.epochs": 10}
   trimodal = config_lib.TRIMODAL | own
   return config_lib.with_variant(c, variant, trimodal=trimodal, smoke=smoke)

@@ -1,16 +1,17 @@
 """The settings of a run: their defaults, checks and variants."""
 
+from mcil_jax.config.changes import TRIMODAL, parse, unknown, update, with_variant
 from mcil_jax.config.checks import (
   AS_VARIANT,
+  anchor,
   check_modality_dropout,
   modalities,
-  parse,
   per_task_routers,
+  resolve,
   theta,
-  unknown,
   validate,
 )
-from mcil_jax.config.defaults import MODALITIES, default
+from mcil_jax.config.defaults import default, with_modalities
 from mcil_jax.config.resume import (
   RESUMABLE,
   as_json,
@@ -19,13 +20,12 @@ from mcil_jax.config.resume import (
   is_among,
   refuse_change,
 )
-from mcil_jax.config.variants import TRIMODAL, with_variant
 
 __all__ = [
   "AS_VARIANT",
-  "MODALITIES",
   "RESUMABLE",
   "TRIMODAL",
+  "anchor",
   "as_json",
   "changed_keys",
   "check_modality_dropout",
@@ -36,8 +36,11 @@ __all__ = [
   "parse",
   "per_task_routers",
   "refuse_change",
+  "resolve",
   "theta",
   "unknown",
+  "update",
   "validate",
+  "with_modalities",
   "with_variant",
 ]

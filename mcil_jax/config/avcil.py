@@ -15,8 +15,6 @@ _BENCHMARK = {
   "data.cache_gib": 4.0,
   "distillation.cache_gib": 4.0,
   "eval.batch_size": 64,
-  "model.image.tower": "features",
-  "model.audio.tower": "features",
   "model.fusion": "audio_guided",
   "train.optimizer": "adam",
   "train.schedule": "constant",
@@ -71,6 +69,7 @@ def get_config(
     ValueError: there is no such variant.
   """
   c = config_lib.default()
+  c = config_lib.with_modalities(c, image="features", audio="features")
   c.update_from_flattened_dict(_BENCHMARK | {"train.epochs": baseline_epochs})
   c.data.name = data
   c.scenario.increments = increments

@@ -1,6 +1,7 @@
-"""Checks of settings that need no dataset.
+"""Checks of settings that need no dataset, and what settings such as "auto" mean.
 
-Those that need it are made where it is known (`scenario`, `sharding`, `models`).
+Checks that need the dataset are made where it is known (`scenario`, `sharding`,
+`models`).
 """
 
 import functools
@@ -11,35 +12,62 @@ from typing import Any
 
 import ml_collections
 
-from mcil_jax.config import bounds, settings
-from mcil_jax.config.defaults import MODALITIES, default
+from mcil_jax.config import defaults, plugins, rules, settings
+from mcil_jax.config.changes import unknown
 from mcil_jax.config.resume import flatten
-from mcil_jax.runtime.hints import did_you_mean, nearest
+from mcil_jax.runtime.hints import did_you_mean
 
 # Where errors send those who set one part of it alone.
 AS_VARIANT = "or take a config's variant with text, as in --config=FILE.py:trimodal"
 
+# What "auto" means for methods that do not say otherwise in a literal `AUTO`.
+_AUTO = {
+  "eval.classifier": "logits",
+  "moe.routers": "shared",
+  "train.towers": "always",
+}
+
+
+def resolve(c: ml_collections.ConfigDict, key: str) -> str:
+  """Returns what a setting that may be "auto" means for the config's method.
+
+  Args:
+    c: a config.
+    key: "eval.classifier", "moe.routers" or "train.towers".
+  """
+  value = flatten(c.to_dict())[key]
+  if value != "auto":
+    return value
+  return plugins.constant("methods", c.method, "AUTO", {}).get(key, _AUTO[key])
+
 
 def per_task_routers(c: ml_collections.ConfigDict) -> bool:
-  """Whether each task has routers of its own, as `config.moe.routers` says."""
-  if c.moe.routers == "auto":
-    return c.method == "mife" and c.moe.num_experts > 0
-  return c.moe.routers == "per_task"
+  """Returns whether each task has routers of its own."""
+  wanted = resolve(c, "moe.routers") == "per_task"
+  return wanted and (c.moe.num_experts > 0 or c.moe.routers != "auto")
 
 
-def modalities(text: str, key: str) -> tuple[str, ...]:
-  """The modalities that a comma-separated setting names, in the order of MODALITIES.
+def modalities(c: ml_collections.ConfigDict, key: str) -> tuple[str, ...]:
+  """Returns the modalities that a setting names, in alphabetical order.
+
+  Args:
+    c: a config.
+    key: "train.modalities", or "eval.modalities", where "all" are those of training.
 
   Raises:
-    ValueError: an unknown modality, one named twice, or none; names `key`.
+    ValueError: a modality that the config does not declare, one named twice, or none.
   """
+  text = flatten(c.to_dict())[key]
+  declared = tuple(c.modalities)
+  if text.strip() == "all":
+    return declared if key == "train.modalities" else modalities(c, "train.modalities")
   names = [name.strip() for name in text.split(",")]
-  if len(set(names)) != len(names) or not set(names) <= set(MODALITIES):
+  if len(set(names)) != len(names) or not set(names) <= set(declared):
     raise ValueError(
-      f"config.{key}={text!r}: expected one or more of {', '.join(MODALITIES)}, "
-      "separated by commas"
+      f"config.{key}={text!r}: expected 'all', or one or more of "
+      f"{', '.join(declared)}, separated by commas"
     )
-  return tuple(name for name in MODALITIES if name in names)
+  return tuple(name for name in declared if name in names)
 
 
 def check_modality_dropout(rate: float, names: Sequence[str], what: str) -> None:
@@ -63,7 +91,7 @@ def check_modality_dropout(rate: float, names: Sequence[str], what: str) -> None
 
 
 def theta(text: str) -> tuple[str, float]:
-  """What `config.model.theta` says: ("number", θ) or ("quantile", q).
+  """Returns what `config.model.theta` says: ("number", θ) or ("quantile", q).
 
   Raises:
     ValueError: it is neither.
@@ -83,71 +111,15 @@ def theta(text: str) -> tuple[str, float]:
   )
 
 
-_CHOICES = {
-  "model.classifier": ("linear", "text", "local_similarity"),
-  "model.fusion": ("concat", "aavfm", "audio_guided", "pooled", *MODALITIES),
-  "model.anchor": MODALITIES,
-  "model.variant": ("paper", "released"),
-  "moe.routers": ("auto", "shared", "per_task"),
-  "train.select": ("last", "validation"),
-  "train.optimizer": ("adamw", "adam"),
-  "train.schedule": ("cosine", "constant"),
-  "train.towers": ("auto", "always", "first_task"),
-  "mife.mi": ("paper", "released", "infonce"),
-  "mife.task_inference": ("prototype", "oracle"),
-  "eval.classifier": ("auto", "logits", "nearest_mean"),
-  "eval.templates": ("mean", "one"),
-  "memory.selection": ("herding", "random"),
-  "eval.split": ("test", "validation"),
-}
+def anchor(c: ml_collections.ConfigDict, names: Sequence[str]) -> str:
+  """Returns the anchor among the modalities of a model, see `config.model.anchor`.
 
-# Types of the elements of settings that are tuples.
-_ELEMENTS = {
-  "scenario.increments": int,
-  "scenario.class_order": int,
-  "scenario.shuffle_within": int,
-  "model.text.templates": str,
-}
-
-
-def parse(key: str, text: str) -> Any:
-  """Returns the value of a setting that a command line gives as text.
-
-  Raises:
-    ValueError: there is no such setting, or the text is no value of its type.
+  Args:
+    c: a config.
+    names: the modalities of the model; the first of them stands in for an anchor that
+      is not among them.
   """
-  defaults = flatten(default().to_dict())
-  if key not in defaults:
-    raise ValueError(unknown(key))
-  return settings.parsed(key, text, defaults[key], _ELEMENTS.get(key))
-
-
-def unknown(key: str) -> str:
-  """Returns what to say of a dotted key that is no setting."""
-  near = nearest(key, flatten(default().to_dict()))
-  hint = f"did you mean config.{near}?" if near else "see mcil_jax/config/defaults.py"
-  return f"setting config.{key} does not exist; {hint}"
-
-
-def _settle_types(c: ml_collections.ConfigDict) -> None:
-  """Gives each setting the type of its default, say to a tuple that JSON has as list.
-
-  Raises:
-    ValueError: that cannot be, or there are other settings than those of `default`.
-  """
-  defaults, values = flatten(default().to_dict()), flatten(c.to_dict())
-  for key in sorted(values.keys() - defaults.keys()):
-    raise ValueError(unknown(key))
-  for key in sorted(defaults.keys() - values.keys()):
-    raise ValueError(f"config.{key} is missing: start from mcil_jax.config.default()")
-  for key, value in values.items():
-    settled = settings.checked(key, value, defaults[key], _ELEMENTS.get(key))
-    if repr(settled) != repr(value):  # 4 and np.int64(4) are equal
-      *path, name = key.split(".")
-      section = functools.reduce(operator.getitem, path, c)
-      with c.unlocked():  # a ConfigDict would turn a tuple back into the list before
-        del section[name]
-        section[name] = settled
+  return c.model.anchor if c.model.anchor in names else names[0]
 
 
 def validate(c: ml_collections.ConfigDict) -> None:
@@ -156,26 +128,18 @@ def validate(c: ml_collections.ConfigDict) -> None:
   Raises:
     ValueError: names the key, its value and what is allowed.
   """
-  _settle_types(c)
+  plugins.check("methods", c.method, "config.method")
+  _check_modalities(c)
+  tables = defaults.tables(c)
+  _settle_types(c, tables)
   values = flatten(c.to_dict())
-  bounds.check(values)
-  for key in ("train.modality_dropout", "eval.modality_dropout"):
-    check_modality_dropout(values[key], MODALITIES, f"config.{key}")
+  for key, value in values.items():
+    rules.check(key, value, tables[key][1])
   theta(c.model.theta)
-  for key, choices in _CHOICES.items():
-    if values[key] not in choices:
-      raise ValueError(
-        f"config.{key}={values[key]!r}: expected {' or '.join(map(repr, choices))}"
-        + did_you_mean(values[key], choices)
-      )
-  for key in ("scenario.increments", "scenario.shuffle_within"):
-    if min(values[key], default=1) < 1:
-      raise ValueError(f"config.{key}={values[key]!r}: expected numbers ≥ 1")
-  for key in ("data.name", "data.data_dir"):
-    if not values[key].strip():
-      raise ValueError(f"config.{key}={values[key]!r} is empty: expected a name")
-  for key in ("train.modalities", "eval.modalities"):
-    modalities(values[key], key)
+  for key in ("train", "eval"):
+    names = modalities(c, f"{key}.modalities")
+    rate, what = c[key].modality_dropout, f"config.{key}.modality_dropout"
+    check_modality_dropout(rate, names, what)
   if c.model.fusion == "aavfm" and c.model.classifier != "text":
     raise ValueError(
       "config.model.fusion='aavfm' compares features in the space that they share with "
@@ -187,3 +151,48 @@ def validate(c: ml_collections.ConfigDict) -> None:
       "config.scenario.class_order is given, so nothing is left to shuffle within "
       f"config.scenario.shuffle_within={c.scenario.shuffle_within}: set that to ()"
     )
+
+
+def _check_modalities(c: ml_collections.ConfigDict) -> None:
+  """Raises a ValueError unless every declared modality has its sections."""
+  declared = list(c.modalities)
+  if not declared:
+    raise ValueError(
+      "the config declares no modalities: call, say, "
+      'mcil_jax.config.with_modalities(c, image="video", audio="audio")'
+    )
+  for key, section in ("model.towers", c.model.towers), ("augment", c.augment):
+    if sorted(section) != sorted(declared):
+      raise ValueError(
+        f"config.{key} has {', '.join(section) or 'nothing'}, but config.modalities "
+        f"{', '.join(declared)}: declare them with mcil_jax.config.with_modalities"
+      )
+  if c.model.anchor and c.model.anchor not in declared:
+    raise ValueError(
+      f"config.model.anchor={c.model.anchor!r}: expected one of {', '.join(declared)}"
+      + did_you_mean(c.model.anchor, declared)
+    )
+
+
+def _settle_types(
+  c: ml_collections.ConfigDict, tables: dict[str, tuple[Any, Any]]
+) -> None:
+  """Gives each setting the type of its default, say to a tuple that JSON has as list.
+
+  Raises:
+    ValueError: that cannot be, or there are other settings than those of the tables.
+  """
+  values = flatten(c.to_dict())
+  for key in sorted(values.keys() - tables.keys()):
+    raise ValueError(unknown(key, tables))
+  for key in sorted(tables.keys() - values.keys()):
+    raise ValueError(f"config.{key} is missing: start from mcil_jax.config.default()")
+  for key, value in values.items():
+    default, rule = tables[key]
+    settled = settings.checked(key, value, default, rules.element_type(rule))
+    if repr(settled) != repr(value):  # 4 and np.int64(4) are equal
+      *path, name = key.split(".")
+      section = functools.reduce(operator.getitem, path, c)
+      with c.unlocked():  # a ConfigDict would turn a tuple back into the list before
+        del section[name]
+        section[name] = settled

@@ -4,7 +4,6 @@ import re
 
 import pytest
 
-from mcil_jax import config
 from mcil_jax.config import file
 
 HEAD = "from mcil_jax import config\n"
@@ -39,7 +38,6 @@ def test_a_file_is_executed_with_the_variant_after_the_colon(write):
   c = file.load(f"{path}:a,b:c")
   assert c.data.name == "<a,b:c>"
   assert c.is_locked
-  config.validate(c)
 
 
 def test_a_home_directory_is_found(write, monkeypatch):
