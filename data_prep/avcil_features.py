@@ -30,6 +30,8 @@ from absl import flags
 
 from data_prep import avcil_files, command, existing, next_command
 from mcil_jax.data import ordered, schema
+from mcil_jax.data.kinds import features
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.runtime import paths
 
 VERSION = "1.0.0"
@@ -68,13 +70,13 @@ class AvcilBuilder(ordered.OrderedBuilder, skip_registration=True):
     annotations: avcil_files.Annotations,
     audio: Mapping[str, np.ndarray],
     visual: Path,
-    features: Mapping[str, schema.Features],
+    specs: Mapping[str, ModalitySpec],
     options: Mapping[str, Any],
   ):
     self.name, self.annotations, self.options = name, annotations, dict(options)
-    self.audio, self.visual, self.features = audio, visual, features
+    self.audio, self.visual, self.specs = audio, visual, specs
     self.num_samples = annotations.num_samples
-    self.sample_bytes = _sample_bytes(features)
+    self.sample_bytes = _sample_bytes(specs)
     super().__init__(data_dir=data_dir)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -83,25 +85,24 @@ class AvcilBuilder(ordered.OrderedBuilder, skip_registration=True):
       description="Features of the AV-CIL benchmark (Pian et al. 2023, arXiv "
       "2308.11073); made by data_prep.avcil_features.",
       class_names=self.annotations.class_names,
-      features=self.features,
+      modalities=tuple(self.specs.values()),
       metadata=self.options,
     )
 
   def _samples(self) -> Iterator[tuple[str, dict[str, Any]]]:
     samples = self.annotations.samples
-    image = self.features["image"]
+    image = self.specs["image"]
     frames, tokens, width = image.shape
-    dtype = schema.FEATURE_DTYPES[image.dtype]
     for sample_id, array in avcil_files.read_features(self.visual, samples):
       seen = avcil_files.checked(
-        array, (frames * tokens, width), dtype, self.visual, sample_id
+        array, (frames * tokens, width), image.dtype, self.visual, sample_id
       )
       split, label = samples[sample_id]
       _, sample = schema.encode_sample(
+        tuple(self.specs.values()),
         sample_id=sample_id,
         label=label,
-        image=seen.reshape(image.shape),
-        audio=self.audio[sample_id],
+        arrays={"image": seen.reshape(image.shape), "audio": self.audio[sample_id]},
       )
       yield split, sample
 
@@ -152,32 +153,27 @@ def prepare(
   }
   if directory.exists() and not overwrite:
     existing.check_same(directory, options)
-    there = paths.quoted(directory)
-    return f"{there} is there already, made from the same files. Nothing to do."
-  audio = _read_audio(
-    files / avcil_files.AUDIO_FILE, annotations, schema.FEATURE_DTYPES[dtype]
-  )
-  features = {
-    "image": schema.Features(_image_shape(visual, annotations, frames), dtype),
-    "audio": schema.Features(next(iter(audio.values())).shape, dtype),
-  }
-  _check_room(directory, len(audio) * _sample_bytes(features))
-  _write(
-    directory,
-    annotations=annotations,
-    audio=audio,
-    visual=visual,
-    features=features,
-    options={**options, "unlike_benchmark": unlike},
-  )
-  return _report(directory, dataset, annotations, features, unlike)
+    return (
+      f"{paths.quoted(directory)} is there already, made from the same files. Nothing "
+      "to do."
+    )
+  shape = _image_shape(visual, annotations, frames)
+  image = ModalitySpec("image", "features", shape, dtype)
+  audio = _read_audio(files / avcil_files.AUDIO_FILE, annotations, image.dtype)
+  shape = next(iter(audio.values())).shape
+  specs = {"image": image, "audio": ModalitySpec("audio", "features", shape, dtype)}
+  _check_room(directory, len(audio) * _sample_bytes(specs))
+  content = {"annotations": annotations, "audio": audio, "visual": visual}
+  options["unlike_benchmark"] = unlike
+  _write(directory, specs=specs, options=options, **content)
+  return _report(directory, dataset, annotations, specs, unlike)
 
 
 def _check_options(dataset: str, dtype: str, frames: int) -> None:
   """Raises ValueError if an option has a value that it cannot have."""
   for option, value, known in (
     ("dataset", dataset, NUM_CLASSES),
-    ("dtype", dtype, schema.FEATURE_DTYPES),
+    ("dtype", dtype, features.DTYPES),
   ):
     if value not in known:
       raise ValueError(f"{option} is {value!r}, not one of {', '.join(known)}.")
@@ -204,15 +200,14 @@ def _write(
   directory: Path, *, annotations: avcil_files.Annotations, **content: Any
 ) -> None:
   """Writes the dataset in place of what is there, and compares labels and ids."""
-  if directory.exists():
-    # Before the builder is made: it would take its description from what is there.
-    shutil.rmtree(directory)
-  name, data_dir = directory.parent.name, directory.parent.parent
-  schema.write(AvcilBuilder(name, str(data_dir), annotations=annotations, **content))
   labels: dict[str, dict[str, int]] = {split: {} for split in schema.SPLITS}
   for sample_id, (split, label) in annotations.samples.items():
     labels[split][sample_id] = label
-  existing.check_written(directory, labels)
+  with existing.replacing(directory) as data_dir:
+    builder = AvcilBuilder(
+      directory.parent.name, str(data_dir), annotations=annotations, **content
+    )
+    existing.check_written(schema.write(builder), labels)
 
 
 def _options(source: Path, visual: Path, dtype: str, frames: int) -> dict[str, Any]:
@@ -268,17 +263,12 @@ def _image_shape(
   return (frames, array.shape[0] // frames, array.shape[1])
 
 
-def _sample_bytes(features: Mapping[str, schema.Features]) -> int:
-  return sum(
-    int(np.prod(f.shape)) * schema.FEATURE_DTYPES[f.dtype].itemsize
-    for f in features.values()
-  )
+def _sample_bytes(specs: Mapping[str, ModalitySpec]) -> int:
+  return sum(spec.num_bytes for spec in specs.values())
 
 
 def _check_room(directory: Path, needed: int) -> None:
   """Raises OSError if there is no room for so many bytes, now rather than in hours."""
-  if directory.exists():  # it is going to be deleted
-    needed -= sum(path.stat().st_size for path in directory.iterdir())
   there = next(path for path in directory.absolute().parents if path.exists())
   free = shutil.disk_usage(there).free
   if needed > free:
@@ -292,14 +282,14 @@ def _report(
   directory: Path,
   dataset: str,
   annotations: avcil_files.Annotations,
-  features: Mapping[str, schema.Features],
+  specs: Mapping[str, ModalitySpec],
   unlike: Sequence[str],
 ) -> str:
   """Says what was written and what comes next."""
   num_classes = len(annotations.class_names)
   axes = {"image": "T, P, D", "audio": "D"}
   shapes = ", ".join(
-    f"{m} {f.dtype} {list(f.shape)} ({axes[m]})" for m, f in features.items()
+    f"{m} {spec.dtype} {list(spec.shape)} ({axes[m]})" for m, spec in specs.items()
   )
   sizes = ", ".join(f"{annotations.num_samples[s]} {s}" for s in schema.SPLITS)
   lines = [
@@ -317,7 +307,7 @@ def _report(
       f"has, but no list of {avcil_files.CLASSES_FILE}."
     )
   # Attention by sound needs features of one width; class means do not.
-  same_width = features["image"].shape[-1] == features["audio"].shape[-1]
+  same_width = specs["image"].shape[-1] == specs["audio"].shape[-1]
   command_line = next_command.for_benchmark(
     CONFIGS[dataset],
     "avcil" if same_width else "ncm",
@@ -334,7 +324,7 @@ def _define_flags() -> None:
   flags.DEFINE_enum("dataset", None, list(NUM_CLASSES), "Which one.", required=True)
   flags.DEFINE_string("name", None, "Name of the dataset to make; default: --dataset.")
   flags.DEFINE_enum(
-    "dtype", "float32", list(schema.FEATURE_DTYPES), "In which features are stored."
+    "dtype", "float32", list(features.DTYPES), "In which features are stored."
   )
   flags.DEFINE_integer("frames", 8, "T; the others of T·P tokens are those of a frame.")
 

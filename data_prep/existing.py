@@ -1,9 +1,10 @@
 """What the commands check of a dataset: one of the wanted name, and what they wrote."""
 
+import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from mcil_jax.runtime import paths
 
 def check_name(name: str) -> None:
   """Raises ValueError if a dataset cannot have that name."""
-  if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == sounding_shapes.NAME:
+  if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or source_lib.is_embedded(name):
     raise ValueError(
       f"name {name!r} has to be of lower-case letters, digits and underscores, begin "
-      f"with a letter, and not be {sounding_shapes.NAME!r}, the embedded dataset."
+      f"with a letter, and not be that of an embedded dataset, such as "
+      f"{sounding_shapes.NAME!r}."
     )
 
 
@@ -58,6 +60,34 @@ def _differences(directory: Path, options: Mapping[str, Any]) -> str:
   )
 
 
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+  """Yields the `data_dir` to write a dataset into; then replaces an earlier dataset.
+
+  At every moment one of the two is whole: if the writing fails, that is the earlier
+  one, in its place; between the two moves at the end the earlier one lies in the
+  folder that was yielded.
+
+  Args:
+    directory: `data_dir/name/version` of the dataset.
+  """
+  name, version = directory.parent.name, directory.name
+  staging = directory.parent.parent / f".{name}-{version}.new"
+  if staging.exists():  # of a try that was killed
+    shutil.rmtree(staging)
+  if not directory.exists():
+    yield directory.parent.parent
+    return
+  try:
+    yield staging
+  except BaseException:
+    shutil.rmtree(staging, ignore_errors=True)
+    raise
+  directory.rename(staging / "replaced")
+  (staging / name / version).rename(directory)
+  shutil.rmtree(staging)
+
+
 def check_written(
   directory: Path,
   labels: Mapping[str, Mapping[str, int]],
@@ -68,7 +98,8 @@ def check_written(
   Args:
     directory: `data_dir/name/version` of the dataset.
     labels: split → id → label.
-    content: id → modality → array, to compare some samples; None compares none.
+    content: id → modality → array, None where the sample lacks it, to compare some
+      samples; None compares none.
 
   Raises:
     ValueError: it is not read back as it was given. Nothing is left of it then.
@@ -104,6 +135,8 @@ def _compare(
     return
   for n in fingerprint.spaced(len(split)):
     given, read = content(split.ids[n]), split[n]
-    for modality, array in read.items():
-      if not np.array_equal(array, given[modality]):
+    for modality in split.present:
+      array = read[modality]
+      wanted = given.get(modality)
+      if not np.array_equal(array, np.zeros_like(array) if wanted is None else wanted):
         raise ValueError(f"{modality} of sample {split.ids[n]!r} differs.")

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+ABSENT = -1  # index of what a sample lacks
+
 MIN_SIDE_PX = 4  # fewer are channels
 MAX_ASPECT = 8  # of a frame's sides
 SAMPLE_RATES_HZ = (1_000, 400_000)
@@ -103,10 +105,13 @@ def refuse(problem: str, allow_unusual: bool) -> None:
 
 
 def index(arrays: Arrays, key: str, num_items: int) -> np.ndarray:
-  """Returns `image_index` or `audio_index`, int64 [N] in [0, num_items)."""
+  """Returns `image_index` or `audio_index`, int64 [N] in [0, num_items), or −1."""
   found = take(arrays, key, "iu", 1).astype(np.int64)
-  for n in np.flatnonzero((found < 0) | (found >= num_items))[:1]:
-    raise ValueError(f"{key} of sample {n} is {found[n]}, not in [0, {num_items}).")
+  for n in np.flatnonzero((found < ABSENT) | (found >= num_items))[:1]:
+    raise ValueError(
+      f"{key} of sample {n} is {found[n]}, neither in [0, {num_items}) nor {ABSENT}, "
+      "which says that the sample has none."
+    )
   return found
 
 

@@ -46,16 +46,16 @@ def for_dataset(
     # The template knows neither the name nor the classes of a dataset called like it.
     if name != "custom" and _goes_with(own, name, num_classes, num_frames):
       return _command(own, name, data_dir)
-  c, settings = config_lib.default(), {"data.name": name}
+  custom = ROOT / "configs" / "custom.py"
+  c, settings = config_file.load(str(custom)), {"data.name": name}
+  audio = c.model.towers.audio
   settings["scenario.increments"] = _numbers(_increments(num_classes, _NUM_TASKS))
   if c.memory.size < num_classes:
     settings["memory.size"] = str(_EXEMPLARS_PER_CLASS * num_classes)
-  if sample_rate_hz and c.model.audio.window_seconds * sample_rate_hz < 2 * (
-    c.model.audio.num_mels
-  ):
-    settings["model.audio.window_seconds"] = f"{_WINDOW / sample_rate_hz:.6g}"
-    settings["model.audio.hop_seconds"] = f"{_HOP / sample_rate_hz:.6g}"
-  return _command(ROOT / "configs" / "custom.py", name, data_dir, settings)
+  if sample_rate_hz and audio.window_seconds * sample_rate_hz < 2 * audio.num_mels:
+    settings["model.towers.audio.window_seconds"] = f"{_WINDOW / sample_rate_hz:.6g}"
+    settings["model.towers.audio.hop_seconds"] = f"{_HOP / sample_rate_hz:.6g}"
+  return _command(custom, name, data_dir, settings)
 
 
 def for_benchmark(
@@ -103,7 +103,7 @@ def _goes_with(path: Path, name: str, num_classes: int, num_frames: int | None) 
     return (
       c.data.name == name
       and c.memory.size >= num_classes
-      and (num_frames or 0) % c.model.image.tubelet_frames == 0
+      and (num_frames or 0) % c.model.towers.image.tubelet_frames == 0
     )
   except Exception:  # a user's file may raise whatever it likes
     return False

@@ -16,6 +16,8 @@ The file holds N pairs of Ni images (or clips) and Na sounds:
   audio_index   int [N]     pair n sounds like `audio[audio_index[n]]`
   sample_rate   int         in Hz
 
+An index of −1 says that the sample has no image, or no sound; it has to have the other.
+
 A file without the image keys, or without the audio keys, gives a dataset of the other
 modality alone. Keys that are not listed here are not read, which is said.
 
@@ -38,7 +40,6 @@ in "-remade"; the output counts these and those that were dropped.
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 
-from data_prep import command, existing, next_command, validation_pools
+from data_prep import command, existing, layout, next_command, validation_pools
 from data_prep.pairs import Pairs, read_pairs
 from mcil_jax.data import schema
 from mcil_jax.runtime import paths
@@ -73,14 +74,11 @@ class NpzBuilder(schema.Builder, skip_registration=True):
     super().__init__(data_dir=data_dir)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    clips, sounds = self.pairs.clips, self.pairs.sounds
     return schema.dataset_info(
       self,
       description="Made by data_prep.npz.",
       class_names=self.pairs.class_names,
-      image_shape=None if clips is None else (*clips.shape[1:-1], 3),
-      audio_samples=None if sounds is None else sounds.audio.shape[1],
-      sample_rate_hz=None if sounds is None else sounds.sample_rate_hz,
+      modalities=self.pairs.specs,
       metadata=self.options,
     )
 
@@ -90,7 +88,12 @@ class NpzBuilder(schema.Builder, skip_registration=True):
 
   def _generate_examples(self, split: str) -> Iterator:
     for n in np.flatnonzero(self.pairs.splits == split):
-      yield schema.encode_sample(**self.pairs.sample(n))
+      yield schema.encode_sample(
+        self.pairs.specs,
+        sample_id=str(self.pairs.ids[n]),
+        label=int(self.pairs.labels[n]),
+        arrays=self.pairs.arrays(n),
+      )
 
 
 def prepare(
@@ -172,16 +175,15 @@ def _options(
 
 def _write(directory: Path, pairs: Pairs, options: Mapping[str, Any]) -> None:
   """Writes the dataset in place of what is there, and compares it with the pairs."""
-  if directory.exists():
-    # Before the builder is made: it would take its description from what is there.
-    shutil.rmtree(directory)
-  name, data_dir = directory.parent.name, directory.parent.parent
-  schema.write(NpzBuilder(name, str(data_dir), pairs, options))
   number = {sample_id: n for n, sample_id in enumerate(pairs.ids.tolist())}
   labels: dict[str, dict[str, int]] = {split: {} for split in schema.SPLITS}
   for sample_id, n in number.items():
     labels[str(pairs.splits[n])][sample_id] = int(pairs.labels[n])
-  existing.check_written(directory, labels, lambda i: pairs.sample(number[i]))
+  with existing.replacing(directory) as data_dir:
+    written = schema.write(
+      NpzBuilder(directory.parent.name, str(data_dir), pairs, options)
+    )
+    existing.check_written(written, labels, lambda i: pairs.arrays(number[i]))
 
 
 def _with_validation(pairs: Pairs, *, share: float, seed: int) -> tuple[Pairs, str]:
@@ -242,7 +244,12 @@ def _summary(pairs: Pairs) -> str:
       f"{valid if shortest < samples else ''}"
     )
   sizes = ", ".join(f"{np.sum(pairs.splits == s)} {s}" for s in schema.SPLITS)
-  return f"{'; '.join(parts)}; samples: {sizes}."
+  lacking = [
+    f"; {count} without {kind}"
+    for kind in ("image", "sound")
+    if (count := np.sum(pairs.units.get(kind, np.zeros(0)) == layout.ABSENT))
+  ]
+  return f"{'; '.join(parts)}; samples: {sizes}{''.join(lacking)}."
 
 
 def _report(directory: Path, pairs: Pairs, carved: str) -> str:

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_prep import archive, layout
 from mcil_jax.data import schema
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.runtime import paths
 from mcil_jax.runtime.hints import nearest
 
@@ -31,7 +31,8 @@ class Pairs:
     splits: text [N], of `schema.SPLITS`.
     ids: [N] texts, unique.
     units: what a split must not tear apart: int64 [N] each, by the name of what it is
-      ("image", "sound", "sound group"); pairs with equal numbers share it.
+      ("image", "sound", "sound group"); pairs with equal numbers share it, and those
+      with `layout.ABSENT` have none.
     frames: the key of the clips; None without images.
     clips: uint8 [Ni, T, H, W, 1 or 3], or None.
     sounds: or None.
@@ -53,15 +54,31 @@ class Pairs:
     """Whether there is a validation split."""
     return bool((self.splits == "validation").any())
 
-  def sample(self, n: int) -> dict[str, Any]:
-    """Returns the arguments of `schema.encode_sample` for pair n."""
-    sample = {"sample_id": str(self.ids[n]), "label": int(self.labels[n])}
+  @property
+  def specs(self) -> tuple[ModalitySpec, ...]:
+    """What a sample holds."""
+    specs = []
     if self.clips is not None:
-      clip = self.clips[self.units["image"][n]]
-      sample["image"] = np.broadcast_to(clip, (*clip.shape[:-1], 3))
+      shape = (*self.clips.shape[1:-1], 3)
+      specs.append(ModalitySpec("image", "video", shape, np.uint8))
     if self.sounds is not None:
-      sample["audio"] = self.sounds.audio[self.units["sound"][n]]
-    return sample
+      shape, rate_hz = self.sounds.audio.shape[1:], self.sounds.sample_rate_hz
+      specs.append(ModalitySpec("audio", "audio", shape, np.int16, rate_hz))
+    return tuple(specs)
+
+  def arrays(self, n: int) -> dict[str, np.ndarray | None]:
+    """Returns what pair n holds, by modality; None where it lacks that."""
+    found: dict[str, np.ndarray | None] = {}
+    if self.clips is not None:
+      image = self.units["image"][n]
+      clip = None if image == layout.ABSENT else self.clips[image]
+      found["image"] = (
+        clip if clip is None else np.broadcast_to(clip, (*clip.shape[:-1], 3))
+      )
+    if self.sounds is not None:
+      sound = self.units["sound"][n]
+      found["audio"] = None if sound == layout.ABSENT else self.sounds.audio[sound]
+    return found
 
 
 def read_pairs(
@@ -119,15 +136,33 @@ def _parse(arrays: archive.Archive, frames: str | None, allow_unusual: bool) -> 
     if "audio_group" in arrays:
       groups = layout.take(arrays, "audio_group", "iuUS", 1, num_sounds)
       _, group_of_sound = np.unique(groups, return_inverse=True)
-      units["sound group"] = group_of_sound[units["sound"]]
+      units["sound group"] = np.where(
+        units["sound"] == layout.ABSENT, layout.ABSENT, group_of_sound[units["sound"]]
+      )
   if not units:
     raise ValueError(
       "there is neither image_index nor audio_index; add them with images or audio."
     )
 
+  _check_something(units)
   ids = np.array([f"pair-{n:06d}" for n in range(len(labels))])
   unused = _unused(arrays, frames, allow_unusual)
   return Pairs(names, labels, splits, ids, units, unused=unused, **content)
+
+
+def _check_something(units: Mapping[str, np.ndarray]) -> None:
+  """Raises ValueError if a pair lacks everything, or all pairs lack the same."""
+  absent = {kind: unit == layout.ABSENT for kind, unit in units.items()}
+  for n in np.flatnonzero(np.all(list(absent.values()), axis=0))[:1]:
+    raise ValueError(
+      f"sample {n} has neither image nor sound: its indices are {layout.ABSENT}; leave "
+      "it out."
+    )
+  for kind in [kind for kind, without in absent.items() if without.all()][:1]:
+    raise ValueError(
+      f"every {kind} index is {layout.ABSENT}: leave out the keys of what no sample "
+      "has."
+    )
 
 
 def _splits(numbers: np.ndarray) -> np.ndarray:
@@ -183,7 +218,8 @@ def _check(pairs: Pairs) -> None:
       )
   if pairs.sounds is not None:
     silent = ~pairs.sounds.audio.any(axis=1)
-    for n in np.flatnonzero(silent[pairs.units["sound"]])[:1]:
+    sound = pairs.units["sound"]
+    for n in np.flatnonzero(silent[sound] & (sound != layout.ABSENT))[:1]:
       raise ValueError(
         f"sample {n} (class {names[labels[n]]!r}) is silent: all valid samples of "
         f"sound {pairs.units['sound'][n]} are zero; leave it out."
@@ -196,6 +232,7 @@ def _check_apart(pairs: Pairs) -> None:
   for kind, unit in pairs.units.items():
     for first, second in itertools.combinations(SPLITS, 2):
       inside, others = pairs.splits == second, pairs.splits == first
+      inside &= unit != layout.ABSENT
       for n in np.flatnonzero(inside & np.isin(unit, unit[others]))[:1]:
         m = np.flatnonzero(others & (unit == unit[n]))[0]
         what = "a test" if "test" in (first, second) else "validation"

@@ -57,7 +57,8 @@ def carve(
 
   Args:
     labels: int [N] in [0, C), where each class occurs.
-    units: "image", "sound" and "sound group" → int [N]; at least one of them.
+    units: "image", "sound" and "sound group" → int [N], negative where a sample has
+      none; at least one of them.
     class_names: [C], for errors.
     share: of the samples of each class, and in pools of its images and of its sounds,
       that are to become validation, in (0, 1).
@@ -145,25 +146,32 @@ def _split_pools(
     seed: of the random order.
 
   Returns:
-    For images and for sounds: bool [N], whether that of a sample is in validation.
+    For images and for sounds: bool [N], whether that of a sample is in validation; of a
+    sample without, False.
   """
   required = required & np.isin(np.arange(len(class_names)), labels)
   sides = []
   for number, kinds in enumerate(_SIDES):
     own = [units[kind] for kind in kinds if kind in units]
+    there = own[0] >= 0 if own else np.zeros(len(labels), bool)
+    side = np.zeros(len(labels), bool)
     failed: int | None = linked[0]
-    if 0 < len(own) < len(units):  # else there is nothing to pair anew
-      part = validation_split.components(own)
-      counts = validation_split.count(part, labels, len(class_names))
-      rng = np.random.default_rng([seed, number])
+    if there.any() and len(own) < len(units):  # else there is nothing to pair anew
+      part = validation_split.components([unit[there] for unit in own])
+      counts = validation_split.count(part, labels[there], len(class_names))
       chosen, failed = validation_split.choose(
-        counts, share=share, rng=rng, required=required
+        counts,
+        share=share,
+        rng=np.random.default_rng([seed, number]),
+        required=required & counts.any(axis=0),
       )
-      sides.append(chosen[part])
+      side[there] = chosen[part]
+    sides.append(side)
     if failed is not None:
       samples = labels == failed
       found = ", ".join(
-        f"{len(np.unique(unit[samples]))} {kind}(s)" for kind, unit in units.items()
+        f"{len(np.unique(unit[samples & (unit >= 0)]))} {kind}(s)"
+        for kind, unit in units.items()
       )
       raise ValueError(
         f"class {class_names[failed]!r}: none of its {samples.sum()} train samples can "
@@ -208,10 +216,14 @@ def _match(
   """
   label = labels[inside]
   image, sound = (carved.units[kind][inside] for kind in ("image", "sound"))
+  # What lacks one of the two is on the side of the other.
+  image_side = np.where(image < 0, sound_side, image_side)
+  sound_side = np.where(sound < 0, image_side, sound_side)
+  complete = (image >= 0) & (sound >= 0)
 
   def rotations(items: np.ndarray, side: np.ndarray) -> dict:
     return {
-      (c, s): _Rotation(np.unique(items[(label == c) & (side == s)]))
+      (c, s): _Rotation(np.unique(items[(label == c) & (side == s) & (items >= 0)]))
       for c in np.unique(label).tolist()
       for s in (False, True)
     }
@@ -220,7 +232,8 @@ def _match(
   agrees = image_side == sound_side
   # Class and image → its sounds, class and sound → its images, as far as they agree.
   of_image, of_sound = collections.defaultdict(set), collections.defaultdict(set)
-  for c, i, s in zip(*(x[agrees].tolist() for x in (label, image, sound)), strict=True):
+  known = agrees & complete
+  for c, i, s in zip(*(x[known].tolist() for x in (label, image, sound)), strict=True):
     of_image[c, i].add(s)
     of_sound[c, s].add(i)
   side, remade = image_side.copy(), np.zeros(len(inside), bool)
@@ -251,9 +264,10 @@ def _replaced(
   """Puts what was made of the samples `inside`, each [M], into a `Carved` of all."""
   units = {kind: unit.copy() for kind, unit in carved.units.items()}
   if "sound group" in units:
+    known = units["sound"] >= 0
     group_of_sound = np.zeros(units["sound"].max() + 1, np.int64)
-    group_of_sound[units["sound"]] = units["sound group"]
-    units["sound group"][inside] = group_of_sound[sound]
+    group_of_sound[units["sound"][known]] = units["sound group"][known]
+    units["sound group"][inside] = np.where(sound < 0, -1, group_of_sound[sound])
   units["image"][inside], units["sound"][inside] = image, sound
   flags = {"in_validation": in_validation, "remade": remade, "dropped": dropped}
   for name, values in flags.items():

@@ -81,8 +81,12 @@ def choose(
 
 
 def components(units: Sequence[np.ndarray]) -> np.ndarray:
-  """Returns the connected component, int [N], of samples linked by equal units."""
+  """Returns the connected component, int [N], of samples linked by equal units.
+
+  Negative units are absent, and link nothing.
+  """
   num_samples = len(units[0])
+  units = [_distinct(unit) for unit in units]
   # A graph of samples and units in which a sample has an edge to each of its units.
   first = num_samples + np.cumsum([0, *(unit.max() + 1 for unit in units)])
   ends = np.concatenate([f + unit for f, unit in zip(first[:-1], units, strict=True)])
@@ -90,3 +94,9 @@ def components(units: Sequence[np.ndarray]) -> np.ndarray:
   graph = sparse.coo_array((np.ones_like(ends), (starts, ends)), (first[-1],) * 2)
   _, component = sparse.csgraph.connected_components(graph, directed=False)
   return np.unique(component[:num_samples], return_inverse=True)[1]
+
+
+def _distinct(unit: np.ndarray) -> np.ndarray:
+  """Returns units with a number of its own in the place of each that is absent."""
+  fresh = unit.max(initial=-1) + 1 + np.arange(len(unit))
+  return np.where(unit < 0, fresh, unit)

@@ -1,103 +1,56 @@
-"""Augmentation on the device, inside the jitted step.
+"""Augmentation on the device, inside the jitted step, as each kind does it."""
 
-Every function takes a key and arrays with a leading batch axis. Random numbers are
-drawn for the whole batch, so that they do not depend on how it is sharded.
-"""
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
-from mcil_jax.models.multimodal import Batch
+from mcil_jax.data import kinds
+from mcil_jax.data.modality import ModalitySpec
 
-
-def shift(key: jax.Array, x: jax.Array, most: int, axes: tuple[int, ...]) -> jax.Array:
-  """Moves each sample by up to `most` places along `axes`, repeating the border.
-
-  Args:
-    key: PRNG key.
-    x: [B, ...].
-    most: largest shift, in array places, both ways.
-    axes: axes of `x`, ≥ 1; each is shifted on its own.
-  """
-  if most == 0:
-    return x
-  offsets = jax.random.randint(key, (len(axes), x.shape[0]), -most, most + 1)
-  for axis, offset in zip(axes, offsets, strict=True):
-    size = x.shape[axis]
-    index = jnp.clip(jnp.arange(size) + offset[:, None], 0, size - 1)
-    shape = [1] * x.ndim
-    shape[0], shape[axis] = x.shape[0], size
-    x = jnp.take_along_axis(x, index.reshape(shape), axis=axis)
-  return x
-
-
-def brightness(key: jax.Array, image: jax.Array, most: float) -> jax.Array:
-  """Scales each clip's contrast by 1 ± `most` and adds up to ± `most`.
-
-  `image` [B, T, H, W, 3] in [−1, 1]; values may leave that range.
-  """
-  if most == 0:
-    return image
-  scale, offset = jax.random.uniform(
-    key, (2, image.shape[0], 1, 1, 1, 1), minval=-most, maxval=most
-  )
-  return image * (1.0 + scale) + offset
-
-
-def mask_band(key: jax.Array, x: jax.Array, most: int, axis: int) -> jax.Array:
-  """Zeros one band of up to `most` places along `axis` per sample.
-
-  Like SpecAugment's masks (Park et al. 2019, arXiv 1904.08779, §2), except that a band
-  may begin before or end after the axis, so that the ends are hidden as often as the
-  middle. Zero is the mean of a standardised spectrogram.
-  """
-  if most == 0:
-    return x
-  size = x.shape[axis]
-  start_key, width_key = jax.random.split(key)
-  width = jax.random.randint(width_key, (x.shape[0], 1), 0, most + 1)
-  start = jax.random.randint(start_key, (x.shape[0], 1), -most, size)
-  place = jnp.arange(size)
-  band = (place >= start) & (place < start + width)
-  shape = [1] * x.ndim
-  shape[0], shape[axis] = x.shape[0], size
-  return jnp.where(band.reshape(shape), 0.0, x)
+Batch = dict[str, jax.Array]
 
 
 def raw(
-  key: jax.Array, batch: Batch, c: ml_collections.ConfigDict, rate_hz: int
+  key: jax.Array,
+  batch: Batch,
+  c: ml_collections.ConfigDict,
+  specs: Mapping[str, ModalitySpec],
 ) -> Batch:
-  """Augments the waveform of a raw batch: a shift in time. Features stay.
+  """Augments raw samples as their kinds do it, before towers preprocess them.
 
   Args:
     key: PRNG key.
-    batch: with `audio` [B, samples], if the dataset has it.
+    batch: modality → [B, ...], among other things.
     c: `config.augment`.
-    rate_hz: sample rate of the audio.
+    specs: of the modalities.
   """
-  if "audio" not in batch or jnp.issubdtype(batch["audio"].dtype, jnp.floating):
-    return batch
-  most = round(c.audio_shift_seconds * rate_hz)
-  return batch | {"audio": shift(key, batch["audio"], most, (1,))}
+  batch, count = dict(batch), 0
+  for name, spec in specs.items():
+    if augment := getattr(kinds.get(spec.kind), "augment_raw", None):
+      # The first one has the key itself.
+      own = jax.random.fold_in(key, count) if count else key
+      batch[name] = augment(own, batch[name], c[name], spec)
+      count += 1
+  return batch
 
 
-def inputs(key: jax.Array, x: Batch, c: ml_collections.ConfigDict) -> Batch:
-  """Augments tower inputs: image shift and brightness, spectrogram masks.
-
-  Features, which have an axis less each, stay as they are.
+def inputs(
+  key: jax.Array,
+  x: Batch,
+  c: ml_collections.ConfigDict,
+  specs: Mapping[str, ModalitySpec],
+) -> Batch:
+  """Augments the inputs of towers as the kinds of the modalities do it.
 
   Args:
     key: PRNG key.
-    x: `image` [B, T, H, W, 3] and `audio` [B, F, mels], where they exist.
+    x: modality → [B, ...].
     c: `config.augment`.
+    specs: of the modalities.
   """
-  keys = jax.random.split(key, 4)
-  x = dict(x)
-  if "image" in x and x["image"].ndim == 5:
-    x["image"] = shift(keys[0], x["image"], c.image_shift, (2, 3))
-    x["image"] = brightness(keys[1], x["image"], c.image_brightness)
-  if "audio" in x and x["audio"].ndim == 3:
-    x["audio"] = mask_band(keys[2], x["audio"], c.mask_frames, 1)
-    x["audio"] = mask_band(keys[3], x["audio"], c.mask_mels, 2)
+  x, keys = dict(x), jax.random.split(key, 2 * len(specs))
+  for i, (name, spec) in enumerate(specs.items()):
+    if augment := getattr(kinds.get(spec.kind), "augment_inputs", None):
+      x[name] = augment(keys[2 * i : 2 * i + 2], x[name], c[name])
   return x

@@ -4,6 +4,7 @@ Whatever is wrong with it is one error that names the file and what to do.
 """
 
 import collections
+import dataclasses
 import functools
 import json
 import os
@@ -17,9 +18,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python import array_record_module
 
-from mcil_jax.data import schema
+from mcil_jax.data import kinds, schema
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.runtime import paths
-from mcil_jax.runtime.hints import nearest
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _AVCIL = ("ave", "kinetics_sounds", "vggsound100")  # made by data_prep.avcil_features
@@ -102,8 +103,9 @@ def open_builder(directory: Path) -> tfds.core.DatasetBuilder:
     raise ValueError(
       f"{directory} is no TFDS dataset ({reason}). {again(directory)}"
     ) from error
-  _check_names(features, directory)
-  _check_class_names(features["label"], directory)
+  if schema.LABEL not in features:
+    raise ValueError(f"{directory} has no feature {schema.LABEL!r}. {REWRITE}")
+  _check_class_names(features[schema.LABEL], directory)
   for split in schema.SPLITS:
     if split not in splits:
       raise ValueError(
@@ -115,35 +117,53 @@ def open_builder(directory: Path) -> tfds.core.DatasetBuilder:
   return builder
 
 
-def _check_names(features: tfds.features.FeaturesDict, directory: Path) -> None:
-  """Checks that the features have names that are read, and says which are not.
-
-  A feature of another name is left alone. That is no error, because datasets of others
-  may well have more than is needed here, such as captions, and would have to be written
-  anew. But where a modality is absent and a feature has nearly its name, it was meant
-  to be that, and runs without it would not be what they seem to be.
+def modalities(info: tfds.core.DatasetInfo, directory: Path) -> dict[str, ModalitySpec]:
+  """Returns what a dataset holds, by the names of its modalities, in their order.
 
   Raises:
-    ValueError: a name is nearly one that is missing; or there is no label, no id or no
-      modality.
+    ValueError: the metadata do not describe the features.
   """
-  unused = [name for name in features if name not in schema.FEATURES]
-  for name in unused:
-    absent = [known for known in schema.FEATURES if known not in features]
-    if near := nearest(name, absent, likeness=0.75):
-      raise ValueError(
-        f"{directory} has a feature {name!r}, which is not read, but none that is "
-        f"called {near!r}. What is read is called {', '.join(schema.FEATURES)}. "
-        + REWRITE
-      )
-  have = f"it has {', '.join(map(repr, sorted(features)))}."
-  for name in ("label", "id"):
+  metadata, features = dict(info.metadata or {}), info.features
+  path = directory / "metadata.json"
+  described = metadata.get(schema.MODALITIES)
+  if described is None:
+    raise ValueError(
+      f"{path} describes no modalities: it is of an earlier version. {again(directory)}"
+    )
+  try:
+    if not isinstance(described, list):
+      raise ValueError(f"{schema.MODALITIES} is no list")
+    specs = [ModalitySpec.from_json(content) for content in described]
+    schema.check_modalities(specs)
+  except ValueError as error:
+    reason = str(error).removesuffix(".")
+    raise ValueError(f"{path} is damaged ({reason}). {again(directory)}") from error
+  wanted = schema.features_of(specs)
+  for name in (schema.LABEL, schema.ID, *wanted):
     if name not in features:
-      raise ValueError(f"{directory} has no feature {name!r}; {have} {REWRITE}")
-  if not set(schema.MODALITIES) & set(features):
-    raise ValueError(f"{directory} has neither image nor audio; {have} {REWRITE}")
-  if unused:
-    _warn_of_unused(directory, tuple(sorted(unused)))
+      have = ", ".join(map(repr, sorted(features)))
+      raise ValueError(f"{directory} has no feature {name!r}; it has {have}. {REWRITE}")
+  for name, feature in wanted.items():
+    found = features[name]
+    if (found.shape, found.np_dtype) != (feature.shape, feature.np_dtype):
+      raise ValueError(
+        f"{directory}: feature {name!r} is {np.dtype(found.np_dtype)} "
+        f"{list(found.shape)}, not {np.dtype(feature.np_dtype)} {list(feature.shape)} "
+        f"as metadata.json has it. {REWRITE}"
+      )
+  if unused := sorted(set(features) - {schema.LABEL, schema.ID, *wanted}):
+    _warn_of_unused(directory, tuple(unused))
+  return {spec.name: spec for spec in specs}
+
+
+@functools.cache  # once is enough
+def _warn_of_unused(directory: Path, names: tuple[str, ...]) -> None:
+  logging.warning(
+    "%s has features that nothing is made of, because metadata.json does not describe "
+    "them: %s.",
+    directory,
+    ", ".join(map(repr, names)),
+  )
 
 
 def _check_class_names(label: Any, directory: Path) -> None:
@@ -175,109 +195,72 @@ def _check_class_names(label: Any, directory: Path) -> None:
     raise ValueError(f"{path} is damaged ({reason}). {again(directory)}") from error
 
 
-@functools.cache  # once is enough
-def _warn_of_unused(directory: Path, names: tuple[str, ...]) -> None:
-  logging.warning(
-    "%s has features that nothing is made of: %s. Those that are used are called %s.",
-    directory,
-    ", ".join(map(repr, names)),
-    ", ".join(schema.FEATURES),
-  )
-
-
-def check_features(
-  info: tfds.core.DatasetInfo, directory: Path
-) -> tuple[dict[str, tuple[int, ...]], dict[str, np.dtype]]:
-  """Returns the shape and the dtype of each modality.
-
-  Raises:
-    ValueError: they are not as `schema` says.
-  """
-  features, metadata = info.features, dict(info.metadata or {})
-  names = metadata.get("feature_dtypes", {})
-  if not isinstance(names, dict):
-    raise ValueError(
-      f"{directory}: feature_dtypes in metadata.json is {names!r}, not a dictionary. "
-      + REWRITE
-    )
-  shapes = {m: tuple(features[m].shape) for m in schema.MODALITIES if m in features}
-  dtypes = {}
-  for modality, shape in shapes.items():
-    stored = np.dtype(features[modality].np_dtype)
-    if modality not in names:
-      dtype, rank = schema.RAW_DTYPES[modality], schema.RAW_RANKS[modality]
-    elif (name := names[modality]) in tuple(schema.FEATURE_DTYPES):
-      dtype, rank = schema.FEATURE_DTYPES[name], schema.FEATURE_RANKS[modality]
-    else:
-      raise ValueError(
-        f"{directory}: feature_dtypes in metadata.json has {name!r} for {modality!r}, "
-        f"not one of {', '.join(schema.FEATURE_DTYPES)}. {REWRITE}"
-      )
-    expected = schema.stored_dtype(dtype)
-    if len(shape) != rank or None in shape or stored != expected:
-      raise ValueError(
-        f"{directory}: feature {modality!r} is {stored} {list(shape)}, not "
-        f"{expected} of rank {rank} and of fixed shape. {REWRITE}"
-      )
-    dtypes[modality] = dtype
-  raw_audio = "audio" in dtypes and not schema.is_features(dtypes["audio"])
-  rate = metadata.get("sample_rate_hz")
-  if raw_audio and rate is None:
-    raise ValueError(
-      f"{directory} has audio but no sample_rate_hz in metadata.json. {REWRITE}"
-    )
-  if rate is not None and (type(rate) is not int or rate < 1):
-    raise ValueError(
-      f"{directory}: sample_rate_hz in metadata.json is {rate!r}, not a number ≥ 1. "
-      + REWRITE
-    )
-  return shapes, dtypes
-
-
 def data_source(
-  builder: tfds.core.DatasetBuilder, split: str, *, decoded: Iterable[str]
+  builder: tfds.core.DatasetBuilder, split: str, specs: Iterable[ModalitySpec] = ()
 ) -> Any:
-  """Returns the records of a split, by index; other features stay as they are stored.
+  """Returns the records of a split, by index.
 
   Args:
     builder: from `open_builder`.
     split: its name.
-    decoded: the features that are wanted.
+    specs: of the modalities that are wanted; others stay as they are stored, beside
+      labels, ids and presences.
   """
   features = builder.info.features
-  decoders = {
+  decoded, decoders = {schema.LABEL, schema.ID, schema.PRESENT}, {}
+  for spec in specs:
+    decoded.add(spec.name)
+    kind, found = kinds.get(spec.kind), features[spec.name]
+    # Others may have stored it as something else of that shape, which TFDS decodes.
+    if kind.decoder() and isinstance(found, type(kind.feature(spec))):
+      decoders[spec.name] = kind.decoder()
+  skipped = {
     name: _Skip()
     for name, feature in features.items()
     # Those of nested features cannot be skipped as a whole.
     if name not in decoded and not isinstance(feature.get_serialized_info(), dict)
   }
-  if "image" in decoded and isinstance(features["image"], tfds.features.Sequence):
-    decoders["image"] = _DecodePng()
-  return builder.as_data_source(split, decoders=decoders)
+  return builder.as_data_source(split, decoders=skipped | decoders)
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """What is known of the samples of a split without their modalities.
+
+  Attributes:
+    labels: int32 [N].
+    ids: N texts.
+    present: bool [N, M].
+  """
+
+  labels: np.ndarray
+  ids: list[str]
+  present: np.ndarray
 
 
 def read_records(
   builder: tfds.core.DatasetBuilder, split: str, directory: Path
-) -> tuple[np.ndarray, list[str]]:
-  """Returns labels, int32 [N], and ids of a split, without decoding modalities.
+) -> Known:
+  """Returns what is known of a split's samples, without decoding modalities.
 
   Raises:
     ValueError: a record cannot be read.
   """
   files = ", ".join(str(path) for path in builder.info.splits[split].filepaths)
   try:
-    records = data_source(builder, split, decoded=("label", "id"))
-    samples = [(int(r["label"]), r["id"].decode()) for r in records]
+    records = list(data_source(builder, split))
+    labels = np.array([int(r[schema.LABEL]) for r in records], np.int32)
+    ids = [r[schema.ID].decode() for r in records]
+    present = np.array([r[schema.PRESENT] for r in records]) > 0
   except Exception as error:  # array_record has no error type of its own
     raise ValueError(f"Cannot read {files} ({error}). {again(directory)}") from error
-  labels = np.array([label for label, _ in samples], np.int32)
-  return labels, [sample_id for _, sample_id in samples]
+  return Known(labels, ids, present)
 
 
 def read_samples_file(
-  info: tfds.core.DatasetInfo, directory: Path
-) -> dict[str, tuple[np.ndarray, list[str]]] | None:
-  """Returns labels, int32 [N], and ids of each split, as `schema.SAMPLES_FILE` says.
+  info: tfds.core.DatasetInfo, num_modalities: int, directory: Path
+) -> dict[str, Known] | None:
+  """Returns what `schema.SAMPLES_FILE` says of each split.
 
   None if there is no such file, or none that fits the dataset; the records know, too.
   """
@@ -286,11 +269,14 @@ def read_samples_file(
     found = {}
     for split in schema.SPLITS:
       labels, ids = content[split]["labels"], content[split]["ids"]
+      present = np.array(content[split]["present"])
       types = {type(label) for label in labels}, {type(sample_id) for sample_id in ids}
-      sizes = {len(labels), len(ids), info.splits[split].num_examples}
-      if types != ({int}, {str}) or len(sizes) > 1:
+      size = info.splits[split].num_examples
+      if types != ({int}, {str}) or {len(labels), len(ids)} != {size}:
         return None
-      found[split] = (np.array(labels, np.int32), ids)
+      if present.shape != (size, num_modalities) or not np.isin(present, (0, 1)).all():
+        return None
+      found[split] = Known(np.array(labels, np.int32), ids, present > 0)
   except (OSError, ValueError, TypeError, KeyError, OverflowError):
     return None
   return found
@@ -311,18 +297,25 @@ def check_shards(split: tfds.core.SplitInfo, directory: Path) -> None:
       )
 
 
-def check_labels(
-  labels: np.ndarray, ids: list[str], split: str, num_classes: int, directory: Path
-) -> None:
-  """Raises ValueError if a label has no class name; makes the labels read-only."""
-  outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-  if outside.size:
-    n = outside[0]
+def check_samples(known: Known, split: str, num_classes: int, directory: Path) -> None:
+  """Checks what is known of samples, and makes it read-only.
+
+  Raises:
+    ValueError: a label has no class name, or a sample has no modality.
+  """
+  labels = known.labels
+  for n in np.flatnonzero((labels < 0) | (labels >= num_classes))[:1]:
     raise ValueError(
-      f"Sample {ids[n]!r} of split {split!r} in {directory} has label {labels[n]}, but "
-      f"there are {num_classes} class names. {REWRITE}"
+      f"Sample {known.ids[n]!r} of split {split!r} in {directory} has label "
+      f"{labels[n]}, but there are {num_classes} class names. {REWRITE}"
     )
-  labels.flags.writeable = False
+  for n in np.flatnonzero(~known.present.any(axis=1))[:1]:
+    raise ValueError(
+      f"Sample {known.ids[n]!r} of split {split!r} in {directory} has no modality. "
+      + REWRITE
+    )
+  for array in (labels, known.present):
+    array.flags.writeable = False
 
 
 def check_unique(ids: list[str], directory: Path) -> None:
@@ -330,16 +323,6 @@ def check_unique(ids: list[str], directory: Path) -> None:
   if len(set(ids)) < len(ids):
     twice = next(i for i, count in collections.Counter(ids).items() if count > 1)
     raise ValueError(f"{directory}: id {twice!r} occurs twice. {REWRITE}")
-
-
-class _DecodePng(tfds.decode.Decoder):
-  """Decodes frames with Pillow; TFDS would too, but warn that OpenCV is missing."""
-
-  def decode_example(self, serialized_example: Any) -> Any:
-    raise NotImplementedError("Needs TensorFlow; use as_data_source.")
-
-  def decode_batch_example_np(self, frames: Any) -> np.ndarray:
-    return np.stack([schema.decode_png(frame) for frame in frames])
 
 
 class _Skip(tfds.decode.SkipDecoding):

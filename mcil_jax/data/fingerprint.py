@@ -1,10 +1,10 @@
 """What tells data from other data, and is the same on every machine.
 
-Covered are the description of a dataset, all labels and ids, and the decoded content of
-samples at equal distances in each split. The description has whatever the writer put
-into the metadata, such as a checksum of the source; the content speaks for datasets
-whose writer put none there. Encoded bytes depend on the libraries that wrote them, and
-the place of the data says nothing about them: neither counts.
+Covered are the description of a dataset, all labels, ids and presences, and the
+decoded content of samples at equal distances in each split. The description has
+whatever the writer put into the metadata, such as a checksum of the source; the content
+speaks for datasets whose writer put none there. Encoded bytes depend on the libraries
+that wrote them, and the place of the data says nothing about them: neither counts.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ class Split(Protocol):
 
   labels: np.ndarray
   ids: list[str]
+  present: Mapping[str, np.ndarray]
 
   def decode(self, index: int) -> dict[str, Any]:
     """Reads a sample."""
@@ -50,7 +51,14 @@ def of(
     splits: by name.
     modalities: of each sample.
   """
-  known = {name: (split.labels.tolist(), split.ids) for name, split in splits.items()}
+  known = {
+    name: (
+      split.labels.tolist(),
+      split.ids,
+      {m: split.present[m].tolist() for m in modalities},
+    )
+    for name, split in splits.items()
+  }
   content = {**description, "splits": known}
   digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
   for name in sorted(splits):

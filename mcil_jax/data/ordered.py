@@ -28,7 +28,7 @@ class OrderedBuilder(schema.Builder, skip_registration=True):
   """Base of builders that write samples in the order in which they yield them.
 
   The splits may come in turns: their shards are open at the same time. A few samples at
-  most are in memory. Labels and ids go to `schema.SAMPLES_FILE` as well.
+  most are in memory. What is known of samples goes to `schema.SAMPLES_FILE` as well.
 
   Attributes:
     num_samples: split → N ≥ 1, known before the first sample.
@@ -68,7 +68,11 @@ class OrderedBuilder(schema.Builder, skip_registration=True):
         writers[split].add(sample)
     self.info.set_splits(tfds.core.SplitDict([w.info() for w in writers.values()]))
     samples = {
-      split: {"labels": writer.labels, "ids": writer.ids}
+      split: {
+        "labels": writer.labels,
+        "ids": writer.ids,
+        "present": writer.present,
+      }
       for split, writer in writers.items()
     }
     (self.data_path / schema.SAMPLES_FILE).write_text(json.dumps(samples))
@@ -80,6 +84,7 @@ class _SplitWriter:
   Attributes:
     labels: of the samples so far.
     ids: of the samples so far.
+    present: of the samples so far, [M] each.
   """
 
   def __init__(self, builder: OrderedBuilder, split: str):
@@ -100,6 +105,7 @@ class _SplitWriter:
     self._file: Any = None
     self.labels: list[int] = []
     self.ids: list[str] = []
+    self.present: list[list[int]] = []
 
   def add(self, sample: Mapping[str, Any]) -> None:
     """Writes a sample.
@@ -127,8 +133,9 @@ class _SplitWriter:
         )
       self._file.write(record)
     self._num_bytes += len(record)
-    self.labels.append(sample["label"])
-    self.ids.append(sample["id"])
+    self.labels.append(sample[schema.LABEL])
+    self.ids.append(sample[schema.ID])
+    self.present.append(sample[schema.PRESENT].tolist())
     if len(self.ids) == self._ends[self._shards_done]:
       self.close()
       self._shards_done += 1

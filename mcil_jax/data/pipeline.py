@@ -9,12 +9,14 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.data.source import Split
 from mcil_jax.runtime import sharding
 
@@ -137,7 +139,7 @@ def shuffled(
   drop_last: bool = False,
   draws: int = 1,
 ) -> Plan:
-  """One training epoch.
+  """Returns the plan of one training epoch.
 
   Each new sample comes once, unless `drop_last`. With a share, the last rows of every
   batch are exemplars, drawn in passes over the memory, each pass a fresh permutation;
@@ -159,13 +161,7 @@ def shuffled(
   Raises:
     ValueError: rows that draws cannot share, or no rows of their own to share.
   """
-  if draws > 1 and (
-    not exemplar_share or exemplar_rows(batch_size, exemplar_share) % draws
-  ):
-    raise ValueError(
-      f"config.memory.batch_share={exemplar_share} of config.train.batch_size="
-      f"{batch_size} gives exemplars no rows that {draws} draws can share evenly"
-    )
+  _check_draws(draws, batch_size, exemplar_share)
   steps = steps_per_epoch(
     len(new), len(exemplars), batch_size, exemplar_share, reserve, drop_last
   )
@@ -192,6 +188,17 @@ def shuffled(
     np.concatenate([shown, *drawn], axis=1),
     np.concatenate([np.zeros(shown.shape), *numbers], axis=1).astype(np.int8),
   )
+
+
+def _check_draws(draws: int, batch_size: int, exemplar_share: float) -> None:
+  """Raises a ValueError unless the draws share the rows of exemplars evenly."""
+  if draws == 1:
+    return
+  if not exemplar_share or exemplar_rows(batch_size, exemplar_share) % draws:
+    raise ValueError(
+      f"config.memory.batch_share={exemplar_share} of config.train.batch_size="
+      f"{batch_size} gives exemplars no rows that {draws} draws can share evenly"
+    )
 
 
 def _in_passes(
@@ -231,6 +238,7 @@ class _Loader:
     sample = self.split[max(index, 0)]
     return {
       **{key: value for key, value in sample.items() if key != "label"},
+      "present": {m: there[index] & valid for m, there in self.split.present.items()},
       "label": self.labels[max(index, 0)],
       "valid": np.bool_(valid),
       "is_exemplar": draw > 0,
@@ -242,16 +250,16 @@ class _Loader:
 def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
   """A batch, in memory that a device which is the host's own takes without a copy."""
 
-  def stack(key: str) -> np.ndarray:
-    first = np.asarray(samples[0][key])
+  def stack(*rows: np.ndarray) -> np.ndarray:
+    first = np.asarray(rows[0])
     num_bytes = first.nbytes * len(samples)
     memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     out = memory[start : start + num_bytes].view(first.dtype)
     out = out.reshape(len(samples), *first.shape)
-    return np.stack([sample[key] for sample in samples], out=out)
+    return np.stack(rows, out=out)
 
-  return {key: stack(key) for key in samples[0]}
+  return jax.tree.map(stack, *samples)
 
 
 def batches(
@@ -272,10 +280,10 @@ def batches(
     start: first step to return.
 
   Yields:
-    Global arrays: `image` [B, T, H, W, 3] uint8 and `audio` [B, samples] int16, or
-    features [B, T, P, D] and [B, D], where the dataset has them and in its dtypes (the
-    host converts nothing); `label`, `id` (index into the split) int32 [B], `valid`,
-    `is_exemplar` bool [B], `draw` int8 [B], see `Plan`.
+    Global arrays: each modality of the dataset [B, ...] in its own dtype (the host
+    converts nothing); `present`, modality → bool [B], False on padding; `label`, `id`
+    (index into the split) int32 [B], `valid`, `is_exemplar` bool [B], `draw` int8 [B],
+    see `Plan`.
   """
   if start >= len(plan):
     return
@@ -285,7 +293,7 @@ def batches(
   loader = _Loader(split, labels, plan, columns)
   rows = grain.MapDataset.range(start * width, len(plan) * width)
   dataset = rows.map(loader).batch(width, batch_fn=_stack)
-  batch_bytes = sum(np.asarray(x).nbytes for x in loader(0).values()) * width
+  batch_bytes = width * sum(np.asarray(x).nbytes for x in jax.tree.leaves(loader(0)))
   ahead = min(max(1, _AHEAD_BYTES // batch_bytes), 4)
   options = grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
   with contextlib.closing(iter(dataset.to_iter_dataset(options))) as read:
@@ -294,25 +302,23 @@ def batches(
 
 
 def batch_shapes(
-  shapes: Mapping[str, tuple[int, ...]],
-  dtypes: Mapping[str, np.dtype],
-  batch_size: int,
-) -> dict[str, jax.ShapeDtypeStruct]:
-  """What `batches` yields, without the arrays.
+  modalities: Mapping[str, ModalitySpec], batch_size: int
+) -> dict[str, Any]:
+  """Returns what `batches` yields, as shapes and dtypes.
 
   Args:
-    shapes: modality → shape of one sample in the dataset.
-    dtypes: modality → its dtype there, for these modalities at least.
+    modalities: specs of the dataset, or of those that matter.
     batch_size: B.
   """
-  of_samples = {m: (shape, dtypes[m]) for m, shape in shapes.items()} | {
-    "label": ((), np.int32),
-    "id": ((), np.int32),
-    "valid": ((), np.bool_),
-    "is_exemplar": ((), np.bool_),
-    "draw": ((), np.int8),
-  }
-  return {
-    key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-    for key, (shape, dtype) in of_samples.items()
+
+  def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+  return {m: array(spec.dtype, *spec.shape) for m, spec in modalities.items()} | {
+    "present": {m: array(np.bool_) for m in modalities},
+    "label": array(np.int32),
+    "id": array(np.int32),
+    "valid": array(np.bool_),
+    "is_exemplar": array(np.bool_),
+    "draw": array(np.int8),
   }

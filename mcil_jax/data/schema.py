@@ -1,78 +1,49 @@
 """What a prepared dataset looks like on disk; the one schema of all its writers.
 
 A prepared dataset is a TFDS dataset of array_record shards in `DATA_DIR/NAME/VERSION`,
-written and read without TensorFlow. A sample has these features, the first two only
-where the dataset has that modality, either raw or as what a frozen model made of it:
+written and read without TensorFlow. A sample has these features:
 
-  image  uint8 [T, H, W, 3], each frame a PNG; or features [T, P, D]
-  audio  int16 [samples], mono; or features [D]
-  label  the class, in the dataset's own numbering
-  id     a text that is unique in the dataset
+  label     the class, in the dataset's own numbering
+  id        a text that is unique in the dataset
+  present   uint8 [M]: 1 for each modality that the sample has, in their order
+  MODALITY  of each modality, as its kind stores it; zeros where the sample lacks it
 
-Features are float32, float16 or bfloat16. TFDS has no bfloat16 without TensorFlow, so
-its bits are stored as uint16; `feature_dtypes` in the metadata says what they are.
+The metadata describe the modalities (`ModalitySpec`), in their order, as "modalities".
 
 A dataset whose builder writes samples in their order (`mcil_jax.data.ordered`) has all
-labels and ids in `samples.json`, too, so that nobody reads gigabytes to know them.
+labels, ids and presences in `samples.json`, too, so that nobody reads gigabytes to know
+them.
 
 What would be read back differently than it was given is refused before it is written.
 TFDS keeps class names one per line, without surrounding blanks, and metadata as JSON.
 """
 
 import contextlib
-import dataclasses
 import io
 import json
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from mcil_jax.data import kinds
+from mcil_jax.data.kinds import base
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.runtime import storage
 
 SPLITS = ("train", "validation", "test")
-MODALITIES = ("image", "audio")
-RAW_DTYPES = {"image": np.dtype(np.uint8), "audio": np.dtype(np.int16)}
-FEATURE_DTYPES = {
-  "float32": np.dtype(np.float32),
-  "float16": np.dtype(np.float16),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-FEATURES = ("label", "id", *MODALITIES)  # of a sample, that are read
-SAMPLES_FILE = "samples.json"  # {split: {"labels": [N], "ids": [N]}}, in stored order
-
-RAW_RANKS = {"image": 4, "audio": 1}
-FEATURE_RANKS = {"image": 3, "audio": 1}
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-  """How a modality is stored as features.
-
-  Attributes:
-    shape: of a sample: (T, P, D) of the image, (D,) of the audio.
-    dtype: "float32", "float16" or "bfloat16".
-  """
-
-  shape: tuple[int, ...]
-  dtype: str
-
-
-def is_features(dtype: Any) -> bool:
-  """Whether a modality that is read as `dtype` is features and not raw."""
-  return np.dtype(dtype) in FEATURE_DTYPES.values()
-
-
-def stored_dtype(dtype: Any) -> np.dtype:
-  """What TFDS stores for features of `dtype`."""
-  bfloat16 = np.dtype(dtype) == FEATURE_DTYPES["bfloat16"]
-  return np.dtype(np.uint16 if bfloat16 else dtype)
+# Of a sample, besides its modalities.
+LABEL, ID, PRESENT = "label", "id", "present"
+# What batches have of a sample, besides its modalities.
+RESERVED = (LABEL, ID, PRESENT, "valid", "is_exemplar", "draw")
+# {split: {"labels": [N], "ids": [N], "present": [N][M]}}, in stored order
+SAMPLES_FILE = "samples.json"
+MODALITIES = "modalities"  # in the metadata
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -147,10 +118,7 @@ def dataset_info(
   *,
   description: str,
   class_names: Sequence[str],
-  image_shape: Sequence[int] | None = None,
-  audio_samples: int | None = None,
-  sample_rate_hz: int | None = None,
-  features: Mapping[str, Features] | None = None,
+  modalities: Sequence[ModalitySpec],
   metadata: Mapping[str, Any] | None = None,
 ) -> tfds.core.DatasetInfo:
   """Returns what a builder's `_info` has to return.
@@ -159,47 +127,60 @@ def dataset_info(
     builder: the builder that asks.
     description: one sentence or more for people.
     class_names: [C] names; label c is `class_names[c]`.
-    image_shape: `(T, H, W, 3)`, or None for a dataset without raw images.
-    audio_samples: length of every sound in samples, or None for one without raw sound.
-    sample_rate_hz: needed with `audio_samples`.
-    features: modality → how it is stored, for those that are not raw.
+    modalities: M specs, of what each sample holds.
     metadata: what else identifies the data (source checksum, seed, options). It is
       part of the fingerprint of the dataset, so whatever changes the data belongs here.
 
   Raises:
-    ValueError: a modality is raw and features at once, or features cannot be like that;
-      or class names or metadata would not be read back as they are.
+    ValueError: there is no modality, or none like that; or class names or metadata
+      would not be read back as they are.
   """
   check_class_names(class_names)
-  described: dict[str, Any] = {
-    "label": tfds.features.ClassLabel(names=list(class_names)),
-    "id": tfds.features.Text(),
-  }
-  if image_shape is not None:
-    frames, *frame_shape = image_shape
-    # tfds.features.Video would say the same but needs TensorFlow.
-    frame = tfds.features.Image(shape=tuple(frame_shape), encoding_format="png")
-    described["image"] = tfds.features.Sequence(frame, length=frames)
-  if audio_samples is not None:
-    described["audio"] = tfds.features.Tensor(
-      shape=(audio_samples,), dtype=RAW_DTYPES["audio"], encoding="bytes"
-    )
-  own: dict[str, Any] = {"sample_rate_hz": sample_rate_hz}
-  if features:
-    _check(features, raw=described)
-    for modality, f in features.items():
-      described[modality] = tfds.features.Tensor(
-        shape=f.shape, dtype=stored_dtype(FEATURE_DTYPES[f.dtype]), encoding="bytes"
-      )
-    own["feature_dtypes"] = {modality: f.dtype for modality, f in features.items()}
-  own |= metadata or {}
+  check_modalities(modalities)
+  own = {MODALITIES: [spec.to_json() for spec in modalities], **(metadata or {})}
   _check_metadata(own)
+  features = {
+    LABEL: tfds.features.ClassLabel(names=list(class_names)),
+    ID: tfds.features.Text(),
+    **features_of(modalities),
+  }
   return _Info(
     builder=builder,
     description=description,
-    features=tfds.features.FeaturesDict(described),
+    features=tfds.features.FeaturesDict(features),
     metadata=tfds.core.MetadataDict(own),
   )
+
+
+def features_of(
+  modalities: Sequence[ModalitySpec],
+) -> dict[str, tfds.features.FeatureConnector]:
+  """Returns the TFDS features of modalities, and of which of them a sample has."""
+  number = np.dtype(np.uint8)
+  return {
+    PRESENT: tfds.features.Tensor(shape=(len(modalities),), dtype=number),
+    **{spec.name: kinds.get(spec.kind).feature(spec) for spec in modalities},
+  }
+
+
+def check_modalities(modalities: Sequence[ModalitySpec]) -> None:
+  """Raises a ValueError unless there are modalities, and they can be like that."""
+  if not modalities:
+    raise ValueError("a dataset needs at least one modality.")
+  names = [spec.name for spec in modalities]
+  for spec in modalities:
+    if names.count(spec.name) > 1 or spec.name in RESERVED:
+      raise ValueError(f"modality {spec.name!r} needs a name of its own.")
+    if not spec.name.isidentifier():
+      raise ValueError(
+        f"modality {spec.name!r} needs a name of letters, digits and underscores."
+      )
+    try:
+      kinds.get(spec.kind).check(spec)
+      if spec.rate_hz is not None:
+        base.check_positive(spec.rate_hz, "rate_hz")
+    except ValueError as error:
+      raise ValueError(f"modality {spec.name!r} {error}.") from error
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
@@ -216,82 +197,47 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
       )
 
 
-def _check(features: Mapping[str, Features], raw: Mapping[str, Any]) -> None:
-  for modality, f in features.items():
-    if modality not in MODALITIES or modality in raw:
-      raise ValueError(f"{modality!r} cannot be features: not a modality, or also raw.")
-    rank = FEATURE_RANKS[modality]
-    if f.dtype not in FEATURE_DTYPES or len(f.shape) != rank:
-      raise ValueError(
-        f"features of {modality!r} are {f.dtype} {list(f.shape)}; needed: "
-        f"{', '.join(FEATURE_DTYPES)}, of rank {rank}."
-      )
-
-
 def encode_sample(
+  modalities: Sequence[ModalitySpec],
   *,
   sample_id: str,
   label: int,
-  image: np.ndarray | None = None,
-  audio: np.ndarray | None = None,
+  arrays: Mapping[str, np.ndarray | None],
 ) -> tuple[str, dict[str, Any]]:
   """Returns the key and the features of one sample, as `_generate_examples` yields.
 
   Args:
+    modalities: specs of the dataset.
     sample_id: unique in the dataset.
     label: the class, in `[0, C)`.
-    image: uint8 [T, H, W, 3], or features [T, P, D], or None.
-    audio: int16 [samples], or features [D], or None.
+    arrays: modality → what the sample holds; absent or None where it lacks that.
 
   Raises:
-    ValueError: the id, the label or an array would not be read back as it is.
+    ValueError: the id, the label or an array would not be read back as it is, or there
+      is no array.
   """
   check_sample_id(sample_id)
   if label < 0:
     raise ValueError(f"label of sample {sample_id!r} is {label}; it has to be ≥ 0.")
-  sample: dict[str, Any] = {"label": int(label), "id": sample_id}
-  for modality, array in (("image", image), ("audio", audio)):
-    if array is None:
-      continue
-    _check_array(array, modality, sample_id)
-    if is_features(array.dtype):
-      sample[modality] = array.view(stored_dtype(array.dtype))
-    elif modality == "image":
-      sample[modality] = [_encode_png(frame) for frame in array]
-    else:
-      sample[modality] = array
-  return sample_id, sample
-
-
-def _check_array(array: np.ndarray, modality: str, sample_id: str) -> None:
-  """Raises ValueError if an array is neither a raw modality nor features."""
-  if is_features(array.dtype):
-    fits = array.ndim == FEATURE_RANKS[modality]
-  else:
-    fits = array.dtype == RAW_DTYPES[modality] and array.ndim == RAW_RANKS[modality]
-    fits = fits and (modality != "image" or array.shape[-1] == 3)
-  if not fits:
+  names = [spec.name for spec in modalities]
+  for name in arrays.keys() - set(names):
     raise ValueError(
-      f"{modality} of sample {sample_id!r} is {array.dtype} {list(array.shape)}, not "
-      + {
-        "image": "uint8 [T, H, W, 3] or features [T, P, D]",
-        "audio": "int16 [samples] or features [D]",
-      }[modality]
-      + f", features being {', '.join(FEATURE_DTYPES)}."
+      f"sample {sample_id!r} has {name!r}, but the dataset has {', '.join(names)}."
     )
-
-
-def _encode_png(frame: np.ndarray) -> io.BytesIO:
-  png = io.BytesIO()
-  # Small frames: level 1 takes half the time of the default and little more room.
-  Image.fromarray(frame).save(png, format="PNG", compress_level=1)
-  png.seek(0)
-  return png
-
-
-def decode_png(png: bytes) -> np.ndarray:
-  """Returns uint8 [H, W, 3]."""
-  return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+  there = {name: array for name, array in arrays.items() if array is not None}
+  if not there:
+    raise ValueError(f"sample {sample_id!r} has none of {', '.join(names)}.")
+  present = np.array([name in there for name in names], np.uint8)
+  sample: dict[str, Any] = {LABEL: int(label), ID: sample_id, PRESENT: present}
+  for spec in modalities:
+    array = there.get(spec.name, spec.zeros())
+    if (array.dtype, array.shape) != (spec.dtype, spec.shape):
+      raise ValueError(
+        f"{spec.name} of sample {sample_id!r} is {array.dtype} {list(array.shape)}, "
+        f"not {spec.dtype} {list(spec.shape)}."
+      )
+    sample[spec.name] = kinds.get(spec.kind).encode(array)
+  return sample_id, sample
 
 
 def write(builder: tfds.core.DatasetBuilder) -> Path:
@@ -310,9 +256,10 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
     return Path(builder.data_dir)
   given = _description(builder)
   # Nothing is downloaded, but TFDS announces a download on stdout and makes a
-  # directory for it. Its progress bar writes to stderr and stays.
+  # directory for it. Its progress bars write to stderr.
   with (
     contextlib.redirect_stdout(io.StringIO()),
+    _quiet_without_terminal(),
     tempfile.TemporaryDirectory() as download_dir,
     storage.writing(builder.data_dir),
   ):
@@ -343,6 +290,19 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
         f"{kept[what]!r}, so the dataset was removed again."
       )
   return directory
+
+
+@contextlib.contextmanager
+def _quiet_without_terminal() -> Iterator[None]:
+  """Leaves out TFDS's progress bars where they would fill a log with debris."""
+  if sys.stderr is not None and sys.stderr.isatty():
+    yield
+    return
+  tfds.disable_progress_bar()
+  try:
+    yield
+  finally:
+    tfds.enable_progress_bar()
 
 
 def _description(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:

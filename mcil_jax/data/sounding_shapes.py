@@ -12,23 +12,46 @@ looks the same is never the one which sounds the same: whoever only sees, or onl
 gets 50 % at best, and whoever does both can get everything. Likewise within a modality:
 of the three attributes any two leave looks (sounds) that they do not tell apart.
 
+`SoundingShapesViews` renders the same samples with two more modalities: `rear`, the
+scene from behind, and `flow`, the optical flow of `image`, int8 [4, 32, 32, 2]. Neither
+tells more than the look.
+
 Colours, position, size, rotation, pitch, level, onset and noise carry no information.
 `NUISANCE` says how much they vary, and so how difficult the dataset is.
 """
 
 import colorsys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from mcil_jax.data import schema
+from mcil_jax.data.modality import ModalitySpec
 
-NAME = "sounding_shapes"
+NAME, VIEWS_NAME = "sounding_shapes", "sounding_shapes_views"
 FRAMES, SIZE_PX = 4, 32
 SAMPLE_RATE_HZ, SAMPLES = 16_000, 16_000
 SAMPLES_PER_CLASS = {"train": 100, "validation": 20, "test": 40}
+PIXELS_PER_STEP = 1 / 16  # of flow; the fastest object moves 64 steps per frame
+
+_CLIP_SHAPE = (FRAMES, SIZE_PX, SIZE_PX)
+SPECS = {
+  spec.name: spec
+  for spec in (
+    ModalitySpec("image", "video", (*_CLIP_SHAPE, 3), np.uint8),
+    ModalitySpec("rear", "video", (*_CLIP_SHAPE, 3), np.uint8),
+    ModalitySpec(
+      "flow",
+      "flow",
+      (*_CLIP_SHAPE, 2),
+      np.int8,
+      source={"pixels_per_step": PIXELS_PER_STEP},
+    ),
+    ModalitySpec("audio", "audio", (SAMPLES,), np.int16, SAMPLE_RATE_HZ),
+  )
+}
 
 
 class Look(NamedTuple):
@@ -113,49 +136,70 @@ def class_name(look: Look, sound: Sound) -> str:
 CLASS_NAMES = tuple(class_name(look, sound) for look, sound in CLASSES)
 
 
-def draw(
-  look: Look,
-  *,
-  centre_px: tuple[float, float] = (0.0, 0.0),
-  radius_px: float = 7.0,
-  step_px: float = 3.0,
-  angle_rad: float = 0.0,
-  colour: tuple[float, float, float] = (1.0, 1.0, 1.0),
-  background: tuple[float, float, float] = (0.0, 0.0, 0.0),
-) -> np.ndarray:
-  """Draws the clip of a look, without noise: float64 [T, H, W, 3] in [0, 1].
+class Scene(NamedTuple):
+  """How an object is filmed; the defaults are in the middle of what there is.
 
-  Args:
-    look: what to draw.
-    centre_px: `(x, y)` of the middle of the object's path, from the frame's middle.
+  Attributes:
+    centre_px: (x, y) of the middle of the object's path, from the frame's middle.
     radius_px: half the object's width, about.
     step_px: how far the object moves from one frame to the next.
     angle_rad: by how much the object is turned.
     colour: RGB of the object's bright parts, in [0, 1].
     background: RGB, in [0, 1].
   """
-  steps = (np.arange(FRAMES) - (FRAMES - 1) / 2) * step_px
-  path = np.asarray(centre_px)[:, None] + np.outer(MOTIONS[look.motion], steps)
+
+  centre_px: tuple[float, float] = (0.0, 0.0)
+  radius_px: float = 7.0
+  step_px: float = 3.0
+  angle_rad: float = 0.0
+  colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  background: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def _in_object_frame(look: Look, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+  """Returns x and y of each pixel [T, H, W] in the object's own frame, in pixels."""
+  steps = (np.arange(FRAMES) - (FRAMES - 1) / 2) * scene.step_px
+  path = np.asarray(scene.centre_px)[:, None] + np.outer(MOTIONS[look.motion], steps)
   pixels = np.arange(SIZE_PX) - (SIZE_PX - 1) / 2
   x = pixels[None, None, :] - path[0][:, None, None]  # [T, 1, W]
   y = pixels[None, :, None] - path[1][:, None, None]  # [T, H, 1]
-  cos, sin = np.cos(angle_rad), np.sin(angle_rad)
-  x, y = cos * x + sin * y, cos * y - sin * x  # [T, H, W], in the object's own frame
+  cos, sin = np.cos(scene.angle_rad), np.sin(scene.angle_rad)
+  return cos * x + sin * y, cos * y - sin * x
 
+
+def coverage(look: Look, scene: Scene) -> np.ndarray:
+  """Returns how much of each pixel the object covers: float64 [T, H, W] in [0, 1]."""
+  x, y = _in_object_frame(look, scene)
   normals, reach = SHAPES[look.shape]
   edges = [np.cos(np.pi * n) * x - np.sin(np.pi * n) * y for n in normals]
   distance = np.max(edges, axis=0) if edges else np.hypot(x, y)
-  inside = np.clip(reach * radius_px - distance + 0.5, 0, 1)  # antialiased
+  return np.clip(reach * scene.radius_px - distance + 0.5, 0, 1)  # antialiased
 
+
+def draw(look: Look, scene: Scene = Scene()) -> np.ndarray:  # noqa: B008 (immutable)
+  """Draws the clip of a look, without noise: float64 [T, H, W, 3] in [0, 1]."""
+  x, y = _in_object_frame(look, scene)
   wave = np.sin(2 * np.pi / TEXTURE_PERIOD_PX * x)
   if look.texture == "checkered":
     wave = wave * np.sin(2 * np.pi / TEXTURE_PERIOD_PX * y)
   bright = np.clip(0.5 + 2 * wave, 0, 1)
   shade = TEXTURE_DARKNESS + (1 - TEXTURE_DARKNESS) * bright
-  background = np.asarray(background)
-  return background + inside[..., None] * (
-    shade[..., None] * np.asarray(colour) - background
+  background = np.asarray(scene.background)
+  return background + coverage(look, scene)[..., None] * (
+    shade[..., None] * np.asarray(scene.colour) - background
   )
+
+
+def draw_flow(look: Look, scene: Scene) -> np.ndarray:
+  """Returns the optical flow of a clip: int8 [T, H, W, 2], (x right, y down).
+
+  It is the motion from each frame to the next, in steps of `PIXELS_PER_STEP`, where the
+  object covers at least half of a pixel, and zero elsewhere. The motion goes on after
+  the last frame.
+  """
+  motion = np.array(MOTIONS[look.motion]) * scene.step_px / PIXELS_PER_STEP
+  inside = coverage(look, scene) >= 0.5
+  return np.where(inside[..., None], np.round(motion), 0).astype(np.int8)
 
 
 def synthesise(
@@ -185,11 +229,10 @@ def synthesise(
   return level * envelope * wave
 
 
-def make_image(look: Look, rng: np.random.Generator) -> np.ndarray:
-  """Draws a look as it may occur in the dataset: uint8 [T, H, W, 3]."""
+def make_scene(rng: np.random.Generator) -> Scene:
+  """Draws how an object is filmed, as it may occur in the dataset."""
   n = NUISANCE
-  clip = draw(
-    look,
+  return Scene(
     centre_px=tuple(rng.uniform(*n.centre_px, size=2)),
     radius_px=rng.uniform(*n.radius_px),
     step_px=rng.uniform(*n.step_px),
@@ -197,8 +240,47 @@ def make_image(look: Look, rng: np.random.Generator) -> np.ndarray:
     colour=_colour(rng, rng.uniform(*n.object_brightness)),
     background=_colour(rng, rng.uniform(*n.background_brightness)),
   )
-  clip += rng.normal(scale=rng.uniform(*n.pixel_noise), size=clip.shape)
+
+
+def _film(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Adds a camera's noise to a clip in [0, 1]: uint8 [T, H, W, 3]."""
+  clip = clip + rng.normal(scale=rng.uniform(*NUISANCE.pixel_noise), size=clip.shape)
   return np.round(255 * np.clip(clip, 0, 1)).astype(np.uint8)
+
+
+def make_rear(look: Look, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+  """Films a scene from behind: uint8 [T, H, W, 3].
+
+  Right and left are swapped; behind the object there is another background.
+  """
+  background = _colour(rng, rng.uniform(*NUISANCE.background_brightness))
+  clip = draw(look, scene._replace(background=background))
+  return _film(clip[:, :, ::-1], rng)
+
+
+def make_arrays(
+  look: Look, sound: Sound, modalities: Collection[str], *seed: int
+) -> dict[str, np.ndarray]:
+  """Renders a sample as it may occur in the dataset.
+
+  What a modality holds does not depend on which others are rendered.
+
+  Args:
+    look: of its class.
+    sound: of its class.
+    modalities: those of `SPECS` that are wanted.
+    *seed: of the sample.
+  """
+  rng = np.random.default_rng(seed)
+  scene = make_scene(rng)
+  image = _film(draw(look, scene), rng)
+  audio = make_audio(sound, rng)
+  arrays = {"image": image, "audio": audio}
+  if "rear" in modalities:
+    arrays["rear"] = make_rear(look, scene, np.random.default_rng([*seed, 1]))
+  if "flow" in modalities:
+    arrays["flow"] = draw_flow(look, scene)
+  return {name: arrays[name] for name in modalities}
 
 
 def make_audio(sound: Sound, rng: np.random.Generator) -> np.ndarray:
@@ -227,10 +309,12 @@ class SoundingShapes(schema.Builder):
   """
 
   name = NAME
-  VERSION = tfds.core.Version("1.0.1")
+  modalities = ("image", "audio")
+  VERSION = tfds.core.Version("1.1.0")
   RELEASE_NOTES = {  # noqa: RUF012 (so TFDS declares it)
     "1.0.0": "First version.",
     "1.0.1": "Buzzing sounds are as loud as whistling ones.",
+    "1.1.0": "The same samples, whose modalities are described.",
   }
 
   def __init__(
@@ -245,15 +329,18 @@ class SoundingShapes(schema.Builder):
     self.samples_per_class = dict(samples_per_class or SAMPLES_PER_CLASS)
     super().__init__(data_dir=data_dir, **kwargs)
 
+  @property
+  def specs(self) -> tuple[ModalitySpec, ...]:
+    """What a sample holds."""
+    return tuple(SPECS[name] for name in self.modalities)
+
   def _info(self) -> tfds.core.DatasetInfo:
     return schema.dataset_info(
       self,
       description="Clips of moving objects and their sounds, drawn from a seed; "
       "neither sight nor hearing alone tells more than half of the classes.",
       class_names=CLASS_NAMES,
-      image_shape=(FRAMES, SIZE_PX, SIZE_PX, 3),
-      audio_samples=SAMPLES,
-      sample_rate_hz=SAMPLE_RATE_HZ,
+      modalities=self.specs,
       metadata={
         "seed": self.seed,
         "nuisance": {name: list(limits) for name, limits in NUISANCE._asdict().items()},
@@ -268,10 +355,20 @@ class SoundingShapes(schema.Builder):
     for c, (look, sound) in enumerate(CLASSES):
       for i in range(self.samples_per_class[split]):
         # A generator per sample: its bytes do not depend on what was made before.
-        rng = np.random.default_rng([self.seed, schema.SPLITS.index(split), c, i])
+        seed = self.seed, schema.SPLITS.index(split), c, i
         yield schema.encode_sample(
+          self.specs,
           sample_id=f"{split}-{c:02d}-{i:03d}",
           label=c,
-          image=make_image(look, rng),
-          audio=make_audio(sound, rng),
+          arrays=make_arrays(look, sound, self.modalities, *seed),
         )
+
+
+class SoundingShapesViews(SoundingShapes):
+  """The same samples, filmed from behind, too, and with their optical flow."""
+
+  name = VIEWS_NAME
+  modalities = ("image", "rear", "flow", "audio")
+
+
+BUILDERS = {builder.name: builder for builder in (SoundingShapes, SoundingShapesViews)}

@@ -2,8 +2,6 @@
 
 A prepared dataset lies in `data_dir/NAME/VERSION`; `mcil_jax.data.schema` says what is
 in it. Whatever is wrong with it is one error that names the file and what to do.
-
-A modality is raw, or features of a frozen model: those whose dtype is floating.
 """
 
 import dataclasses
@@ -12,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import fingerprint, schema, sounding_shapes
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.runtime import paths
 
 
@@ -25,34 +22,34 @@ class Split:
   Attributes:
     labels: int32 [N], the class of each sample in the dataset's own numbering.
     ids: N texts, unique in the dataset.
+    present: modality → bool [N], the samples that have it.
   """
 
   def __init__(
     self,
     records: Any,
-    labels: np.ndarray,
-    ids: list[str],
+    known: directory_lib.Known,
     *,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtypes: Mapping[str, np.dtype],
+    modalities: Mapping[str, ModalitySpec],
     cached: bool,
     directory: Path,
   ):
     self._records = records
-    self._shapes, self._dtypes = shapes, dtypes
+    self._modalities = modalities
     self._cache: dict[int, dict[str, Any]] | None = {} if cached else None
     self._directory = directory
-    self.labels = labels
-    self.ids = ids
+    self.labels = known.labels
+    self.ids = known.ids
+    self.present = dict(zip(modalities, known.present.T, strict=True))
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns the modalities there are, and `label`; the arrays are read-only.
+    """Returns a sample: its modalities by name, and `label`, an int.
 
-    `image` is uint8 [T, H, W, 3] or features [T, P, D], `audio` int16 [samples] or
-    features [D], `label` an int.
+    The arrays are as the specs of the dataset say, and read-only; they are zeros where
+    the sample lacks a modality.
 
     Raises:
       IndexError: there is no such sample.
@@ -79,24 +76,26 @@ class Split:
         f"Cannot read sample {self.ids[index]!r} of {self._directory} ({error}). "
         + directory_lib.again(self._directory)
       ) from error
-    label, sample_id = int(record["label"]), record["id"].decode()
-    if (label, sample_id) != (self.labels[index], self.ids[index]):
+    label, sample_id = int(record[schema.LABEL]), record[schema.ID].decode()
+    present = [bool(self.present[m][index]) for m in self._modalities]
+    stored = (record[schema.PRESENT] > 0).tolist()
+    if (label, sample_id, stored) != (self.labels[index], self.ids[index], present):
       raise ValueError(
         f"{self._directory}: {schema.SAMPLES_FILE} has {self.ids[index]!r} of class "
-        f"{self.labels[index]} where {sample_id!r} of class {label} is stored. "
-        + directory_lib.again(self._directory)
+        f"{self.labels[index]} where {sample_id!r} of class {label} is stored, or "
+        "other modalities of it. " + directory_lib.again(self._directory)
       )
-    # A view: what is stored as uint16 may be the bits of bfloat16.
-    sample = {m: record[m].view(dtype) for m, dtype in self._dtypes.items()}
-    for modality, array in sample.items():
-      if array.shape != self._shapes[modality]:
+    sample = {}
+    for m, spec in self._modalities.items():
+      # A view: what is stored as uint16 may be the bits of bfloat16.
+      array = sample[m] = record[m].view(spec.dtype)
+      if array.shape != spec.shape:
         raise ValueError(
-          f"{self._directory}: {modality} of sample {sample_id!r} is "
-          f"{list(array.shape)}, not {list(self._shapes[modality])} as features.json "
-          f"has it. {directory_lib.REWRITE}"
+          f"{self._directory}: {m} of sample {sample_id!r} is {list(array.shape)}, "
+          f"not {list(spec.shape)} as features.json has it. {directory_lib.REWRITE}"
         )
       array.flags.writeable = False
-    return {**sample, "label": label}
+    return {**sample, schema.LABEL: label}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,11 +106,7 @@ class Dataset:
     name: its name.
     version: its version, such as "1.0.0".
     class_names: [C] names; a sample of class c is labelled c.
-    modalities: which of "image" and "audio" there are, in this order.
-    sample_rate_hz: of raw audio; else None.
-    shapes: of one sample of each modality: image (T, H, W, 3), audio (samples,), or of
-      features (T, P, D) and (D,).
-    dtypes: of each modality as read: uint8 and int16, or that of features.
+    modalities: name → what there is of it, in the dataset's order.
     splits: "train", "validation" and "test".
     fingerprint: hex digest which is another one when the data are others, see
       `mcil_jax.data.fingerprint`.
@@ -122,28 +117,34 @@ class Dataset:
   name: str
   version: str
   class_names: tuple[str, ...]
-  modalities: tuple[str, ...]
-  sample_rate_hz: int | None
-  shapes: Mapping[str, tuple[int, ...]]
-  dtypes: Mapping[str, np.dtype]
+  modalities: Mapping[str, ModalitySpec]
   splits: Mapping[str, Split]
   fingerprint: str
   benchmark: str | None = None
 
 
-def prepare(data_dir: str | os.PathLike) -> None:
-  """Builds the embedded dataset, SoundingShapes, unless `data_dir` has it (seconds).
+def is_embedded(name: str) -> bool:
+  """Returns whether a dataset is made on the spot, without a source."""
+  return name in sounding_shapes.BUILDERS
+
+
+def prepare(data_dir: str | os.PathLike, name: str = sounding_shapes.NAME) -> None:
+  """Builds an embedded dataset unless `data_dir` has it (seconds).
 
   Where several processes share `data_dir`, let one of them do this before the others
   call `load`.
+
+  Args:
+    data_dir: where the prepared datasets are.
+    name: of the dataset, see `is_embedded`.
 
   Raises:
     ValueError: `data_dir` is no path.
   """
   path = paths.user_path(data_dir, "config.data.data_dir")
-  version = str(sounding_shapes.SoundingShapes.VERSION)
-  if not (path / sounding_shapes.NAME / version).exists():
-    schema.write(sounding_shapes.SoundingShapes(data_dir=str(path)))
+  builder = sounding_shapes.BUILDERS[name]
+  if not (path / name / str(builder.VERSION)).exists():
+    schema.write(builder(data_dir=str(path)))
 
 
 def load(
@@ -151,9 +152,10 @@ def load(
 ) -> Dataset:
   """Loads a prepared dataset, the newest version of it.
 
-  The embedded dataset, "sounding_shapes", is built on the spot where it is missing
-  (see `prepare`). All labels and ids are read here: each shard once, or `samples.json`
-  alone where the dataset has one; and a few samples of each split, for the fingerprint.
+  An embedded dataset, such as "sounding_shapes", is built on the spot where it is
+  missing (see `prepare`). All labels and ids are read here: each shard once, or
+  `samples.json` alone where the dataset has one; and a few samples of each split, for
+  the fingerprint.
 
   Args:
     name: the dataset's name.
@@ -164,36 +166,32 @@ def load(
   Raises:
     FileNotFoundError: there is no such dataset, or one of its files is missing.
     PermissionError: it must not be read.
-    ValueError: the dataset is damaged or lacks a split, a feature or a label, or has a
-      feature that is nearly called like one; or `data_dir` is no path.
+    ValueError: the dataset is damaged or lacks a split, a feature or a label; or
+      `data_dir` is no path.
   """
-  if name == sounding_shapes.NAME:
-    prepare(data_dir)
+  if is_embedded(name):
+    prepare(data_dir, name)
   data_path = paths.user_path(data_dir, "config.data.data_dir")
   directory = directory_lib.newest_version(name, data_path)
   builder = directory_lib.open_builder(directory)
   info = builder.info
-  shapes, dtypes = directory_lib.check_features(info, directory)
-  splits = _splits(builder, directory, shapes, dtypes, cache_bytes)
-  class_names = tuple(info.features["label"].names)
-  metadata = dict(info.metadata or {})
+  modalities = directory_lib.modalities(info, directory)
+  splits = _splits(builder, directory, modalities, cache_bytes)
+  class_names = tuple(info.features[schema.LABEL].names)
+  metadata = dict(info.metadata)
   description = {
     "name": name,
     "version": str(info.version),
     "class_names": class_names,
-    "shapes": shapes,
     "metadata": metadata,
   }
   return Dataset(
     name=name,
     version=str(info.version),
     class_names=class_names,
-    modalities=tuple(shapes),
-    sample_rate_hz=metadata.get("sample_rate_hz") if "audio" in shapes else None,
-    shapes=shapes,
-    dtypes=dtypes,
+    modalities=modalities,
     splits=splits,
-    fingerprint=fingerprint.of(description, splits, tuple(shapes)),
+    fingerprint=fingerprint.of(description, splits, tuple(modalities)),
     benchmark=metadata.get("benchmark"),
   )
 
@@ -201,33 +199,27 @@ def load(
 def _splits(
   builder: Any,
   directory: Path,
-  shapes: Mapping[str, tuple[int, ...]],
-  dtypes: Mapping[str, np.dtype],
+  modalities: Mapping[str, ModalitySpec],
   cache_bytes: int,
 ) -> dict[str, Split]:
-  """Returns the splits of a dataset; their labels and ids are checked."""
+  """Returns the splits of a dataset; what is known of their samples is checked."""
   info = builder.info
-  num_classes = info.features["label"].num_classes
-  sample_bytes = sum(
-    int(np.prod(shape)) * dtypes[modality].itemsize
-    for modality, shape in shapes.items()
-  )
-  known = directory_lib.read_samples_file(info, directory)
+  num_classes = info.features[schema.LABEL].num_classes
+  sample_bytes = sum(spec.num_bytes for spec in modalities.values())
+  listed = directory_lib.read_samples_file(info, len(modalities), directory)
   splits = {}
   for split in schema.SPLITS:
-    if known is None:
-      labels, ids = directory_lib.read_records(builder, split, directory)
+    if listed is None:
+      known = directory_lib.read_records(builder, split, directory)
     else:
-      labels, ids = known[split]
+      known = listed[split]
       directory_lib.check_shards(info.splits[split], directory)
-    directory_lib.check_labels(labels, ids, split, num_classes, directory)
+    directory_lib.check_samples(known, split, num_classes, directory)
     splits[split] = Split(
-      directory_lib.data_source(builder, split, decoded=("label", "id", *shapes)),
-      labels,
-      ids,
-      shapes=shapes,
-      dtypes=dtypes,
-      cached=len(ids) * sample_bytes <= cache_bytes,
+      directory_lib.data_source(builder, split, modalities.values()),
+      known,
+      modalities=modalities,
+      cached=len(known.ids) * sample_bytes <= cache_bytes,
       directory=directory,
     )
   ids = [sample_id for split in splits.values() for sample_id in split.ids]

@@ -1,111 +1,46 @@
+import dataclasses
+
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mcil_jax import config
-from mcil_jax.data import augment
+from mcil_jax.data import augment, transforms
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.runtime import sharding
 
 KEY = jax.random.key(0)
+SPECS = fakes.SPECS
+FEATURES = {
+  "image": ModalitySpec("image", "features", (3, 40, 5), "float32"),
+  "audio": ModalitySpec("audio", "features", (50,), "float32"),
+}
 
 
-def shifted(row, offset):
-  """`row` moved by `offset` places, its border repeated, in plain Python."""
-  last = len(row) - 1
-  return [row[min(max(i + offset, 0), last)] for i in range(len(row))]
-
-
-def test_shift_of_rows_repeats_the_border():
-  rows = np.arange(10 * 64).reshape(64, 10)
-  found = np.asarray(augment.shift(KEY, jnp.asarray(rows), 2, (1,)))
-  offsets = set()
-  for row, moved in zip(rows.tolist(), found.tolist(), strict=True):
-    (offset,) = (k for k in range(-2, 3) if shifted(row, k) == moved)
-    offsets.add(offset)
-  assert offsets == {-2, -1, 0, 1, 2}
-
-
-def test_shift_moves_all_frames_alike_and_both_axes_on_their_own():
-  # The value of a pixel is its place, so a shifted pixel tells where it came from.
-  place = np.stack(np.meshgrid(np.arange(8), np.arange(9), indexing="ij"), axis=-1)
-  clips = np.broadcast_to(place, (64, 3, 8, 9, 2))
-  found = np.asarray(augment.shift(KEY, jnp.asarray(clips), 2, (2, 3)))
-  seen = set()
-  for clip in found:
-    down, right = clip[0, 4, 4] - (4, 4)
-    expected_y = np.clip(np.arange(8) + down, 0, 7)
-    expected_x = np.clip(np.arange(9) + right, 0, 8)
-    for frame in clip:
-      np.testing.assert_array_equal(frame, place[expected_y][:, expected_x])
-    seen.add((int(down), int(right)))
-  assert len(seen) > 15  # of 25
-  assert all(abs(d) <= 2 and abs(r) <= 2 for d, r in seen)
-
-
-def test_shift_keeps_integers():
-  x = jnp.ones((2, 5), jnp.int16)
-  assert augment.shift(KEY, x, 1, (1,)).dtype == jnp.int16
-
-
-def test_brightness_is_one_line_per_clip_within_its_bounds():
-  clips = jnp.broadcast_to(jnp.linspace(-1, 1, 5)[:, None, None], (200, 2, 5, 1, 3))
-  found = np.asarray(augment.brightness(KEY, clips, 0.2), np.float64)
-  low, high = found[:, 0, 0, 0, 0], found[:, 0, -1, 0, 0]
-  scale, offset = (high - low) / 2, (high + low) / 2
-  # Every pixel of the clip lies on the line through its ends.
-  line = offset[:, None] + scale[:, None] * np.linspace(-1, 1, 5)
-  np.testing.assert_allclose(
-    found, np.broadcast_to(line[:, None, :, None, None], found.shape), atol=1e-6
-  )
-  for drawn in (scale - 1, offset):
-    assert abs(drawn).max() <= 0.2 + 1e-6
-    assert drawn.min() < -0.15
-    assert drawn.max() > 0.15
-  assert abs(np.corrcoef(scale, offset)[0, 1]) < 0.3  # drawn independently
-
-
-@pytest.mark.parametrize("axis", [1, 2])
-def test_mask_band_zeros_one_band_and_nothing_else(axis):
-  x = 1.0 + jax.random.uniform(KEY, (200, 12, 10))
-  found = np.asarray(augment.mask_band(KEY, x, 4, axis))
-  widths, starts = set(), set()
-  for before, after in zip(np.asarray(x), found, strict=True):
-    zero = after == 0
-    band = zero.all(axis=2 - axis)
-    np.testing.assert_array_equal(
-      zero, np.broadcast_to(np.expand_dims(band, 2 - axis), zero.shape)
-    )
-    np.testing.assert_array_equal(after[~zero], before[~zero])
-    places = np.flatnonzero(band)
-    widths.add(len(places))
-    if len(places):
-      assert places.tolist() == list(range(places[0], places[-1] + 1))
-      starts.add(int(places[0]))
-  assert widths == {0, 1, 2, 3, 4}
-  assert starts == set(range(x.shape[axis]))  # every place can be masked
-
-
-def test_no_extent_is_the_identity():
-  x = jax.random.normal(KEY, (2, 3, 4, 5, 3))
-  for same in (
-    augment.shift(KEY, x, 0, (2, 3)),
-    augment.brightness(KEY, x, 0.0),
-    augment.mask_band(KEY, x, 0, 1),
-  ):
-    np.testing.assert_array_equal(same, x)
+def specs(**kinds):
+  """Modality → kind, of clips and sounds unless said otherwise."""
+  of_kinds = {
+    "video": ModalitySpec("", "video", (2, 8, 8, 3), np.uint8),
+    "audio": ModalitySpec("", "audio", (12,), np.int16, 100),
+    "flow": ModalitySpec("", "flow", (2, 8, 8, 2), np.float16),
+    "features": ModalitySpec("", "features", (5,), np.float32),
+  }
+  kinds = kinds or {"image": "video", "audio": "audio"}
+  return {m: dataclasses.replace(of_kinds[kind], name=m) for m, kind in kinds.items()}
 
 
 @pytest.fixture
 def settings():
-  return config.default().augment
+  return fakes.default().augment
 
 
 def test_raw_shifts_audio_by_seconds_and_leaves_the_rest(settings):
-  settings.audio_shift_seconds = 0.003  # at 1 kHz, 3 samples
+  settings.audio.shift_seconds = 0.003  # at 1 kHz, 3 samples
   rows = np.tile(np.arange(20, dtype=np.int16), (64, 1))
   batch = {"audio": jnp.asarray(rows), "label": jnp.arange(64)}
-  found = augment.raw(KEY, batch, settings, 1000)
+  found = augment.raw(KEY, batch, settings, {"audio": SPECS["audio"]})
   offsets = np.asarray(found["audio"])[:, 10] - 10
   assert set(offsets.tolist()) == {-3, -2, -1, 0, 1, 2, 3}
   assert found["label"] is batch["label"]
@@ -113,11 +48,145 @@ def test_raw_shifts_audio_by_seconds_and_leaves_the_rest(settings):
 
 
 def test_datasets_without_one_modality(settings):
-  image = {"image": jnp.ones((2, 1, 4, 4, 3))}
-  assert augment.raw(KEY, image, settings, 0) is image
-  assert augment.inputs(KEY, image, settings).keys() == {"image"}
-  audio = {"audio": jnp.ones((2, 10, 8))}
-  assert augment.inputs(KEY, audio, settings).keys() == {"audio"}
+  image, audio = {"image": jnp.ones((2, 1, 4, 4, 3))}, {"audio": jnp.ones((2, 10, 8))}
+  only = specs(image="video")
+  jax.tree.map(
+    np.testing.assert_array_equal, augment.raw(KEY, image, settings, only), image
+  )
+  assert augment.inputs(KEY, image, settings, only).keys() == {"image"}
+  only = specs(audio="audio")
+  assert augment.inputs(KEY, audio, settings, only).keys() == {"audio"}
+
+
+def test_each_modality_draws_for_itself():
+  chosen = {"front": "video", "rear": "video", "left": "audio", "right": "audio"}
+  settings = config.with_modalities(config.default(), **chosen).augment
+  settings.left.shift_seconds = settings.right.shift_seconds = 0.03
+  clips = jnp.asarray(np.random.default_rng(0).normal(size=(16, 1, 8, 8, 3)))
+  inputs = dict.fromkeys(("front", "rear"), clips)
+  found = augment.inputs(KEY, inputs, settings, specs(front="video", rear="video"))
+  assert not np.allclose(found["front"], found["rear"])
+  sounds = jnp.asarray(np.tile(np.arange(12, dtype=np.int16), (16, 1)))
+  raw = dict.fromkeys(("left", "right"), sounds)
+  found = augment.raw(KEY, raw, settings, specs(left="audio", right="audio"))
+  assert (found["left"] != found["right"]).any()
+
+
+def test_flow_is_moved_and_its_vectors_stay():
+  settings = config.with_modalities(config.default(), flow="flow").augment
+  settings.flow.shift = 2
+  # The vector of a pixel is its place, so a moved one tells where it came from.
+  place = np.stack(np.meshgrid(np.arange(8), np.arange(8), indexing="ij"), axis=-1)
+  flow = np.broadcast_to(place, (64, 2, 8, 8, 2)).astype(np.float32)
+  inputs = {"flow": jnp.asarray(flow)}
+  found = augment.inputs(KEY, inputs, settings, specs(flow="flow"))["flow"]
+  moves = set()
+  for clip in np.asarray(found):
+    down, right = (clip[0, 4, 4] - 4).astype(int)
+    rows, columns = (np.clip(np.arange(8) + k, 0, 7) for k in (down, right))
+    for frame in clip:
+      np.testing.assert_array_equal(frame, place[rows][:, columns])
+    moves.add((int(down), int(right)))
+  assert len(moves) > 15 and np.abs(list(moves)).max() == 2  # of 25
+
+
+def test_clips_are_moved_and_change_their_brightness(settings):
+  settings.image.shift, settings.image.brightness = 2, 0.2
+  ramp = jnp.arange(8.0) / 8  # of columns
+  clips = jnp.broadcast_to(ramp[:, None], (64, 2, 8, 8, 3))
+  found = augment.inputs(KEY, {"image": clips}, settings, specs(image="video"))
+  scales, moves = set(), set()
+  for clip in np.asarray(found["image"], np.float64):
+    row = clip[0, 0, :, 0]
+    np.testing.assert_allclose(clip, np.broadcast_to(row[:, None], clip.shape))
+    scale = 8 * (row[4] - row[3])  # the border, at most two columns, is repeated
+    move = np.isclose(row, row[7]).sum() - np.isclose(row, row[0]).sum()
+    offset = row[3] - scale * (3 + move) / 8
+    assert abs(scale - 1) <= 0.2 + 1e-5 and abs(offset) <= 0.2 + 1e-5
+    expected = offset + scale * np.clip(np.arange(8) + move, 0, 7) / 8
+    np.testing.assert_allclose(row, expected, atol=1e-5)
+    scales.add(float(scale))
+    moves.add(int(move))
+  assert len(scales) > 60 and moves == {-2, -1, 0, 1, 2}
+
+
+@pytest.mark.parametrize(
+  ("frames", "mels", "axis"), [(3, 0, 1), (0, 4, 2)], ids=["frames", "mels"]
+)
+def test_bands_of_spectrograms_are_masked(settings, frames, mels, axis):
+  settings.audio.mask_frames, settings.audio.mask_mels = frames, mels
+  inputs = {"audio": jnp.ones((64, 12, 10))}
+  found = augment.inputs(KEY, inputs, settings, specs(audio="audio"))["audio"]
+  masked = np.asarray(found) == 0
+  of_places = masked.any(axis=3 - axis)
+  # Whole frames, or whole mels, and up to as many as the setting says.
+  np.testing.assert_array_equal(of_places, masked.all(axis=3 - axis))
+  assert set(of_places.sum(axis=1)) == set(range(1 + max(frames, mels)))
+
+
+def test_sounds_that_are_no_spectrograms_are_not_masked(settings):
+  inputs = {"audio": jnp.ones((4, 50))}
+  found = augment.inputs(KEY, inputs, settings, specs(audio="audio"))
+  np.testing.assert_array_equal(found["audio"], inputs["audio"])
+
+
+def test_one_more_modality_leaves_the_numbers_of_the_others(rng):
+  pair = {"image": "video", "audio": "audio"}
+  inputs = {
+    "image": jnp.asarray(rng.normal(size=(8, 2, 8, 8, 3))),
+    "audio": jnp.asarray(rng.normal(size=(8, 12, 20))),
+  }
+  sounds = {"audio": jnp.asarray(rng.integers(-99, 99, (8, 12)), jnp.int16)}
+
+  def both(more, arrays):
+    kinds = pair | more
+    settings = config.with_modalities(config.default(), **kinds).augment
+    settings.audio.shift_seconds = 0.03
+    if "left" in more:
+      settings.left.shift_seconds = 0.03
+    of = specs(**kinds)
+    waves = {m: sounds["audio"] for m in kinds if kinds[m] == "audio"}
+    waves |= {m: jnp.zeros(1) for m in kinds if kinds[m] != "audio"}
+    shifted = augment.raw(KEY, waves, settings, of)["audio"]
+    return augment.inputs(KEY, inputs | arrays, settings, of), shifted
+
+  expected, expected_sound = both({}, {})
+  assert not np.allclose(expected["image"], inputs["image"])
+  assert (expected_sound != sounds["audio"]).any()
+  for more, array in (
+    ({"flow": "flow"}, jnp.ones((8, 2, 8, 8, 2))),
+    ({"rear": "video"}, inputs["image"]),
+    ({"left": "audio"}, inputs["audio"]),
+    ({"touch": "features"}, jnp.ones((8, 5))),
+  ):
+    (name,) = more
+    found, found_sound = both(more, {name: array})
+    for m in pair:
+      np.testing.assert_array_equal(found[m], expected[m])
+    np.testing.assert_array_equal(found_sound, expected_sound)
+
+
+def test_clips_and_their_sounds_draw_the_numbers_that_they_always_have(settings, rng):
+  # So that runs are what they were before there were other modalities: four keys, the
+  # first two of the clips; and raw sounds have the key itself.
+  image = jnp.asarray(rng.normal(size=(8, 2, 8, 8, 3)))
+  audio = jnp.asarray(rng.normal(size=(8, 12, 20)))
+  found = augment.inputs(KEY, {"image": image, "audio": audio}, settings, specs())
+  keys = jax.random.split(KEY, 4)
+  moved = transforms.shift(keys[0], image, settings.image.shift, (2, 3))
+  np.testing.assert_array_equal(
+    found["image"], transforms.brightness(keys[1], moved, settings.image.brightness)
+  )
+  masked = transforms.mask_band(keys[2], audio, settings.audio.mask_frames, 1)
+  np.testing.assert_array_equal(
+    found["audio"], transforms.mask_band(keys[3], masked, settings.audio.mask_mels, 2)
+  )
+  sounds = jnp.asarray(rng.integers(-99, 99, (8, 12)), jnp.int16)
+  raw = {"image": jnp.zeros(1), "audio": sounds}
+  np.testing.assert_array_equal(
+    augment.raw(KEY, raw, settings, specs())["audio"],
+    transforms.shift(KEY, sounds, 5, (1,)),  # 0.05 s at 100 Hz
+  )
 
 
 def test_augmentation_does_not_depend_on_how_the_batch_is_sharded(
@@ -127,14 +196,15 @@ def test_augmentation_does_not_depend_on_how_the_batch_is_sharded(
   host = {
     "image": rng.uniform(-1, 1, (16, 2, 8, 8, 3)).astype(np.float32),
     "audio": rng.normal(size=(16, 12, 20)).astype(np.float32),
-    "waveform": rng.integers(-3000, 3000, (16, 12), np.int16),
+    "waveform": rng.integers(-3000, 3000, (16, 80), np.int16),
   }
 
   def everything(key, batch):
     waveform = {"audio": batch["waveform"]}
     inputs = {m: batch[m] for m in ("image", "audio")}
-    return augment.inputs(key, inputs, settings) | {
-      "waveform": augment.raw(key, waveform, settings, 100)["audio"]
+    audio = {"audio": SPECS["audio"]}
+    return augment.inputs(key, inputs, settings, SPECS) | {
+      "waveform": augment.raw(key, waveform, settings, audio)["audio"]
     }
 
   results = [
@@ -147,10 +217,8 @@ def test_augmentation_does_not_depend_on_how_the_batch_is_sharded(
 
 
 def test_features_are_not_augmented():
-  settings, key = config.default().augment, jax.random.key(0)
+  c = config.with_modalities(config.default(), image="features", audio="features")
   features = {"image": jnp.ones((2, 3, 40, 5)), "audio": jnp.ones((2, 50))}
-  for found in (
-    augment.raw(key, features, settings, 16_000),
-    augment.inputs(key, features, settings),
-  ):
+  for augmented in (augment.raw, augment.inputs):
+    found = augmented(KEY, features, c.augment, FEATURES)
     jax.tree.map(np.testing.assert_array_equal, found, features)

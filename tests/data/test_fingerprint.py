@@ -10,7 +10,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mcil_jax.data import fingerprint, schema, source
+from mcil_jax.data.kinds import video
+from mcil_jax.data.modality import ModalitySpec
 
+SPECS = (
+  ModalitySpec("image", "video", (1, 4, 5, 3), "uint8"),
+  ModalitySpec("audio", "audio", (6,), "int16", 8000),
+)
 SIZES = {"train": 40, "validation": 2, "test": 3}
 
 
@@ -30,9 +36,7 @@ class Foreign(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       self,
       description="Foreign.",
       class_names=("a", "b"),
-      image_shape=(1, 4, 5, 3),
-      audio_samples=6,
-      sample_rate_hz=8000,
+      modalities=SPECS,
     )
 
   def _split_generators(self, dl_manager):
@@ -44,8 +48,9 @@ class Foreign(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       image = rng.integers(0, 256, (1, 4, 5, 3), np.uint8)
       audio = rng.integers(-9, 9, 6).astype(np.int16)
       self.change(split, i, image, audio)
+      arrays = {"image": image, "audio": audio}
       yield schema.encode_sample(
-        sample_id=f"{split}-{i}", label=i % 2, image=image, audio=audio
+        SPECS, sample_id=f"{split}-{i}", label=i % 2, arrays=arrays
       )
 
 
@@ -86,7 +91,7 @@ def test_neither_the_place_nor_the_encoding_is_the_data(
     Image.fromarray(frame).save(png, format="PNG", compress_level=9, optimize=True)
     return io.BytesIO(png.getvalue())
 
-  monkeypatch.setattr(schema, "_encode_png", encode)
+  monkeypatch.setattr(video, "_encode_png", encode)
   schema.write(Foreign(tmp_path / "a"))
   shutil.copytree(tmp_path / "a", tmp_path / "elsewhere")
   for place in ("a", "elsewhere"):
@@ -98,6 +103,7 @@ class Recorded:
 
   def __init__(self, size, content=lambda n: np.zeros(2, np.float32)):
     self.labels, self.ids = np.zeros(size, np.int32), [str(n) for n in range(size)]
+    self.present = {"audio": np.ones(size, bool)}
     self.content, self.read = content, []
 
   def decode(self, index):
@@ -135,7 +141,8 @@ def test_the_order_of_bytes_and_axes_in_memory_does_not_count(dtype):
 def test_it_is_a_hash_of_json_and_of_arrays_in_little_endian_order():
   split = Recorded(2, lambda n: np.array([n, -1], np.int16))
   found = fingerprint.of({"name": "x"}, {"train": split}, ("audio",))
-  text = json.dumps({"name": "x", "splits": {"train": ([0, 0], ["0", "1"])}})
+  known = [0, 0], ["0", "1"], {"audio": [True, True]}
+  text = json.dumps({"name": "x", "splits": {"train": known}})
   expected = hashlib.sha256(text.encode())
   for n in (0, 1):
     expected.update(b"int16 (2,)" + bytes([n, 0, 255, 255]))

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,9 +11,14 @@ from tensorflow_datasets.core import shuffle
 
 from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import fingerprint, ordered, pipeline, schema, source
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.runtime import storage
 
 IMAGE, AUDIO = (2, 3, 4), (5,)
+RAW = {
+  "image": ModalitySpec("image", "video", (1, 4, 4, 3), "uint8"),
+  "audio": ModalitySpec("audio", "audio", (7,), "int16", 8000),
+}
 SIZES = {"train": 5, "validation": 2, "test": 3}
 # The splits take turns, as in a file that knows nothing of splits.
 ORDER = [
@@ -51,17 +57,23 @@ class Few(ordered.OrderedBuilder, skip_registration=True):
     super().__init__(data_dir=str(data_dir))
 
   def _info(self):
-    shapes = {"image": IMAGE, "audio": AUDIO}
-    raw_audio = "audio" not in self.modalities
     return schema.dataset_info(
       self,
       description="Few.",
       class_names=("no", "yes"),
-      image_shape=None if "image" in self.modalities else (1, 4, 4, 3),
-      audio_samples=7 if raw_audio else None,
-      sample_rate_hz=8000 if raw_audio else None,
-      features={m: schema.Features(shapes[m], self.dtype) for m in self.modalities},
+      modalities=self.specs,
     )
+
+  @property
+  def specs(self):
+    """Those in `self.modalities` are features, the others raw."""
+    shapes = {"image": IMAGE, "audio": AUDIO}
+    return [
+      ModalitySpec(m, "features", shapes[m], self.dtype)
+      if m in self.modalities
+      else raw
+      for m, raw in RAW.items()
+    ]
 
   def content(self, sample_id):
     features = features_of(sample_id, self.dtype)
@@ -73,7 +85,7 @@ class Few(ordered.OrderedBuilder, skip_registration=True):
         raise RuntimeError("Killed.")
       sample_id = f"{split}-{i}"
       _, sample = schema.encode_sample(
-        sample_id=sample_id, label=i % 2, **self.content(sample_id)
+        self.specs, sample_id=sample_id, label=i % 2, arrays=self.content(sample_id)
       )
       yield split, sample
 
@@ -107,11 +119,10 @@ def directory(tmp_path):
 def test_features_are_read_as_they_were_written(tmp_path, builder, dtype):
   schema.write(builder(tmp_path, dtype=dtype))
   dataset = load(tmp_path)
-  assert dataset.modalities == ("image", "audio")
-  assert dataset.sample_rate_hz is None
-  assert dataset.shapes == {"image": IMAGE, "audio": AUDIO}
-  assert dataset.dtypes == dict.fromkeys(dataset.modalities, np.dtype(DTYPES[dtype]))
-  assert all(map(schema.is_features, dataset.dtypes.values()))
+  assert dataset.modalities == {
+    "image": ModalitySpec("image", "features", IMAGE, dtype),
+    "audio": ModalitySpec("audio", "features", AUDIO, dtype),
+  }
   for name, split in dataset.splits.items():
     assert sorted(split.ids) == [f"{name}-{i}" for i in range(SIZES[name])]
     for n, sample_id in enumerate(split.ids):
@@ -129,9 +140,11 @@ def test_one_modality_may_be_features_and_the_other_raw(tmp_path, features):
   builder = Few(tmp_path, dtype="bfloat16", features=features)
   schema.write(builder)
   dataset = load(tmp_path)
-  bfloat16 = np.dtype(ml_dtypes.bfloat16)
-  assert dataset.dtypes == schema.RAW_DTYPES | dict.fromkeys(features, bfloat16)
-  assert dataset.sample_rate_hz == (None if "audio" in features else 8000)
+  for m, spec in dataset.modalities.items():
+    if m in features:
+      assert (spec.kind, spec.dtype) == ("features", np.dtype(ml_dtypes.bfloat16))
+    else:
+      assert spec == RAW[m]
   for split in dataset.splits.values():
     for n, sample_id in enumerate(split.ids):
       for modality, expected in builder.content(sample_id).items():
@@ -152,10 +165,12 @@ def test_batches_keep_the_dtype(tmp_path, one_device, dtype):
   split = dataset.splits["train"]
   plan = pipeline.in_order(np.arange(5), 4)
   first, last = pipeline.batches(split, split.labels, plan, one_device)
-  expected = pipeline.batch_shapes(dataset.shapes, dataset.dtypes, 4)
+  expected = pipeline.batch_shapes(dataset.modalities, 4)
   for batch in (first, last):
-    for key, struct in expected.items():
-      assert (batch[key].shape, batch[key].dtype) == (struct.shape, struct.dtype)
+    for found, struct in zip(
+      jax.tree.leaves(batch), jax.tree.leaves(expected), strict=True
+    ):
+      assert (found.shape, found.dtype) == (struct.shape, struct.dtype)
   for row in range(4):
     for modality in dataset.modalities:
       np.testing.assert_array_equal(first[modality][row], split[row][modality])
@@ -219,6 +234,7 @@ def test_without_a_fitting_list_of_samples_the_records_tell(
   [
     ("labels", [1, 1, 0], "'test-0' of class 1 where 'test-0' of class 0"),
     ("ids", list("abc"), "'a' of class 0 where 'test-0' of class 0"),
+    ("present", [[1, 0]] * 3, "'test-0' of class 0 where 'test-0' of class 0"),
   ],
 )
 def test_a_list_of_other_samples_is_noticed(directory, tmp_path, key, values, found):
@@ -228,8 +244,8 @@ def test_a_list_of_other_samples_is_noticed(directory, tmp_path, key, values, fo
   with pytest.raises(ValueError) as error:
     load(tmp_path)
   assert str(error.value) == (
-    f"{directory}: samples.json has {found} is stored. Remove it, rm -r {directory}, "
-    "and prepare the dataset again."
+    f"{directory}: samples.json has {found} is stored, or other modalities of it. "
+    f"Remove it, rm -r {directory}, and prepare the dataset again."
   )
 
 
@@ -369,44 +385,32 @@ def test_a_shard_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("change", "message"),
+  ("changes", "message"),
   [
-    ({"image": "float64"}, "feature_dtypes in metadata.json has 'float64' for 'image'"),
     (
-      {"image": "float16"},
-      r"feature 'image' is float32 \[2, 3, 4\], not float16",
+      {"dtype": "float64"},
+      r"metadata.json is damaged \(modality 'image' is float64 \[2, 3, 4\], not ",
     ),
     (
-      {"audio": "float32"},
-      r"feature 'image' is float32 \[2, 3, 4\], not uint8",
+      {"dtype": "float16"},
+      r"feature 'image' is float32 \[2, 3, 4\], not float16 \[2, 3, 4\] as metadata",
     ),
+    (
+      {"shape": [2, 3, 5]},
+      r"feature 'image' is float32 \[2, 3, 4\], not float32 \[2, 3, 5\] as metadata",
+    ),
+    ({"name": "audio"}, "is damaged .modality 'audio' needs a name of its own"),
+    ({"name": "eye"}, "has no feature 'eye'; it has 'audio', 'id', 'image', 'label'"),
+    ({"kind": "video"}, r"is damaged \(modality 'image' is float32 \[2, 3, 4\], not"),
+    ({"kind": "smell"}, "is damaged .modality 'image' kind='smell' does not exist;"),
   ],
 )
 def test_metadata_that_say_something_else_are_an_error(
-  directory, tmp_path, change, message
+  directory, tmp_path, changes, message
 ):
   edit(
-    directory / "metadata.json", lambda content: content.update(feature_dtypes=change)
+    directory / "metadata.json",
+    lambda content: content["modalities"][0].update(changes),
   )
   with pytest.raises(ValueError, match=message):
     load(tmp_path)
-
-
-@pytest.mark.parametrize(
-  ("options", "message"),
-  [
-    ({"features": {"image": schema.Features((2, 3), "float32")}}, "of rank 3"),
-    ({"features": {"audio": schema.Features((2, 3), "float32")}}, "of rank 1"),
-    ({"features": {"audio": schema.Features((2,), "float64")}}, "are float64"),
-    ({"features": {"text": schema.Features((2,), "float32")}}, "not a modality"),
-    (
-      {"audio_samples": 7, "features": {"audio": schema.Features((2,), "float32")}},
-      "or also raw",
-    ),
-  ],
-)
-def test_features_that_cannot_be_are_refused(tmp_path, options, message):
-  with pytest.raises(ValueError, match=message):
-    schema.dataset_info(
-      Few(tmp_path), description="Few.", class_names=("no", "yes"), **options
-    )

@@ -1,11 +1,13 @@
 import itertools
 
+import fakes
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcil_jax.data import pipeline, schema
+from mcil_jax.data import pipeline
 from mcil_jax.runtime import sharding
 
 
@@ -197,16 +199,16 @@ def test_a_plan_depends_on_its_seed_alone():
 
 def collect(split, plan, mesh, start=0):
   batches = pipeline.batches(split, split.labels, plan, mesh, start=start)
-  return [{key: np.asarray(x) for key, x in batch.items()} for batch in batches]
+  return [jax.tree.map(np.asarray, batch) for batch in batches]
 
 
 def assert_equal(some, others):
   assert len(some) == len(others)
   for one, other in zip(some, others, strict=True):
-    assert one.keys() == other.keys()
-    for key in one:
-      np.testing.assert_array_equal(one[key], other[key])
-      assert one[key].dtype == other[key].dtype
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert jax.tree.map(lambda x: x.dtype, one) == jax.tree.map(
+      lambda x: x.dtype, other
+    )
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +231,9 @@ def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
       sample = fake_split[batch["id"][row]]
       for key in ("image", "audio", "label"):
         np.testing.assert_array_equal(batch[key][row], sample[key])
-  dtypes = {key: str(x.dtype) for key, x in on_one_device[0].items()}
+  dtypes = jax.tree.map(lambda x: str(x.dtype), on_one_device[0])
   assert dtypes == {
+    "present": {"image": "bool", "audio": "bool"},
     "image": "uint8",
     "audio": "int16",
     "label": "int32",
@@ -245,7 +248,7 @@ def test_a_cpu_device_takes_a_batch_without_a_copy(fake_split, monkeypatch, one_
   places, place = [], sharding.place
 
   def keeping_place(batch, *of):
-    places.append({key: x.ctypes.data for key, x in batch.items()})
+    places.append(jax.tree.map(lambda x: x.ctypes.data, batch))
     return place(batch, *of)
 
   monkeypatch.setattr(sharding, "place", keeping_place)
@@ -253,15 +256,16 @@ def test_a_cpu_device_takes_a_batch_without_a_copy(fake_split, monkeypatch, one_
   batches = list(pipeline.batches(fake_split, fake_split.labels, plan, one_device))
   assert len(batches) == 2
   for batch, was_at in zip(batches, places, strict=True):
-    is_at = {key: x.unsafe_buffer_pointer() for key, x in batch.items()}
+    is_at = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), batch)
     assert is_at == was_at
 
 
 def test_what_batches_look_like_is_known_without_them(on_one_device):
-  shapes = {"image": (2, 8, 8, 3), "audio": (80,)}  # of the fake samples
-  expected = {key: (x.shape, x.dtype) for key, x in on_one_device[0].items()}
-  found = pipeline.batch_shapes(shapes, schema.RAW_DTYPES, 8)
-  assert {key: (x.shape, x.dtype) for key, x in found.items()} == expected
+  def kinds(batch):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), batch)
+
+  found = pipeline.batch_shapes(fakes.SPECS, 8)
+  assert kinds(found) == kinds(on_one_device[0])
 
 
 def test_labels_are_those_of_the_class_order(fake_split, one_device):
@@ -275,6 +279,21 @@ def test_padding_is_not_valid(plan, on_one_device):
   for batch in on_one_device:
     np.testing.assert_array_equal(batch["valid"], batch["id"] != pipeline.PADDING)
   assert sum((~batch["valid"]).sum() for batch in on_one_device) == 6
+
+
+def test_batches_say_what_their_samples_have(fake_split, one_device, eight_devices):
+  split = type(fake_split)(10)
+  split.present["image"] = np.arange(10) % 2 == 0
+  split.present["audio"] = np.arange(10) % 3 == 0
+  plan = pipeline.in_order(np.array([0, 1, 2, 3, 4, 9]), 8)
+  for mesh in (one_device, eight_devices):
+    (batch,) = collect(split, plan, mesh)
+    found = {m: there.tolist() for m, there in batch["present"].items()}
+    yes, no = True, False
+    assert found == {
+      "image": [yes, no, yes, no, yes, no, no, no],
+      "audio": [yes, no, no, yes, no, yes, no, no],
+    }
 
 
 def test_batches_are_the_same_on_any_mesh(

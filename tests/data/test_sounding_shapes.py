@@ -57,8 +57,8 @@ def test_class_names_are_unique_and_made_of_the_attributes():
 
 def coverage(look, **kwargs) -> np.ndarray:
   """How much of each pixel the object covers, [T, H, W]: what hides the background."""
-  on_black = shapes.draw(look, background=(0, 0, 0), **kwargs)
-  on_white = shapes.draw(look, background=(1, 1, 1), **kwargs)
+  on_black = shapes.draw(look, shapes.Scene(background=(0, 0, 0), **kwargs))
+  on_white = shapes.draw(look, shapes.Scene(background=(1, 1, 1), **kwargs))
   return 1 - (on_white - on_black)[..., 0]
 
 
@@ -85,7 +85,7 @@ def test_the_object_moves_and_has_the_area_of_its_shape(look):
 
 @pytest.mark.parametrize("look", LOOKS, ids=name_of)
 def test_stripes_run_down_and_checks_alternate(look):
-  frame = shapes.draw(look, radius_px=7, step_px=0)[0, :, :, 0]
+  frame = shapes.draw(look, shapes.Scene(radius_px=7, step_px=0))[0, :, :, 0]
   inner = frame[13:19, 13:19]  # inside of every shape
   along_stripes = np.ptp(inner, axis=0).max()
   assert np.ptp(inner) > 0.6  # dark and bright parts
@@ -159,10 +159,11 @@ def test_every_sample_comes_from_its_own_generator(built):
   for n in (0, 7, 39):
     _, c, i = split.ids[n].split("-")
     look, sound = CLASSES[int(c)]
-    rng = np.random.default_rng([0, 0, int(c), int(i)])  # seed, train, class, index
+    seed = 0, 0, int(c), int(i)  # seed, train, class, index
+    arrays = shapes.make_arrays(look, sound, ("image", "audio"), *seed)
     sample = split[n]
-    np.testing.assert_array_equal(sample["image"], shapes.make_image(look, rng))
-    np.testing.assert_array_equal(sample["audio"], shapes.make_audio(sound, rng))
+    for modality, array in arrays.items():
+      np.testing.assert_array_equal(sample[modality], array)
     assert sample["label"] == split.labels[n] == int(c)
 
 
@@ -204,13 +205,124 @@ def test_sizes_of_the_full_dataset():
 def test_version_says_what_is_rendered(
   c, pixel_mean, pixel_std, loudness, change_of_sound
 ):
-  # As version 1.0.1 was when it was made. Prepared data are found by their version: if
-  # this fails, the rendering has changed, so raise VERSION and measure anew.
-  assert str(shapes.SoundingShapes.VERSION) == "1.0.1"
-  rng = np.random.default_rng([0, 0, c, 0])
-  look, sound = CLASSES[c]
-  image = shapes.make_image(look, rng)
-  audio = shapes.make_audio(sound, rng).astype(float)
+  # As version 1.1.0 was when it was made, and 1.0.1 before. Prepared data are found by
+  # their version: if this fails, the rendering has changed, so raise VERSION and
+  # measure anew.
+  for builder in shapes.BUILDERS.values():
+    assert str(builder.VERSION) == "1.1.0"
+  arrays = shapes.make_arrays(*CLASSES[c], shapes.SPECS, 0, 0, c, 0)
+  image, audio = arrays["image"], arrays["audio"].astype(float)
   found = image.mean(), image.std(), np.sqrt((audio**2).mean())
   np.testing.assert_allclose(found, (pixel_mean, pixel_std, loudness), rtol=1e-4)
   np.testing.assert_allclose(abs(np.diff(audio)).mean(), change_of_sound, rtol=1e-4)
+
+
+def test_views_are_the_same_samples_with_two_more_modalities(built, tmp_path):
+  sizes = {"train": 2, "validation": 1, "test": 1}
+  schema.write(
+    shapes.SoundingShapesViews(data_dir=str(tmp_path), samples_per_class=sizes)
+  )
+  views = source.load("sounding_shapes_views", str(tmp_path))
+  assert list(views.modalities) == ["image", "rear", "flow", "audio"]
+  plain, seen = built.splits["train"], views.splits["train"]
+  for n, sample_id in enumerate(plain.ids):
+    sample = seen[seen.ids.index(sample_id)]
+    for modality in ("image", "audio"):
+      np.testing.assert_array_equal(sample[modality], plain[n][modality])
+    assert sample["rear"].tobytes() != sample["image"].tobytes()
+
+
+def test_the_rear_camera_sees_motion_to_the_right_go_left():
+  look = shapes.Look("striped", "circle", "right")
+  scene = shapes.Scene(centre_px=(0, 4), step_px=3)
+  rng = np.random.default_rng(0)
+  clip = shapes.make_rear(look, scene, rng).astype(float)
+  # What moves is brighter than the background, and below the middle of the frame.
+  background = np.median(clip, axis=(1, 2), keepdims=True)
+  weight = np.abs(clip - background).sum(axis=-1)
+  weight = np.where(weight > 150, weight, 0)
+  place = np.arange(shapes.SIZE_PX) - (shapes.SIZE_PX - 1) / 2
+  x = (weight * place).sum(axis=(1, 2)) / weight.sum(axis=(1, 2))
+  y = (weight * place[:, None]).sum(axis=(1, 2)) / weight.sum(axis=(1, 2))
+  np.testing.assert_allclose(np.diff(x), -3, atol=0.7)
+  np.testing.assert_allclose(y, 4, atol=1)
+
+
+@pytest.mark.parametrize(
+  ("motion", "step_px", "expected"),
+  # In sixteenths of a pixel; y points down.
+  [
+    ("right", 2.5, (40, 0)),
+    ("left", 3.0, (-48, 0)),
+    ("up", 4.0, (0, -64)),
+    ("left", 3.03, (-48, 0)),  # 48.48
+    ("right", 3.99, (64, 0)),  # 63.84
+  ],
+)
+def test_flow_is_the_motion_of_the_object_and_zero_around_it(motion, step_px, expected):
+  look = shapes.Look("striped", "square", motion)
+  # A square of 2 · 0.9 · 6.5 = 11.7 pixels, that is 12 of them covered by half or more.
+  scene = shapes.Scene(radius_px=6.5, step_px=step_px)
+  flow = shapes.draw_flow(look, scene)
+  assert flow.dtype == np.int8
+  moving = (flow == expected).all(axis=-1)
+  assert (flow[~moving] == 0).all()
+  steps = (np.arange(shapes.FRAMES) - 1.5) * step_px
+  place = np.arange(shapes.SIZE_PX) - (shapes.SIZE_PX - 1) / 2
+  for t, step in enumerate(steps):
+    x, y = np.sign(expected) * step
+    rows, columns = np.abs(place - y) <= 5.85, np.abs(place - x) <= 5.85
+    np.testing.assert_array_equal(moving[t], rows[:, None] & columns)
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=name_of)
+def test_a_camera_without_noise_sees_the_same_from_behind(look, monkeypatch):
+  quiet = {"pixel_noise": (0.0, 0.0), "background_brightness": (0.0, 0.0)}
+  monkeypatch.setattr(shapes, "NUISANCE", shapes.NUISANCE._replace(**quiet))
+  scene = shapes.Scene(centre_px=(2.0, -1.0), angle_rad=0.1, colour=(1.0, 0.5, 0.25))
+  front = np.round(255 * shapes.draw(look, scene))  # its background is black, too
+  rear = shapes.make_rear(look, scene, np.random.default_rng(0))
+  for x in range(32):
+    np.testing.assert_array_equal(rear[:, :, x], front[:, :, 31 - x])
+
+
+@pytest.mark.parametrize(("half_px", "width"), [(4.6, 10), (4.4, 8)])
+def test_flow_is_where_half_of_a_pixel_is_the_object(half_px, width):
+  # Of the columns that are 4.5 pixels from the middle of the square, which reach from 4
+  # to 5, 0.6 are covered, or 0.4. Likewise of the rows.
+  (look, *_) = (x for x in LOOKS if x.shape == "square" and x.motion == "left")
+  scene = shapes.Scene(centre_px=(0.5, 0.0), radius_px=half_px / 0.9, step_px=1.0)
+  moves = shapes.draw_flow(look, scene).any(axis=-1)
+  for t in range(4):
+    # The path is centred at x = 15.5 + 0.5, so the middle is at 17.5, 16.5, 15.5, 14.5;
+    # y stays at 15.5.
+    left, top = 18 - t - width // 2, 16 - width // 2
+    expected = np.zeros((32, 32), bool)
+    expected[top : top + width, left : left + width] = True
+    np.testing.assert_array_equal(moves[t], expected)
+
+
+def test_flow_leads_from_each_frame_to_the_next():
+  for look in LOOKS:
+    scene = shapes.Scene(step_px=3.0)  # whole pixels
+    inside = shapes.draw_flow(look, scene).any(axis=-1)
+    dx, dy = (3 * step for step in shapes.MOTIONS[look.motion])
+    for t in range(3):
+      moved = np.roll(inside[t], (dy, dx), axis=(0, 1))  # nothing is at the border
+      np.testing.assert_array_equal(moved, inside[t + 1])
+
+
+def test_more_views_leave_the_others_as_they_are():
+  names = ("image", "rear", "flow", "audio")
+  look, sound = CLASSES[7]
+  four = shapes.make_arrays(look, sound, names, 3, 1, 7, 2)
+  assert tuple(four) == names
+  for chosen in (("image", "audio"), ("rear",), ("flow", "rear")):
+    found = shapes.make_arrays(look, sound, chosen, 3, 1, 7, 2)
+    assert tuple(found) == chosen
+    for name, array in found.items():
+      np.testing.assert_array_equal(array, four[name])
+  # The cameras have noise, and backgrounds, of their own.
+  apart = four["rear"][:, :, ::-1].astype(float) - four["image"]
+  corner = apart[:, :4, :4].reshape(-1, 3)
+  assert np.abs(corner.mean(axis=0)).max() > 5 and corner.std(axis=0).min() > 5

@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mcil_jax.data import directory as directory_lib
 from mcil_jax.data import schema, sounding_shapes, source
+from mcil_jax.data.kinds import video
+from mcil_jax.data.modality import ModalitySpec
 
 IMAGE_SHAPE = (2, 5, 6, 3)
+SPECS = {
+  "image": ModalitySpec("image", "video", IMAGE_SHAPE, "uint8"),
+  "audio": ModalitySpec("audio", "audio", (7,), "int16", 8000),
+}
 SAMPLE_BYTES = 2 * 5 * 6 * 3 + 7 * 2  # uint8 frames and seven int16 samples
 SIZES = {"train": 6, "validation": 2, "test": 3}
 
@@ -53,15 +58,16 @@ class Tiny(schema.Builder, skip_registration=True):
     self.ids, self.shift, self.extra = ids, shift, metadata
     super().__init__(data_dir=str(data_dir))
 
+  @property
+  def specs(self):
+    return [SPECS[m] for m in self.modalities]
+
   def _info(self):
-    audio = "audio" in self.modalities
     return schema.dataset_info(
       self,
       description="Tiny.",
       class_names=self.class_names,
-      image_shape=IMAGE_SHAPE if "image" in self.modalities else None,
-      audio_samples=7 if audio else None,
-      sample_rate_hz=8000 if audio else None,
+      modalities=self.specs,
       metadata=self.extra,
     )
 
@@ -71,11 +77,12 @@ class Tiny(schema.Builder, skip_registration=True):
   def _generate_examples(self, split):
     for i in range(SIZES[split]):
       sample_id = self.ids.format(split=split, i=i)
+      arrays = {"image": image_of(sample_id), "audio": audio_of(sample_id)}
       _, sample = schema.encode_sample(
+        self.specs,
         sample_id=sample_id,
         label=(i + self.shift) % 2,
-        image=image_of(sample_id) if "image" in self.modalities else None,
-        audio=audio_of(sample_id) if "audio" in self.modalities else None,
+        arrays={m: arrays[m] for m in self.modalities},
       )
       yield i, sample
 
@@ -97,9 +104,8 @@ def test_reads_what_was_written(directory, tmp_path):
   dataset = load(tmp_path)
   assert (dataset.name, dataset.version) == ("tiny", "1.0.0")
   assert dataset.class_names == ("no", "yes")
-  assert dataset.modalities == ("image", "audio")
-  assert dataset.sample_rate_hz == 8000
-  assert dataset.shapes == {"image": IMAGE_SHAPE, "audio": (7,)}
+  assert dataset.modalities == SPECS
+  assert list(dataset.modalities) == ["image", "audio"]
   assert {name: len(split) for name, split in dataset.splits.items()} == SIZES
   for name, split in dataset.splits.items():
     assert sorted(split.ids) == [f"{name}-{i}" for i in range(SIZES[name])]
@@ -113,12 +119,11 @@ def test_reads_what_was_written(directory, tmp_path):
       np.testing.assert_array_equal(sample["audio"], audio_of(sample_id))
 
 
-@pytest.mark.parametrize("modality", schema.MODALITIES)
+@pytest.mark.parametrize("modality", SPECS)
 def test_a_dataset_may_have_one_modality_only(tmp_path, modality):
   write(tmp_path, modalities=(modality,))
   dataset = load(tmp_path)
-  assert dataset.modalities == (modality,)
-  assert dataset.sample_rate_hz == (8000 if modality == "audio" else None)
+  assert dataset.modalities == {modality: SPECS[modality]}
   assert sorted(dataset.splits["test"][0]) == sorted([modality, "label"])
 
 
@@ -145,9 +150,9 @@ def test_a_split_that_fits_is_decoded_once(
 ):
   split = load(tmp_path, cache_bytes=6 * SAMPLE_BYTES + spare_bytes).splits["train"]
   decoded = []
-  decode_png = schema.decode_png
+  decode_png = video.decode_png
   monkeypatch.setattr(
-    schema, "decode_png", lambda png: decoded.append(png) or decode_png(png)
+    video, "decode_png", lambda png: decoded.append(png) or decode_png(png)
   )
   for _ in range(3):
     split[4]
@@ -204,8 +209,8 @@ def test_the_embedded_dataset_is_built_once(tmp_path, monkeypatch):
   monkeypatch.setattr(sounding_shapes, "SAMPLES_PER_CLASS", tiny)
   dataset = source.load("sounding_shapes", str(tmp_path))
   assert dataset.class_names == sounding_shapes.CLASS_NAMES
-  assert dataset.shapes == {"image": (4, 32, 32, 3), "audio": (16_000,)}
-  assert dataset.sample_rate_hz == 16_000
+  specs = sounding_shapes.SPECS
+  assert dataset.modalities == {m: specs[m] for m in ("image", "audio")}
   monkeypatch.setattr(schema, "write", None)  # not called any more
   source.prepare(str(tmp_path))
   again = source.load("sounding_shapes", str(tmp_path))
@@ -348,33 +353,36 @@ def test_a_damaged_file_is_named(directory, tmp_path, name, damage, error, messa
   )
 
 
+AUDIO_JSON = SPECS["audio"].to_json()
+
+
 @pytest.mark.parametrize(
-  ("metadata", "message"),
+  ("modalities", "message"),
   [
-    ({}, "has audio but no sample_rate_hz in metadata.json."),
+    (None, "describes no modalities: it is of an earlier version."),
+    ("audio", "is damaged (modalities is no list)."),
+    ([{}], "is damaged ({} describes no modality)."),
+    ([], "is damaged (a dataset needs at least one modality)."),
     (
-      {"sample_rate_hz": "8000"},
-      "sample_rate_hz in metadata.json is '8000', not a num",
-    ),
-    ({"sample_rate_hz": 0}, "sample_rate_hz in metadata.json is 0, not a number ≥ 1."),
-    (
-      {"sample_rate_hz": 8000, "feature_dtypes": ["audio"]},
-      "feature_dtypes in metadata.json is ['audio'], not a dictionary.",
+      [AUDIO_JSON | {"rate_hz": None}],
+      "is damaged (modality 'audio' has the sample rate None, not a number ≥ 1).",
     ),
     (
-      {"sample_rate_hz": 8000, "feature_dtypes": {"audio": []}},
-      "feature_dtypes in metadata.json has [] for 'audio', not one of float32, ",
+      [AUDIO_JSON | {"kind": "vidoe"}],
+      "is damaged (modality 'audio' kind='vidoe' does",
     ),
   ],
 )
-def test_metadata_of_another_kind_are_named(directory, tmp_path, metadata, message):
-  (directory / "metadata.json").write_text(json.dumps(metadata))
-  with pytest.raises(ValueError, match=re.escape(message)) as error:
+def test_metadata_that_describe_no_modalities(directory, tmp_path, modalities, message):
+  path = directory / "metadata.json"
+  content = {} if modalities is None else {"modalities": modalities}
+  path.write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=re.escape(f"{path} {message}")) as error:
     load(tmp_path)
-  assert str(error.value).startswith(str(directory))
-  # What was written on purpose is not to be removed.
-  assert "rm -r" not in str(error.value)
-  assert "mcil_jax/data/schema.py" in str(error.value)
+  assert str(error.value).endswith(
+    f"Remove it, rm -r {directory}, and prepare the dataset again."
+  )
+  assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("split", schema.SPLITS)
@@ -396,6 +404,11 @@ def wrong_type(content):
   content["featuresDict"]["features"]["audio"]["tensor"]["dtype"] = "int32"
 
 
+def wrong_number(content):
+  tensor = content["featuresDict"]["features"]["present"]["tensor"]
+  tensor["shape"]["dimensions"] = ["3"]
+
+
 def label_without_names(content):
   features = content["featuresDict"]["features"]
   features["label"] = features["id"]
@@ -407,8 +420,10 @@ def label_without_names(content):
     (label_without_names, "feature 'label' is a Text, not a ClassLabel"),
     (drop("label"), "has no feature 'label'"),
     (drop("id"), "has no feature 'id'"),
-    (drop("image", "audio"), "has neither image nor audio"),
-    (wrong_type, r"feature 'audio' is int32 \[7\], not int16 of rank 1"),
+    (drop("image"), "has no feature 'image'; it has 'audio', 'id', 'label', 'pres"),
+    (drop("present"), "has no feature 'present'"),
+    (wrong_number, r"feature 'present' is uint8 \[3\], not uint8 \[2\] as metadata"),
+    (wrong_type, r"feature 'audio' is int32 \[7\], not int16 \[7\] as metadata"),
   ],
 )
 def test_a_missing_or_wrong_feature_is_named(directory, tmp_path, edit, message):
@@ -443,8 +458,8 @@ class More(Tiny, skip_registration=True):
         sample
         | {
           "flow": np.zeros((2, 3), np.float32),
-          "Image": schema._encode_png(image_of(split)[0]),
-          "clip": [schema._encode_png(frame) for frame in image_of(split)],
+          "Image": video.encode(image_of(split))[0],
+          "clip": video.encode(image_of(split)),
           "words": ["a", "b"],
           "about": {"url": "x", "year": 7},
         },
@@ -457,42 +472,16 @@ def test_features_that_are_not_read_are_named_once(directory, tmp_path, caplog):
     dataset = load(tmp_path / "foreign")
   (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
   assert record.getMessage() == (
-    f"{there} has features that nothing is made of: 'Image', 'about', 'clip', 'flow', "
-    "'words'. Those that are used are called label, id, image, audio."
+    f"{there} has features that nothing is made of, because metadata.json does not "
+    "describe them: 'Image', 'about', 'clip', 'flow', 'words'."
   )
-  assert dataset.modalities == ("image", "audio")
+  assert dataset.modalities == SPECS
   plain = load(tmp_path).splits["train"]
   for n, sample_id in enumerate(plain.ids):
     sample = dataset.splits["train"][dataset.splits["train"].ids.index(sample_id)]
     assert sample.keys() == plain[n].keys()
     for key, value in plain[n].items():
       np.testing.assert_array_equal(sample[key], value)
-
-
-@pytest.mark.parametrize(
-  ("known", "name"),
-  [
-    *(("image", name) for name in ("Image", "IMAGE", "images")),
-    *(("audio", name) for name in ("Audio", "audios", "audio_")),
-    *(("label", name) for name in ("Label", "labels")),
-    *(("id", name) for name in ("ID", "Id")),
-  ],
-)
-def test_a_feature_that_is_nearly_called_right_is_an_error(
-  directory, tmp_path, known, name
-):
-  def rename(content):
-    features = content["featuresDict"]["features"]
-    features[name] = features.pop(known)
-
-  edit_json(directory / "features.json", rename)
-  with pytest.raises(ValueError) as error:
-    load(tmp_path)
-  assert str(error.value) == (
-    f"{directory} has a feature {name!r}, which is not read, but none that is called "
-    f"{known!r}. What is read is called label, id, image, audio. "
-    + directory_lib.REWRITE
-  )
 
 
 def test_frames_may_be_stored_as_they_are(tmp_path):
@@ -527,9 +516,7 @@ def test_a_sample_of_another_shape_is_named(tmp_path, wrong, monkeypatch):
       for i, sample in super()._generate_examples(split):
         if sample["id"] == "train-3":
           image = np.zeros(wrong, np.uint8)
-          _, sample = schema.encode_sample(
-            sample_id=sample["id"], label=1, image=image, audio=audio_of("x")
-          )
+          sample["image"] = video.encode(image)
         yield i, sample
 
   try:

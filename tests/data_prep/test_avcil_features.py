@@ -13,6 +13,7 @@ import pytest
 from data_prep import avcil_features, avcil_files
 from mcil_jax.data import schema
 from mcil_jax.data import source as source_lib
+from mcil_jax.data.modality import ModalitySpec
 
 # Four classes of AVE, in the order of AVE-CI.
 CLASS_NAMES = (
@@ -103,9 +104,10 @@ def test_every_sample_is_written_once_as_it_is(tmp_path, layout, dtype):
   prepare(source, tmp_path / "data", dtype=dtype)
   dataset = source_lib.load("ave", str(tmp_path / "data"))
   assert dataset.class_names == CLASS_NAMES
-  assert dataset.shapes == {"image": (FRAMES, TOKENS, WIDTH), "audio": (AUDIO_WIDTH,)}
-  assert set(dataset.dtypes.values()) == {np.dtype(DTYPES[dtype])}
-  assert dataset.sample_rate_hz is None
+  assert dataset.modalities == {
+    "image": ModalitySpec("image", "features", (FRAMES, TOKENS, WIDTH), dtype),
+    "audio": ModalitySpec("audio", "features", (AUDIO_WIDTH,), dtype),
+  }
   for split, own_name in (("train", "train"), ("val", "validation"), ("test", "test")):
     samples = dataset.splits[own_name]
     expected = {i: c for c in range(len(CLASS_NAMES)) for i in ids_of(split, c)}
@@ -192,7 +194,7 @@ def test_other_options_are_refused_without_overwrite(
   after = source_lib.load("ave", str(tmp_path))
   assert after.fingerprint != before
   other = source_lib.load("other", str(tmp_path))
-  assert other.shapes == after.shapes and other.dtypes == after.dtypes
+  assert other.modalities == after.modalities
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -566,11 +568,11 @@ def test_a_preparation_that_is_stopped_leaves_nothing(
 ):
   encode, written = schema.encode_sample, []
 
-  def encode_ten(**sample):
+  def encode_ten(specs, **sample):
     if len(written) == 10:
       raise error
     written.append(sample["sample_id"])
-    return encode(**sample)
+    return encode(specs, **sample)
 
   monkeypatch.setattr(schema, "encode_sample", encode_ten)
   with pytest.raises(type(error)):
@@ -782,7 +784,7 @@ def test_memory_does_not_depend_on_the_size(tmp_path, name):
 def test_what_is_stored_says_what_it_is(source, tmp_path):
   prepare(source, tmp_path, dtype="bfloat16")
   metadata = json.loads((tmp_path / "ave/1.0.0/metadata.json").read_text())
-  assert metadata["feature_dtypes"] == {"image": "bfloat16", "audio": "bfloat16"}
+  assert [m["dtype"] for m in metadata["modalities"]] == ["bfloat16", "bfloat16"]
   assert metadata["dtype"] == "bfloat16" and metadata["frames"] == 2
   assert re.fullmatch("[0-9a-f]{64}", metadata[Path(AUDIO).name])
   assert re.fullmatch(r"\d+ bytes, blocks [0-9a-f]{64}", metadata[Path(VISUAL).name])

@@ -7,8 +7,8 @@ import pytest
 from absl import flags
 
 from data_prep import avcil_features, next_command, npz
+from mcil_jax.config import flags as config_flags
 from mcil_jax.experiment import components
-from mcil_jax.runtime import cli
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def parse(monkeypatch):
       flags.DEFINE_string(name, None, "", flag_values=values)
     # Not those of this process, to which other commands may have added theirs.
     monkeypatch.setattr(flags, "FLAGS", values)
-    assert cli.parse_with_config(["main", *arguments]) == ["main"]
+    assert config_flags.parse_with_config(["main", *arguments]) == ["main"]
     return values
 
   return parse
@@ -82,10 +82,10 @@ def for_dataset(tmp_path, name="tiny", **changes):
 CONFIG = """
 from mcil_jax import config
 def get_config(variant=""):
-  c = config.default()
+  c = config.with_modalities(config.default(), image="video", audio="audio")
   c.data.name = {name!r}
   c.scenario.increments = {increments}
-  c.model.image.tubelet_frames = {tubelet_frames}
+  c.model.towers.image.tubelet_frames = {tubelet_frames}
   return c
 """
 

@@ -77,8 +77,8 @@ def all_samples(dataset):
 def test_every_pair_is_written_once_as_it_is(save, tmp_path):
   dataset = prepare_and_load(save(), tmp_path)
   assert dataset.class_names == ("no", "yes")
-  assert dataset.modalities == ("image", "audio")
-  assert dataset.sample_rate_hz == 16_000
+  assert list(dataset.modalities) == ["image", "audio"]
+  assert dataset.modalities["audio"].rate_hz == 16_000
   arrays = contents()
   samples = dict(all_samples(dataset))
   assert sorted(samples) == list(range(NUM_PAIRS))
@@ -105,13 +105,13 @@ def test_grey_frames_are_preferred_and_get_three_channels(save, tmp_path):
   frames = np.random.default_rng(1).integers(0, 256, (NUM_PAIRS, 2, 4, 5), np.uint8)
   path = save(video_frames=frames)
   dataset = prepare_and_load(path, tmp_path)
-  assert dataset.shapes["image"] == (2, 4, 5, 3)
+  assert dataset.modalities["image"].shape == (2, 4, 5, 3)
   for n, sample in all_samples(dataset):
     for channel in range(3):
       np.testing.assert_array_equal(sample["image"][..., channel], frames[19 - n])
   npz.prepare(path, "still", str(tmp_path / "data"), frames="images")
   still = source_lib.load("still", str(tmp_path / "data"))
-  assert still.shapes["image"] == (1, 5, 6, 3)
+  assert still.modalities["image"].shape == (1, 5, 6, 3)
 
 
 @pytest.mark.parametrize("key", ["images", "video_frames"])
@@ -127,12 +127,61 @@ def test_pixels_may_have_channels(save, key, channels):
 
 def test_one_modality_is_enough(save, tmp_path):
   seen = prepare_and_load(save(**dict.fromkeys(AUDIO_KEYS)), tmp_path / "seen")
-  assert (seen.modalities, seen.sample_rate_hz) == (("image",), None)
+  assert list(seen.modalities) == ["image"]
   heard = prepare_and_load(save(**dict.fromkeys(IMAGE_KEYS)), tmp_path / "heard")
-  assert heard.modalities == ("audio",)
+  assert list(heard.modalities) == ["audio"]
   np.testing.assert_array_equal(
     dict(all_samples(heard))[3]["audio"][:-2], contents()["audio"][3, :-2]
   )
+
+
+def test_a_pair_may_lack_its_image_or_its_sound(save, tmp_path):
+  image_index, audio_index = contents()["image_index"], contents()["audio_index"]
+  image_index[[3, 16]] = -1  # of train, and of test
+  audio_index[[4, 8, 19]] = -1
+  path = save(image_index=image_index, audio_index=audio_index)
+  data_dir = str(tmp_path / "data")
+  done = npz.prepare(path, "tiny", data_dir)
+  assert "6 test; 2 without image; 3 without sound.\n" in done
+  dataset = source_lib.load("tiny", data_dir)
+  arrays, found = contents(), set()
+  for split in dataset.splits.values():
+    for n, sample_id in enumerate(split.ids):
+      pair, sample = pair_number(sample_id), split[n]
+      found.add(pair)
+      assert split.present["image"][n] == (pair not in (3, 16))
+      assert split.present["audio"][n] == (pair not in (4, 8, 19))
+      image, audio = arrays["images"][None, 19 - pair], arrays["audio"][pair, :-2]
+      there = split.present
+      np.testing.assert_array_equal(sample["image"], image * there["image"][n])
+      np.testing.assert_array_equal(sample["audio"][:-2], audio * there["audio"][n])
+  assert found == set(range(NUM_PAIRS))
+  # It is known again as the same, and lacking is part of the fingerprint.
+  assert npz.prepare(path, "tiny", data_dir).endswith("Nothing to do.")
+  npz.prepare(save(), "whole", data_dir)
+  fingerprint = source_lib.load("whole", data_dir).fingerprint
+  assert fingerprint != dataset.fingerprint
+
+
+def test_a_dataset_stays_until_its_replacement_is_whole(save, tmp_path, monkeypatch):
+  before = prepare_and_load(save(), tmp_path).fingerprint
+  encode, written = schema.encode_sample, []
+
+  def encode_ten(*args, **sample):
+    if len(written) == 10:
+      raise RuntimeError("Killed.")
+    written.append(sample["sample_id"])
+    return encode(*args, **sample)
+
+  monkeypatch.setattr(schema, "encode_sample", encode_ten)
+  changed = save(class_names=np.array(["nein", "ja"]))
+  with pytest.raises(RuntimeError, match="Killed"):
+    prepare_and_load(changed, tmp_path, overwrite=True)
+  monkeypatch.undo()
+  assert source_lib.load("tiny", str(tmp_path / "data")).fingerprint == before
+  assert [path.name for path in (tmp_path / "data").iterdir()] == ["tiny"]
+  after = prepare_and_load(changed, tmp_path, overwrite=True)
+  assert after.class_names == ("nein", "ja")
 
 
 def test_audio_len_and_audio_group_are_optional(save, tmp_path):
@@ -411,12 +460,12 @@ def test_what_is_not_read_back_as_it_was_is_removed(
 ):
   encode = schema.encode_sample
 
-  def forget(*, sample_id, label, image, audio):
+  def forget(specs, *, sample_id, label, arrays):
     if (loss, sample_id) == ("label", "pair-000003"):
       label = 1 - label
     if (loss, sample_id) == ("image", "pair-000003"):
-      image = 255 - image
-    return encode(sample_id=sample_id, label=label, image=image, audio=audio)
+      arrays = arrays | {"image": 255 - arrays["image"]}
+    return encode(specs, sample_id=sample_id, label=label, arrays=arrays)
 
   monkeypatch.setattr(schema, "encode_sample", forget)
   with pytest.raises(ValueError, match=f"/tiny/1.0.0 was not read back .*: {message}"):
@@ -534,11 +583,11 @@ ERRORS = {
   ),
   "image index": (
     changed("image_index", 4, value=20),
-    "image_index of sample 4 is 20, not in [0, 20).",
+    "image_index of sample 4 is 20, neither in [0, 20) nor -1, which says that the",
   ),
   "audio index": (
-    changed("audio_index", 5, value=-1),
-    "audio_index of sample 5 is -1, not in [0, 20).",
+    changed("audio_index", 5, value=-2),
+    "audio_index of sample 5 is -2, neither in [0, 20) nor -1, which says that the",
   ),
   "audio len": (
     changed("audio_len", 6, value=201),

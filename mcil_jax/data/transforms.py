@@ -1,0 +1,62 @@
+"""Random transforms of arrays, which kinds of modalities augment samples with.
+
+Every function takes a key and arrays with a leading batch axis. Random numbers are
+drawn for the whole batch, so that they do not depend on how it is sharded.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def shift(key: jax.Array, x: jax.Array, most: int, axes: tuple[int, ...]) -> jax.Array:
+  """Moves each sample by up to `most` places along `axes`, repeating the border.
+
+  Args:
+    key: PRNG key.
+    x: [B, ...].
+    most: largest shift, in array places, both ways.
+    axes: axes of `x`, ≥ 1; each is shifted on its own.
+  """
+  if most == 0:
+    return x
+  offsets = jax.random.randint(key, (len(axes), x.shape[0]), -most, most + 1)
+  for axis, offset in zip(axes, offsets, strict=True):
+    size = x.shape[axis]
+    index = jnp.clip(jnp.arange(size) + offset[:, None], 0, size - 1)
+    shape = [1] * x.ndim
+    shape[0], shape[axis] = x.shape[0], size
+    x = jnp.take_along_axis(x, index.reshape(shape), axis=axis)
+  return x
+
+
+def brightness(key: jax.Array, image: jax.Array, most: float) -> jax.Array:
+  """Scales each clip's contrast by 1 ± `most` and adds up to ± `most`.
+
+  `image` [B, T, H, W, 3] in [−1, 1]; values may leave that range.
+  """
+  if most == 0:
+    return image
+  scale, offset = jax.random.uniform(
+    key, (2, image.shape[0], 1, 1, 1, 1), minval=-most, maxval=most
+  )
+  return image * (1.0 + scale) + offset
+
+
+def mask_band(key: jax.Array, x: jax.Array, most: int, axis: int) -> jax.Array:
+  """Zeros one band of up to `most` places along `axis` per sample.
+
+  Like SpecAugment's masks (Park et al. 2019, arXiv 1904.08779, §2), except that a band
+  may begin before or end after the axis, so that the ends are hidden as often as the
+  middle. Zero is the mean of a standardised spectrogram.
+  """
+  if most == 0:
+    return x
+  size = x.shape[axis]
+  start_key, width_key = jax.random.split(key)
+  width = jax.random.randint(width_key, (x.shape[0], 1), 0, most + 1)
+  start = jax.random.randint(start_key, (x.shape[0], 1), -most, size)
+  place = jnp.arange(size)
+  band = (place >= start) & (place < start + width)
+  shape = [1] * x.ndim
+  shape[0], shape[axis] = x.shape[0], size
+  return jnp.where(band.reshape(shape), 0.0, x)
