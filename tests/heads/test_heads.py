@@ -1,0 +1,57 @@
+import jax.numpy as jnp
+import numpy as np
+
+from mcil_jax.heads import layout, local_similarity, nearest_mean, text_cosine
+
+
+def test_a_head_s_parameters_by_class():
+  def first(c):
+    return c < 1
+
+  kernel = jnp.ones((2, 3))
+  assert layout.keep_classes("kernel", kernel, first).tolist() == [[1, 0, 0]] * 2
+  assert layout.keep_classes("bias", jnp.ones(3), first).tolist() == [1, 0, 0]
+  proxies = layout.keep_classes("proxies", jnp.ones((3, 2, 2)), first)
+  assert proxies.sum(axis=(1, 2)).tolist() == [4, 0, 0]
+  assert layout.keep_classes("factor", jnp.ones(()), first) == 1  # of no class
+
+
+def test_means_of_new_classes_join_those_of_old_ones():
+  before = np.array([[1, 0], [0, 0], [0, 0]], np.float32)
+  # Class 1: two directions, whatever their lengths; class 2: one sample.
+  embeddings = np.array([[3, 0], [0, 5], [0, -2]], np.float32)
+  found = nearest_mean.fit(before, embeddings, np.array([1, 1, 2]))
+  np.testing.assert_allclose(found, [[1, 0], [0.5, 0.5], [0, -1]])
+  assert not before[1:].any()  # not changed in place
+
+
+def test_the_nearest_mean_has_the_highest_score():
+  means = jnp.array([[1.0, 0.0], [0.5, 0.5], [0.0, -1.0]])
+  x = jnp.array([[4.0, 0.0], [0.0, 0.1]])  # unit vectors (1, 0) and (0, 1)
+  # 2⟨x, μ⟩ − ‖μ‖².
+  expected = [[2 - 1, 1 - 0.5, 0 - 1], [0 - 1, 1 - 0.5, -2 - 1]]
+  np.testing.assert_allclose(nearest_mean.scores(means, x), expected, rtol=1e-6)
+
+
+def test_cosines_stand_in_the_columns_of_their_classes():
+  embeddings = jnp.array([[3.0, 4.0]])
+  prototypes = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+  classes = jnp.array([2, 0, -1])  # the last row does not count
+  found = text_cosine.logits(embeddings, prototypes, classes, jnp.array(10.0), 4)
+  np.testing.assert_allclose(found, [[8.0, -1e9, 6.0, -1e9]], rtol=1e-6)
+
+
+def test_new_proxies_are_centres_as_long_as_old_ones():
+  proxies = np.zeros((5, 2, 2), np.float32)
+  proxies[:2] = [[3, 0], [0, 5]]  # of a mean length of 4
+  # Class 2 has two clusters, around the first and the second axis; class 3 one sample.
+  embeddings = np.array([[9, 0], [2, 0], [0, 1], [0, 7], [-1, 0]], np.float32)
+  labels = np.array([2, 2, 2, 2, 3])
+  before = {"proxies": proxies, "factor": np.float32(2)}
+  found = local_similarity.imprint(before, embeddings, labels, before=2, seen=4, seed=0)
+  made = found["proxies"]
+  np.testing.assert_array_equal(made[[0, 1, 4]], proxies[[0, 1, 4]])
+  np.testing.assert_allclose(sorted(made[2].tolist()), [[0, 4], [4, 0]], atol=1e-6)
+  np.testing.assert_allclose(made[3], [[-4, 0], [-4, 0]], atol=1e-6)
+  assert found["factor"] == 2
+  assert not proxies[2].any()  # not changed in place
