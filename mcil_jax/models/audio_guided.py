@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mcil_jax.models.features import Linear
+from mcil_jax.heads.linear import Linear
 from mcil_jax.models.fusion import Features, Fused
 
 # Collections of variables: what a teacher writes where it is asked to by `mutable`, and
@@ -25,7 +25,8 @@ ATTENTION, TAUGHT = "attention", "taught"
 class AudioGuided(nn.Module):
   """Audio-guided spatial and temporal attention over visual features, by channel.
 
-  Of visual features V and audio features A, with a' = tanh(W_qa A), v' = tanh(W_qv V):
+  Of visual features V, which are guided, and audio features A, which guide, with
+  a' = tanh(W_qa A), v' = tanh(W_qv V):
 
     S = softmax over P of v' ⊙ a'              spatial, [B, T, P, D]
     M = softmax over T of (Σ_P S ⊙ v') ⊙ a'    temporal, [B, T, D]
@@ -33,8 +34,8 @@ class AudioGuided(nn.Module):
 
   and the embedding f_a + f_v; all W have biases. Where sounds are absent, attention is
   uniform and f_a is left out, where images are absent f_v: the audio-only and
-  visual-only networks of the same benchmark. Gradients by f_a, f_v and what attention
-  pools can be had by Linen's "perturbations": "f_audio", "f_image" and "pooled".
+  visual-only networks of the same benchmark. Gradients with respect to f_a, f_v and
+  what attention pools are those of Linen's "perturbations": "f_MODALITY" and "pooled".
 
   A teacher's attention is in the collection `ATTENTION`, by its logits: `spatial`
   [B, T, P, D] and `temporal` [B, T, D]. With the same of the last B' rows of the batch
@@ -42,36 +43,50 @@ class AudioGuided(nn.Module):
   `Fused.divergence` says how far the student's attention is from it.
 
   Source: Pian et al. 2023 (AV-CIL), arXiv 2308.11073, §3.2 and §3.4.
+
+  Attributes:
+    guide: the modality with features [B, D]; None without.
+    guided: the modality with features [B, T, P, D]; None without.
   """
+
+  guide: str | None
+  guided: str | None
 
   @nn.compact
   def __call__(self, features: Features, present: Features, theta: jax.Array) -> Fused:
-    """`image` [B, T, P, D], in any precision, `audio` [B, D] → embedding [B, D]."""
+    """Features of the two modalities, in any precision → embedding [B, D]."""
     del theta
     parts, divergence, pooled = {}, None, None
-    audio, image = features.get("audio"), features.get("image")
-    if audio is not None:
-      there = present["audio"][:, None]
-      of_audio = self.perturb("f_audio", nn.relu(_linear(audio, "audio")))
-      parts["audio"] = jnp.where(there, of_audio, 0.0)
-    if image is not None:
-      if audio is None:
-        pooled = image.astype(jnp.float32).mean(axis=(1, 2))
+    guide, guided = features.get(self.guide), features.get(self.guided)
+    if guide is not None:
+      parts[self.guide] = self._part(self.guide, guide, present)
+    if guided is not None:
+      if guide is None:
+        pooled = guided.astype(jnp.float32).mean(axis=(1, 2))
       else:
-        query = jnp.tanh(_linear(audio, "attention_audio"))
-        query = jnp.where(present["audio"][:, None], query, 0.0)
-        pooled, divergence = self._attend(image, query)
+        query = jnp.tanh(_linear(guide, f"attention_{self.guide}"))
+        query = jnp.where(present[self.guide][:, None], query, 0.0)
+        pooled, divergence = self._attend(guided, query)
       pooled = self.perturb("pooled", pooled)
-      there = present["image"][:, None]
-      of_image = self.perturb("f_image", nn.relu(_linear(pooled, "image")))
-      parts["image"] = jnp.where(there, of_image, 0.0)
-    return Fused(sum(parts.values()), parts=parts, divergence=divergence, pooled=pooled)
+      parts[self.guided] = self._part(self.guided, pooled, present)
+    return Fused(
+      sum(parts.values()),
+      parts=parts,
+      divergence=divergence,
+      pooled=pooled,
+      roles=(self.guide, self.guided),
+    )
+
+  def _part(self, modality: str, x: jax.Array, present: Features) -> jax.Array:
+    """f of a modality, zeros where it is absent."""
+    f = self.perturb(f"f_{modality}", nn.relu(_linear(x, modality)))
+    return jnp.where(present[modality][:, None], f, 0.0)
 
   def _attend(
     self, image: jax.Array, query: jax.Array
   ) -> tuple[jax.Array, Features | None]:
     width = image.shape[-1]
-    weights = Linear(width, name="attention_image").weights(width)
+    weights = Linear(width, name=f"attention_{self.guided}").weights(width)
     taught = {
       name: self.get_variable(TAUGHT, name)
       for name in ("spatial", "temporal", "place")

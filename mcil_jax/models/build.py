@@ -1,205 +1,216 @@
 """Builds the model that a config describes: towers, their fusion, a classifier."""
 
-import functools
+import importlib
 from collections.abc import Mapping
 
 import flax.linen as nn
 import ml_collections
 
+from mcil_jax import config as config_lib
 from mcil_jax import moe
-from mcil_jax.models import audio as audio_lib
+from mcil_jax.config import plugins
+from mcil_jax.data.modality import ModalitySpec
+from mcil_jax.heads.linear import Linear
+from mcil_jax.heads.local_similarity import LocalSimilarity
 from mcil_jax.models import fusion as fusion_lib
-from mcil_jax.models import image as image_lib
 from mcil_jax.models.audio_guided import AudioGuided
-from mcil_jax.models.features import FrozenFeatures, Linear, LocalSimilarity
 from mcil_jax.models.multimodal import MultimodalClassifier
-from mcil_jax.models.text import TextTower
-from mcil_jax.models.transformer import Encoder
+from mcil_jax.models.towers.base import Options, Tower
 from mcil_jax.runtime.hints import did_you_mean
 
-FEATURES = "features"  # the tower of features that are frozen already
-
-
-def _build_vit(c: ml_collections.ConfigDict, width: int, encoder) -> nn.Module:
-  # There is no class token for routers to look at.
-  return image_lib.ImageTower(
-    width, encoder(summary="mean"), c.patch_size, c.tubelet_frames
-  )
-
-
-def _build_spectrogram_transformer(
-  c: ml_collections.ConfigDict, width: int, encoder
-) -> nn.Module:
-  return audio_lib.AudioTower(width, encoder(summary="mean"), c.patch_frames)
-
-
-def _build_byte_transformer(
-  c: ml_collections.ConfigDict, width: int, encoder, *, summary: str
-) -> nn.Module:
-  del c
-  # No drop path: what that changes in a prompt is, before training, more than what
-  # tells the prompts of classes apart.
-  return TextTower(
-    width, encoder(causal=True, drop_path=0.0, summary=summary, pool="end")
-  )
-
-
-def _build_features(c: ml_collections.ConfigDict, width: int, encoder) -> nn.Module:
-  del c, width, encoder
-  return FrozenFeatures()
-
-
-# Modality → name of a tower → (`config.model.MODALITY`, width, encoder) → module, where
-# `encoder(...)` is `transformer.Encoder` with the settings that all towers share.
-TOWERS = {
-  "image": {"vit": _build_vit, FEATURES: _build_features},
-  "audio": {
-    "spectrogram_transformer": _build_spectrogram_transformer,
-    FEATURES: _build_features,
-  },
-  "text": {"byte_transformer": _build_byte_transformer},
-}
+# Fusions by their names; each needs features of a certain kind, see `_build_fusion`.
+FUSIONS = ("concat", "aavfm", "audio_guided", "pooled")
+# Those of frozen features, which need not be vectors.
+OF_FEATURES = ("audio_guided", "pooled")
 
 
 def _build_tower(
-  c: ml_collections.ConfigDict,
+  settings: ml_collections.ConfigDict,
   modality: str,
-  adapters: moe.MoEConfig | None,
-  **more,
-) -> nn.Module:
-  """The tower of a modality that `config.model` names.
+  spec: ModalitySpec | None,
+  options: Options,
+  moe_key: str,
+) -> Tower:
+  """Builds the tower of a modality.
+
+  Args:
+    settings: `config.model.towers.MODALITY`, or `config.model.text`.
+    modality: its name, or "text".
+    spec: of the modality; None for "text".
+    options: of all towers.
+    moe_key: what asks for adapters, for the error; empty if nothing does.
 
   Raises:
-    ValueError: there is none of that name; lists those that exist.
+    ValueError: there is no such tower, it is for other kinds of modalities, it cannot
+      be like that, or it has no place for adapters.
   """
-  known, settings = TOWERS[modality], c[modality]
-  if settings.tower not in known:
+  is_text = spec is None
+  key = f"config.model.{'text' if is_text else f'towers.{modality}'}.tower"
+  plugins.check("models.towers", settings.tower, key)
+  kind = "text" if is_text else spec.kind
+  if kind not in plugins.constant("models.towers", settings.tower, "KINDS", ()):
+    fitting = [
+      name
+      for name in plugins.names("models.towers")
+      if kind in plugins.constant("models.towers", name, "KINDS", ())
+    ]
     raise ValueError(
-      f"config.model.{modality}.tower={settings.tower!r} does not exist; there are "
-      f"{', '.join(known)}" + did_you_mean(settings.tower, known)
+      f"{key}={settings.tower!r} is no tower for the kind {kind!r}; there are "
+      f"{', '.join(fitting)}" + did_you_mean(settings.tower, fitting)
     )
-  shared = {"drop_path": c.drop_path, "remat": c.remat, "adapters": adapters}
-  encoder = functools.partial(Encoder, settings.depth, c.num_heads)
-  return known[settings.tower](
-    settings, c.width, lambda **own: encoder(**shared | own), **more
-  )
+  module = importlib.import_module(f"mcil_jax.models.towers.{settings.tower}")
+  tower = module.make(settings, spec, options)
+  if moe_key and tower.trains and not tower.num_blocks:
+    raise ValueError(
+      f"{moe_key}: {key}={settings.tower!r} has no blocks that adapters could stand "
+      "in; set config.moe.num_experts=0, or take another tower"
+    )
+  return tower
 
 
-# Fusions of frozen features, which need not be vectors.
-OF_FEATURES = {
-  "audio_guided": AudioGuided,
-  "pooled": fusion_lib.Pooled,
-}
-
-
-def _build_fusion(c: ml_collections.ConfigDict, modalities: tuple[str, ...]):
-  """The fusion that `config.model.fusion` names, for the modalities there are.
+def _build_fusion(c: ml_collections.ConfigDict, specs: Mapping[str, ModalitySpec]):
+  """Returns the fusion that `config.model.fusion` names, for the modalities there are.
 
   Raises:
-    ValueError: it passes on a modality that there is not.
+    ValueError: there is no such fusion, or it passes on a modality that there is not.
   """
-  if c.fusion in TOWERS and c.fusion not in modalities:
+  name, known = c.model.fusion, (*FUSIONS, *specs)
+  if name in c.modalities and name not in specs:
     raise ValueError(
-      f"config.model.fusion={c.fusion!r}: the model has only {', '.join(modalities)}, "
-      "see config.train.modalities"
+      f"config.model.fusion={name!r}: the model has only {', '.join(specs)}, see "
+      "config.train.modalities"
     )
-  width = c.width if c.classifier == "text" else None
-  if len(modalities) == 1 and width:
-    return fusion_lib.One(modalities[0])
-  if c.fusion == "concat":
+  if name not in known:
+    raise ValueError(
+      f"config.model.fusion={name!r}: expected one of {', '.join(known)}"
+      + did_you_mean(name, known)
+    )
+  width = c.model.width if c.model.classifier == "text" else None
+  if len(specs) == 1 and width:
+    return fusion_lib.One(*specs)
+  if name == "concat":
     return fusion_lib.Concat(width)
-  if c.fusion == "aavfm":
-    return fusion_lib.AAVFM(c.anchor, c.variant)
-  if c.fusion in OF_FEATURES:
-    return OF_FEATURES[c.fusion]()
-  return fusion_lib.One(c.fusion)
+  if name == "aavfm":
+    anchor = config_lib.anchor(c, tuple(specs))
+    return fusion_lib.AAVFM(anchor, by_batch=c.reproduce == "released")
+  if name == "audio_guided":
+    return _audio_guided(specs)
+  if name == "pooled":
+    return fusion_lib.Pooled()
+  return fusion_lib.One(name)
+
+
+def _audio_guided(specs: Mapping[str, ModalitySpec]) -> AudioGuided:
+  """Returns AV-CIL's network: the modality with one vector per sample guides.
+
+  Raises:
+    ValueError: the features have other shapes or widths that do not go together.
+  """
+  vectors = [m for m, spec in specs.items() if len(spec.shape) == 1]
+  frames = [m for m, spec in specs.items() if len(spec.shape) == 3]
+  if len(vectors) > 1 or len(frames) > 1 or len(vectors) + len(frames) < len(specs):
+    shapes = ", ".join(f"{m} {list(spec.shape)}" for m, spec in specs.items())
+    raise ValueError(
+      "config.model.fusion='audio_guided' needs features [D] of one modality and "
+      f"[T, P, D] of the other, not {shapes}"
+    )
+  widths = [specs[m].shape[-1] for m in (*frames, *vectors)]
+  if len(set(widths)) > 1:
+    raise ValueError(
+      "config.model.fusion='audio_guided' needs features of one width, but those of "
+      f"{' and '.join((*frames, *vectors))} have {' and '.join(map(str, widths))}; "
+      "'pooled' does not"
+    )
+  return AudioGuided(guide=next(iter(vectors), None), guided=next(iter(frames), None))
+
+
+def _check_vectors(
+  c: ml_collections.ConfigDict,
+  specs: Mapping[str, ModalitySpec],
+  towers: Mapping[str, Tower],
+) -> None:
+  """Raises a ValueError if the fusion cannot take what the towers return."""
+  key = f"config.model.fusion={c.model.fusion!r}"
+  trained = [m for m, tower in towers.items() if tower.trains]
+  if trained and c.model.fusion in OF_FEATURES:
+    raise ValueError(
+      f"{key} is of frozen features: prepare the dataset as features, and declare "
+      f"config.modalities.{trained[0]}='features'"
+    )
+  of_features = c.model.fusion in OF_FEATURES and c.model.classifier != "text"
+  several = [m for m in specs if m not in trained and len(specs[m].shape) > 1]
+  if several and not of_features:
+    raise ValueError(
+      f"{key} with config.model.classifier={c.model.classifier!r} needs a vector of "
+      f"each sample: the frozen features of {several[0]} are several, for fusion "
+      f"{' or '.join(map(repr, OF_FEATURES))} and a classifier without text"
+    )
 
 
 def _classifier_of(c: ml_collections.ConfigDict):
   """C → the classifier of a model without a text tower."""
-  if c.classifier == "local_similarity":
+  if c.model.classifier == "local_similarity":
     return LocalSimilarity
-  return Linear if c.fusion in OF_FEATURES else nn.Dense
+  return Linear if c.model.fusion in OF_FEATURES else nn.Dense
 
 
 def classifier(
   c: ml_collections.ConfigDict,
   *,
-  modalities: tuple[str, ...],
+  specs: Mapping[str, ModalitySpec],
   num_classes: int,
-  shapes: Mapping[str, tuple[int, ...]],
-  sample_rate_hz: int | None,
   adapters: moe.MoEConfig | None = None,
-  share_experts: bool = False,
 ) -> MultimodalClassifier:
   """Builds the model of a run.
 
   Args:
-    c: `config.model`.
-    modalities: each gets a tower.
+    c: all settings.
+    specs: modality → what the dataset holds of it; each gets a tower.
     num_classes: C.
-    shapes: modality → shape of one raw sample.
-    sample_rate_hz: of the audio; None without audio.
-    adapters: of every block of every tower; None for none.
-    share_experts: whether blocks of the same number share theirs, so that experts can
-      serve several modalities. A modality has routers of its own all the same: as many
-      as the config says, for each.
+    adapters: of every block of every tower; None for none. With
+      `config.moe.share_experts`, blocks of the same number share theirs, so that
+      experts can serve several modalities. A modality has routers of its own all the
+      same: as many as the config says, for each.
 
   Raises:
-    ValueError: the width is no multiple of the number of heads, the clips cannot be cut
-      into tubelets, the spectrogram cannot be made, features have widths that do not go
-      together, or there is no such tower.
+    ValueError: the width is no multiple of the number of heads, there is no such tower
+      or fusion, or they cannot be made of these modalities.
   """
-  if c.width % c.num_heads:
+  if c.model.width % c.model.num_heads:
     raise ValueError(
-      f"config.model.width={c.width} is no multiple of "
-      f"config.model.num_heads={c.num_heads}"
+      f"config.model.width={c.model.width} is no multiple of "
+      f"config.model.num_heads={c.model.num_heads}"
     )
-  raw = [m for m in modalities if c[m].tower != FEATURES]
-  of_features = c.fusion in OF_FEATURES and c.classifier != "text"
-  if raw and c.fusion in OF_FEATURES:
+  shared = adapters if c.moe.share_experts else None
+  options = Options(
+    width=c.model.width,
+    num_heads=c.model.num_heads,
+    drop_path=c.model.drop_path,
+    remat=c.model.remat,
+    adapters=None if shared else adapters,
+    reproduce=c.reproduce,
+  )
+  moe_key = f"config.moe.num_experts={c.moe.num_experts}" if adapters else ""
+  towers = {
+    m: _build_tower(c.model.towers[m], m, spec, options, moe_key)
+    for m, spec in specs.items()
+  }
+  _check_vectors(c, specs, towers)
+  text = None
+  if c.model.classifier == "text":
+    text = _build_tower(c.model.text, "text", None, options, moe_key)
+  if moe_key and not any(t.num_blocks for t in (*towers.values(), text) if t):
     raise ValueError(
-      f"config.model.fusion={c.fusion!r} is of frozen features: prepare the dataset as "
-      f"features and set config.model.{raw[0]}.tower='features'"
+      f"{moe_key}: no tower of this model has blocks that adapters could stand in; set "
+      "it to 0"
     )
-  if "image" in modalities and "image" not in raw and not of_features:
-    raise ValueError(
-      f"config.model.fusion={c.fusion!r} with config.model.classifier={c.classifier!r} "
-      "needs a vector of each sample: frozen features of images are several, for "
-      f"fusion {' or '.join(map(repr, OF_FEATURES))} and a classifier without text"
-    )
-  widths = [shapes[m][-1] for m in modalities]
-  if c.fusion == "audio_guided" and len(set(widths)) > 1:
-    raise ValueError(
-      "config.model.fusion='audio_guided' needs features of one width, but those of "
-      f"{' and '.join(modalities)} have {' and '.join(map(str, widths))}; 'pooled' "
-      "does not"
-    )
-  if "image" in raw and shapes["image"][0] % c.image.tubelet_frames:
-    raise ValueError(
-      f"config.model.image.tubelet_frames={c.image.tubelet_frames} does not divide the "
-      f"{shapes['image'][0]} frames of a clip"
-    )
-  if "audio" in raw:
-    audio_lib.check_spectrogram(sample_rate_hz, c.audio)
-  own, text = None if share_experts else adapters, None
-  if c.classifier == "text":
-    summary = "first" if c.variant == "released" else "end"
-    text = _build_tower(c, "text", own, summary=summary)
   return MultimodalClassifier(
-    towers={name: _build_tower(c, name, own) for name in modalities},
+    towers=towers,
     num_classes=num_classes,
-    sample_rate_hz=sample_rate_hz or 0,
-    spectrogram={
-      "num_mels": c.audio.num_mels,
-      "window_seconds": c.audio.window_seconds,
-      "hop_seconds": c.audio.hop_seconds,
-    },
-    fusion=_build_fusion(c, modalities),
+    fusion=_build_fusion(c, specs),
     text=text,
-    width=c.width,
-    released_scale=c.variant == "released",
-    shared_experts=adapters if share_experts else None,
-    depth=max(c[m].depth for m in (*modalities, "text")),
+    width=c.model.width,
+    released_scale=c.reproduce == "released",
+    shared_experts=shared,
     make_classifier=_classifier_of(c),
   )

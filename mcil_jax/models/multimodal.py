@@ -1,23 +1,20 @@
 """The model that joins the towers: features, fusion, a classifier over all classes."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from mcil_jax import moe
-from mcil_jax.losses import contrastive, similarity
-from mcil_jax.models import audio as audio_lib
+from mcil_jax.heads import text_cosine
+from mcil_jax.losses import similarity
 from mcil_jax.models import fusion as fusion_lib
-from mcil_jax.models import image as image_lib
+from mcil_jax.models.towers.base import Context
 
-# The modalities whose routers lie in a row in experts that they share.
-ROUTED = ("image", "audio", "text")
 Batch = dict[str, jax.Array]
 Routings = dict[str, moe.Routing]
 
@@ -73,7 +70,8 @@ class Outputs:
     prototypes: of a model with a text tower; else None.
     scale: 1/τ, what cosines with prototypes are multiplied with; else None.
     routing: modality → routing of the adapters, layers leading; empty without adapters.
-    importance: name → [B], of a teacher whose method asks for it, see `methods.base`.
+    gradient_norms: name → [B], of a teacher whose method asks for it: norms of the
+      gradients of a loss with respect to what the fusion perturbs.
     teacher: what the model before the current task says of the same batch; None unless
       the method asks for it.
   """
@@ -86,26 +84,8 @@ class Outputs:
   prototypes: Prototypes | None = None
   scale: jax.Array | None = None
   routing: Routings = struct.field(default_factory=dict)
-  importance: Batch = struct.field(default_factory=dict)
+  gradient_norms: Batch = struct.field(default_factory=dict)
   teacher: "Outputs | None" = None
-
-
-class LogitScale(nn.Module):
-  """The learned 1/τ that cosines are multiplied with: exp(s), clamped to [1, 100].
-
-  Source: Radford et al. 2021, arXiv 2103.00020, §2.5.
-
-  Attributes:
-    released: use s itself, as MIFE's released code does.
-  """
-
-  released: bool = False
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    """Returns a scalar."""
-    s = self.param("s", nn.initializers.constant(np.log(1 / 0.07)), ())
-    return s if self.released else contrastive.clamp_scale(jnp.exp(s))
 
 
 class MultimodalClassifier(nn.Module):
@@ -117,32 +97,25 @@ class MultimodalClassifier(nn.Module):
   shares features and prototypes among several sets of present modalities.
 
   Attributes:
-    towers: modality → module; `tower(inputs, train, route, experts)` → [B, D_m] and
-      routing.
+    towers: modality → `towers.base.Tower`.
     num_classes: C.
-    sample_rate_hz: of the audio.
-    spectrogram: settings of `audio.log_mel`.
     fusion: `fusion(features, present, theta)` → `fusion.Fused`.
     text: text tower, or None for a linear classifier.
     width: D of the space that image, audio and text share; unused without text.
     released_scale: multiply cosines by the logit scale itself, which MIFE's released
       code does, instead of its exponential.
-    shared_experts: adapters that blocks of the same number share among towers; None if
-      each has its own.
-    depth: of the deepest tower.
+    shared_experts: adapters that blocks of the same number share among towers, with
+      routers of each modality in a row, see `first_router`; None if each has its own.
     make_classifier: C → the classifier of a model without a text tower.
   """
 
   towers: dict[str, nn.Module]
   num_classes: int
-  sample_rate_hz: int
-  spectrogram: dict[str, Any]
   fusion: nn.Module = fusion_lib.Concat()
   text: nn.Module | None = None
   width: int = 0
   released_scale: bool = False
   shared_experts: moe.MoEConfig | None = None
-  depth: int = 0
   make_classifier: Callable[[int], nn.Module] = nn.Dense
 
   def setup(self):
@@ -150,79 +123,74 @@ class MultimodalClassifier(nn.Module):
     if self.shared_experts is None:
       self.experts = ()
     else:
-      self.experts = [moe.MoE(self.shared_experts) for _ in range(self.depth)]
+      towers = (*self.towers.values(), *([self.text] if self.text else []))
+      depth = max(tower.num_blocks for tower in towers)
+      self.experts = [moe.MoE(self.shared_experts) for _ in range(depth)]
     if self.text is None:
       self.classifier = self.make_classifier(self.num_classes)
     else:
       modalities = (*self.towers, "text")
       self.projections = {m: nn.Dense(self.width, use_bias=False) for m in modalities}
-      self.logit_scale = LogitScale(self.released_scale)
+      self.logit_scale = text_cosine.LogitScale(self.released_scale)
 
   def preprocess(self, batch: Batch) -> Batch:
-    """Raw `image` uint8 and `audio` int16 → tower inputs, by modality. No parameters.
-
-    Returns:
-      `image` float32 [B, T, H, W, 3] in [−1, 1], `audio` float32 [B, F, mels]; features
-      as they are.
-    """
-    inputs = {}
-    for m in self.towers:
-      if jnp.issubdtype(batch[m].dtype, jnp.floating):
-        inputs[m] = batch[m]
-      elif m == "image":
-        inputs[m] = image_lib.normalise(batch[m])
-      else:
-        inputs[m] = audio_lib.log_mel(
-          batch[m], sample_rate_hz=self.sample_rate_hz, **self.spectrogram
-        )
-    return inputs
+    """Returns the towers' inputs of raw samples, by modality, without parameters."""
+    return {m: tower.preprocess(batch[m]) for m, tower in self.towers.items()}
 
   def encode(
     self,
     inputs: Batch,
+    present: Batch,
     route: moe.Route | None = None,
     train: bool = False,
-    present: Batch | None = None,
   ) -> tuple[Batch, Routings]:
-    """Tower inputs → features [B, D_m] and routing, by modality.
+    """Computes the features of each modality.
 
-    Without `route`, adapters are left out: the space in which tasks are told apart.
-    Experts leave alone what is not `present`, modality → bool [B].
+    Args:
+      inputs: modality → inputs of its tower.
+      present: modality → bool [B]; experts and batch statistics leave alone what is
+        absent.
+      route: of the samples through adapters. Without it, adapters are left out: the
+        space in which tasks are told apart.
+      train: whether this is a training step.
+
+    Returns:
+      Features [B, D_m] and the routing of adapters, both by modality.
     """
     features, routing = {}, {}
     for name, tower in self.towers.items():
-      own = self._route(route, name)
-      if own is not None and present is not None:
-        own = own.replace(valid=own.valid & present[name])
-      features[name], of_tower = tower(inputs[name], train, own, self.experts)
+      context = self._context(name, present[name], train, route)
+      features[name], of_tower = tower(inputs[name], context)
       if of_tower is not None:
         routing[name] = of_tower
       if self.text is not None:
         features[name] = similarity.normalise(self.projections[name](features[name]))
     return features, routing
 
-  def _route(self, route: moe.Route | None, modality: str) -> moe.Route | None:
-    """To the routers of a modality, where several share the experts."""
-    if route is None or self.shared_experts is None:
-      return route
-    first = first_router(modality, self.shared_experts.num_routers)
-    return route.replace(router=route.router + first)
+  def _context(
+    self, modality: str, valid: jax.Array, train: bool, route: moe.Route | None
+  ) -> Context:
+    """What the tower of a modality is called with."""
+    if route is not None:
+      route = route.replace(valid=route.valid & valid)
+    if route is not None and self.shared_experts is not None:
+      names = (*self.towers, *(["text"] if self.text else []))
+      first = first_router(modality, names, self.shared_experts.num_routers)
+      route = route.replace(router=route.router + first)
+    return Context(valid, train, route, self.experts)
 
-  def read(self, prompts: Prompts, train: bool = False) -> Prototypes:
-    """Prompts → the classes' prototypes. Needs a text tower."""
+  def encode_prompts(self, prompts: Prompts, train: bool = False) -> Prototypes:
+    """Returns the prototypes of the classes of some prompts; needs a text tower."""
     n, templates, length = prompts.tokens.shape
+    valid = jnp.repeat(prompts.classes >= 0, templates)
     route = moe.Route(
       router=jnp.repeat(prompts.router, templates),
-      valid=jnp.repeat(prompts.classes >= 0, templates),
+      valid=valid,
       item=prompts.item.reshape(-1),
     )
-    x, routing = self.text(
-      prompts.tokens.reshape(-1, length),
-      prompts.end.reshape(-1),
-      train,
-      self._route(route, "text"),
-      self.experts,
-    )
+    context = self._context("text", valid, train, route)
+    tokens, end = prompts.tokens.reshape(-1, length), prompts.end.reshape(-1)
+    x, routing = self.text(tokens, end, context)
     x = similarity.normalise(self.projections["text"](x)).reshape(n, templates, -1)
     features = similarity.normalise(x.mean(axis=1))
     return Prototypes(features, prompts.classes, routing, n * templates)
@@ -247,8 +215,13 @@ class MultimodalClassifier(nn.Module):
       logits, scale = self.classifier(fused.embedding), None
     else:
       scale = self.logit_scale()
-      logits = scale * similarity.cosine_matrix(fused.embedding, prototypes.features)
-      logits = self._by_class(logits, prototypes.classes)
+      logits = text_cosine.logits(
+        fused.embedding,
+        prototypes.features,
+        prototypes.classes,
+        scale,
+        self.num_classes,
+      )
     return Outputs(
       logits,
       fused.embedding,
@@ -258,13 +231,6 @@ class MultimodalClassifier(nn.Module):
       prototypes=prototypes,
       scale=scale,
     )
-
-  def _by_class(self, x: jax.Array, classes: jax.Array) -> jax.Array:
-    """[B, n] in the order of `classes` → [B, C]."""
-    logits = jnp.full((len(x), self.num_classes), -1e9, x.dtype)
-    # A row that does not count goes to a column that does not exist.
-    columns = jnp.where(classes < 0, self.num_classes, classes)
-    return logits.at[:, columns].set(x, mode="drop")
 
   def __call__(
     self,
@@ -276,8 +242,8 @@ class MultimodalClassifier(nn.Module):
     train: bool = False,
   ) -> Outputs:
     """Tower inputs, presence and, with a text tower, prompts → outputs."""
-    features, routing = self.encode(inputs, route, train, present)
-    prototypes = None if prompts is None else self.read(prompts, train)
+    features, routing = self.encode(inputs, present, route, train)
+    prototypes = None if prompts is None else self.encode_prompts(prompts, train)
     if prototypes is not None and prototypes.routing is not None:
       routing = routing | {"text": prototypes.routing}
     outputs = self.classify(features, present, theta, prototypes)
@@ -340,12 +306,19 @@ def balance(params: dict, routing: Routings, router: jax.Array | int, rate: floa
       of_layer = jax.tree.map(lambda x, i=layer: x[i], of_tower)
       load, is_open = moe.measure(of_layer).load, of_layer.is_open
       bias = of_block["balance_bias"]
-      first = first_router(m, len(bias)) if owner == SHARED else 0
+      names = tower_params(params)
+      first = first_router(m, names, len(bias)) if owner == SHARED else 0
       update = moe.balance_bias_update(load, is_open, rate=rate)
       of_block["balance_bias"] = bias.at[first + router].add(update)
   return params
 
 
-def first_router(modality: str, num_routers: int) -> int:
-  """The first of a modality's routers among those of experts that towers share."""
-  return ROUTED.index(modality) * (num_routers // len(ROUTED))
+def first_router(modality: str, names: Collection[str], num_routers: int) -> int:
+  """Returns the first of a modality's routers among those of shared experts.
+
+  Args:
+    modality: one of `names`.
+    names: the modalities of the model, "text" among them if it has a text tower.
+    num_routers: of all of them; each has as many, in alphabetical order.
+  """
+  return sorted(names).index(modality) * (num_routers // len(names))

@@ -2,12 +2,12 @@
 
 import json
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config
 from mcil_jax.losses import classification, contrastive, distillation, similarity
 from mcil_jax.methods.base import Task
 from mcil_jax.models import audio_guided
@@ -36,7 +36,7 @@ def forward(params, inputs, taught=None):
   network = {k: v for k, v in params.items() if k != "classifier"}
   present = {m: jnp.ones(len(x), bool) for m, x in inputs.items()}
   variables = {"params": network} | ({"taught": taught} if taught else {})
-  fused, told = audio_guided.AudioGuided().apply(
+  fused, told = audio_guided.AudioGuided("audio", "image").apply(
     variables, inputs, present, -1.0, mutable=[] if taught else ["attention"]
   )
   head = params["classifier"]
@@ -156,7 +156,7 @@ def test_the_step_is_that_of_the_reference(case):
 
 @pytest.mark.golden
 def test_adam_s_first_step_is_that_of_the_reference(case):
-  c, settings = config.default().train, case["settings"]
+  c, settings = fakes.default().train, case["settings"]
   c.optimizer, c.schedule, c.clip_norm = "adam", "constant", 0.0
   c.learning_rate, c.warmup_share = settings["adam_lr"], 0.0
   c.weight_decay = settings["l2_weight_decay"]

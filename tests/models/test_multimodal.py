@@ -1,28 +1,39 @@
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config
-from mcil_jax.models import audio, image, multimodal
+from mcil_jax import config, moe
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.models import build as build_lib
+from mcil_jax.models import multimodal, spectrogram
+from mcil_jax.models.audio_guided import AudioGuided
 
-SHAPES = {"image": (2, 8, 8, 3), "audio": (80,)}
+SPECS = {
+  "image": ModalitySpec("image", "video", (2, 8, 8, 3), np.dtype(np.uint8)),
+  "audio": ModalitySpec("audio", "audio", (80,), np.dtype(np.int16), 1000),
+}
+
+
+def settings(**changes):
+  c = fakes.default()
+  c.model.width, c.model.num_heads = 8, 2
+  towers = c.model.towers
+  towers.image.depth = towers.audio.depth = 0  # the encoder is tested on its own
+  towers.image.patch_size = 4
+  towers.audio.num_mels = 4
+  towers.audio.window_seconds, towers.audio.hop_seconds = 0.016, 0.008
+  config.update(c, changes)
+  return c
 
 
 def build(modalities=("image", "audio"), **changes):
-  c = config.default().model
-  c.width, c.num_heads = 8, 2
-  c.image.depth = c.audio.depth = 0  # the encoder is tested on its own
-  c.image.patch_size = 4
-  c.audio.num_mels = 4
-  c.audio.window_seconds, c.audio.hop_seconds = 0.016, 0.008
-  c.update_from_flattened_dict(changes)
-  return build_lib.classifier(
-    c, modalities=modalities, num_classes=5, shapes=SHAPES, sample_rate_hz=1000
-  )
+  specs = {m: SPECS[m] for m in modalities}
+  return build_lib.classifier(settings(**changes), specs=specs, num_classes=5)
 
 
+TEXT = {"model.classifier": "text", "model.fusion": "image", "model.text.depth": 1}
 BOTH = {"image": jnp.ones(3, bool), "audio": jnp.ones(3, bool)}
 
 
@@ -32,8 +43,8 @@ def parts():
   model = build()
   rng = np.random.default_rng(0)
   raw = {
-    "image": rng.integers(0, 256, (3, *SHAPES["image"]), np.uint8),
-    "audio": rng.integers(-3000, 3000, (3, *SHAPES["audio"]), np.int16),
+    "image": rng.integers(0, 256, (3, *SPECS["image"].shape), np.uint8),
+    "audio": rng.integers(-3000, 3000, (3, *SPECS["audio"].shape), np.int16),
     "label": np.arange(3),
   }
   inputs = model.apply({}, raw, method="preprocess")
@@ -45,8 +56,8 @@ def parts():
 def test_preprocess_is_the_front_end_of_each_modality(parts):
   _, _, raw, inputs = parts
   assert inputs.keys() == {"image", "audio"}
-  np.testing.assert_array_equal(inputs["image"], image.normalise(raw["image"]))
-  expected = audio.log_mel(
+  np.testing.assert_allclose(inputs["image"], raw["image"] / np.float32(127.5) - 1)
+  expected = spectrogram.log_mel(
     raw["audio"],
     sample_rate_hz=1000,
     num_mels=4,
@@ -58,7 +69,7 @@ def test_preprocess_is_the_front_end_of_each_modality(parts):
 
 def test_the_classifier_sees_image_then_audio_features(parts):
   model, variables, _, inputs = parts
-  features, _ = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, BOTH, method="encode")
   outputs = model.apply(variables, features, BOTH, method="classify")
   expected = np.concatenate([features["image"], features["audio"]], axis=1)
   np.testing.assert_array_equal(outputs.embedding, expected)
@@ -69,7 +80,7 @@ def test_the_classifier_sees_image_then_audio_features(parts):
 
 def test_call_is_encode_and_classify(parts):
   model, variables, _, inputs = parts
-  features, _ = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, BOTH, method="encode")
   by_parts = model.apply(variables, features, BOTH, method="classify")
   at_once = model.apply(variables, inputs, BOTH)
   np.testing.assert_array_equal(at_once.logits, by_parts.logits)
@@ -79,7 +90,7 @@ def test_call_is_encode_and_classify(parts):
 @pytest.mark.parametrize("absent", ["image", "audio"])
 def test_an_absent_modality_counts_as_zeros_for_its_sample_only(parts, absent):
   model, variables, _, inputs = parts
-  features, _ = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, BOTH, method="encode")
   mask = BOTH | {absent: jnp.array([True, False, True])}
   zeroed = features | {absent: features[absent].at[1].set(0.0)}
   expected = model.apply(variables, zeroed, BOTH, method="classify")
@@ -105,7 +116,7 @@ def test_what_an_absent_modality_holds_has_no_influence(parts, absent, value):
 @pytest.mark.parametrize("absent", ["image", "audio"])
 def test_absent_features_teach_the_classifier_nothing(parts, absent):
   model, variables, _, inputs = parts
-  features, _ = model.apply(variables, inputs, method="encode")
+  features, _ = model.apply(variables, inputs, BOTH, method="encode")
   features[absent] = jnp.full_like(features[absent], jnp.nan)
   mask = BOTH | {absent: jnp.zeros(3, bool)}
 
@@ -135,37 +146,54 @@ def test_a_model_of_one_modality_has_one_tower_and_ignores_the_other(parts, name
 
 
 def test_clips_that_cannot_be_cut_into_tubelets():
-  message = (
-    r"config\.model\.image\.tubelet_frames=3 does not divide the 2 frames of a clip"
-  )
+  message = r"towers\.image\.tubelet_frames=3 does not divide the 2 frames of a clip"
   with pytest.raises(ValueError, match=message):
-    build(**{"image.tubelet_frames": 3})
-  build(modalities=("audio",), **{"image.tubelet_frames": 3})  # without effect
+    build(**{"model.towers.image.tubelet_frames": 3})
+  build(
+    modalities=("audio",), **{"model.towers.image.tubelet_frames": 3}
+  )  # without effect
 
 
 def test_a_width_that_the_heads_do_not_share():
   message = r"config\.model\.width=10 is no multiple of config\.model\.num_heads=4"
   with pytest.raises(ValueError, match=message):
-    build(width=10, num_heads=4)
+    build(**{"model.width": 10, "model.num_heads": 4})
 
 
-@pytest.mark.parametrize("modality", ["image", "audio"])
-def test_a_tower_that_does_not_exist(modality):
-  c = config.default().model
-  c[modality].tower = "resnet"
-  with pytest.raises(ValueError, match=rf"{modality}\.tower='resnet' does not exist"):
-    build_lib.classifier(
-      c,
-      modalities=("image", "audio"),
-      num_classes=2,
-      shapes={"image": (2, 8, 8, 3), "audio": (8000,)},
-      sample_rate_hz=8000,
-    )
+def test_a_tower_for_another_kind():
+  c = settings()
+  c.model.towers.image.tower = "spectrogram_transformer"
+  message = (
+    r"towers\.image\.tower='spectrogram_transformer' is no tower for the kind 'video'; "
+    "there are resnet, vit$"
+  )
+  with pytest.raises(ValueError, match=message):
+    build_lib.classifier(c, specs=SPECS, num_classes=2)
+  c.model.towers.image.tower = "vitt"
+  with pytest.raises(ValueError, match=r"tower='vitt' does not exist; .* mean 'vit'"):
+    build_lib.classifier(c, specs=SPECS, num_classes=2)
+
+
+def test_a_fusion_that_does_not_exist():
+  message = r"model\.fusion='aavfn': expected one of concat, .*; did you mean 'aavfm'\?"
+  with pytest.raises(ValueError, match=message):
+    build(**{"model.fusion": "aavfn"})
+
+
+def test_a_tower_without_blocks_refuses_adapters():
+  c = settings(**{"model.towers.image.tower": "resnet", "moe.num_experts": 2})
+  adapters = moe.MoEConfig(num_experts=2)
+  message = (
+    r"^config\.moe\.num_experts=2: config\.model\.towers\.image\.tower='resnet' has no "
+    "blocks that adapters could stand in; set config.moe.num_experts=0"
+  )
+  with pytest.raises(ValueError, match=message):
+    build_lib.classifier(c, specs=SPECS, num_classes=2, adapters=adapters)
 
 
 def test_a_model_with_text_compares_with_the_mean_of_each_class_s_prompts(parts):
   _, _, _, inputs = parts
-  model = build(classifier="text", fusion="image", **{"text.depth": 1})
+  model = build(**TEXT)
   tokens = np.random.default_rng(1).integers(0, 256, (2, 3, 4)).astype(np.int32)
   prompts = multimodal.Prompts(
     tokens=tokens,
@@ -180,7 +208,7 @@ def test_a_model_with_text_compares_with_the_mean_of_each_class_s_prompts(parts)
     model.apply(
       variables,
       prompts.replace(tokens=tokens[:, i : i + 1], end=prompts.end[:, i : i + 1]),
-      method="read",
+      method="encode_prompts",
     ).features[0]
     for i in range(3)
   ]
@@ -203,11 +231,10 @@ def test_released_multiplies_with_the_scale_itself(parts):
     router=np.zeros(1, np.int32),
     item=np.zeros((1, 1), np.int32),
   )
-  changes = {"classifier": "text", "fusion": "image", "text.depth": 1}
-  model = build(**changes)
+  model = build(**TEXT)
   variables = model.init(jax.random.key(0), inputs, BOTH, -1.0, None, prompts)
   arguments = (variables, inputs, BOTH, -1.0, None, prompts)
-  released = build(**changes, variant="released").apply(*arguments)
+  released = build(**TEXT, reproduce="released").apply(*arguments)
   assert released.scale == pytest.approx(np.log(1 / 0.07), rel=1e-6)
   assert model.apply(*arguments).scale == pytest.approx(1 / 0.07, rel=1e-5)
 
@@ -215,23 +242,26 @@ def test_released_multiplies_with_the_scale_itself(parts):
 def test_a_fusion_cannot_pass_on_a_modality_that_there_is_not():
   message = r"model\.fusion='image': the model has only audio"
   with pytest.raises(ValueError, match=message):
-    build(modalities=("audio",), fusion="image")
+    build(modalities=("audio",), **{"model.fusion": "image"})
 
 
 def test_features_of_two_widths_are_refused_where_they_are_multiplied():
-  c = config.default().model
-  c.fusion = "audio_guided"
-  c.image.tower = c.audio.tower = build_lib.FEATURES
+  c = config.with_modalities(config.default(), image="features", audio="features")
+  c.model.fusion = "audio_guided"
 
-  def build(width, modalities=("image", "audio")):
-    shapes = {"image": (2, 3, 4), "audio": (width,)}
-    build_lib.classifier(
-      c, modalities=modalities, num_classes=5, shapes=shapes, sample_rate_hz=None
-    )
+  def build(**shapes):
+    specs = {
+      m: ModalitySpec(m, "features", shape, np.dtype(np.float32))
+      for m, shape in shapes.items()
+    }
+    return build_lib.classifier(c, specs=specs, num_classes=5).fusion
 
-  build(4)
-  build(5, ("audio",))
+  # Whatever their names and order, it is the vectors that guide.
+  assert build(image=(2, 3, 4), audio=(4,)) == AudioGuided("audio", "image")
+  assert build(audio=(4,)) == AudioGuided("audio", None)
   with pytest.raises(ValueError, match="of image and audio have 4 and 5; 'pooled'"):
-    build(5)
-  c.fusion = "pooled"
-  build(5)
+    build(image=(2, 3, 4), audio=(5,))
+  with pytest.raises(ValueError, match=r"features \[D\] .* not image \[4\], audio"):
+    build(image=(4,), audio=(4,))
+  c.model.fusion = "pooled"
+  build(image=(2, 3, 4), audio=(5,))

@@ -1,19 +1,19 @@
+import fakes
 import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
 
-from mcil_jax import config
-from mcil_jax.models import audio
-from mcil_jax.models.transformer import Encoder
+from mcil_jax.data.modality import ModalitySpec
+from mcil_jax.models import spectrogram
 
 RATE_HZ = 4000
 
 
 @jax.jit
 def log_mel(waveforms):
-  return audio.log_mel(
+  return spectrogram.log_mel(
     waveforms,
     sample_rate_hz=RATE_HZ,
     num_mels=20,
@@ -23,12 +23,12 @@ def log_mel(waveforms):
 
 
 def test_frames_overlap_and_leave_out_an_incomplete_last_one():
-  found = audio.frames(jnp.arange(8.0)[None], 3, 2)
+  found = spectrogram.frames(jnp.arange(8.0)[None], 3, 2)
   assert found.tolist() == [[[0, 1, 2], [2, 3, 4], [4, 5, 6]]]
 
 
 def test_a_waveform_shorter_than_a_frame_is_padded_to_one():
-  assert audio.frames(jnp.array([[5.0, 6.0]]), 4, 2).tolist() == [[[5, 6, 0, 0]]]
+  assert spectrogram.frames(jnp.array([[5.0, 6.0]]), 4, 2).tolist() == [[[5, 6, 0, 0]]]
 
 
 def test_log_mel_is_librosas_standardised(rng):
@@ -84,31 +84,6 @@ def test_decibels_below_the_floor_count_as_the_floor(rng):
   assert silent[0, 0] == found.min()
 
 
-@pytest.fixture(scope="module")
-def tower():
-  module = audio.AudioTower(8, Encoder(0, 2, summary="mean"), patch_frames=2)
-  spectrogram = jax.random.normal(jax.random.key(1), (2, 7, 6))
-  init = jax.jit(lambda key: module.init(key, spectrogram, False))
-  return module, init(jax.random.key(0)), spectrogram
-
-
-def test_the_order_of_time_matters(tower):
-  module, variables, spectrogram = tower
-  forward = module.apply(variables, spectrogram, False)[0]
-  backward = module.apply(variables, spectrogram[:, ::-1], False)[0]
-  assert np.abs(forward - backward).max() > 1e-3
-
-
-def test_the_last_frames_of_an_uneven_spectrogram_count(tower):
-  module, variables, spectrogram = tower  # 7 frames: 3 tokens and a half
-  assert variables["params"]["encoder"]["positions"].shape == (1, 4, 8)
-  before = module.apply(variables, spectrogram, False)[0]
-  after = module.apply(variables, spectrogram.at[:, 6].add(1.0), False)[0]
-  assert np.abs(after - before).max() > 1e-3
-  padded = jnp.pad(spectrogram, ((0, 0), (0, 1), (0, 0)))
-  np.testing.assert_array_equal(module.apply(variables, padded, False)[0], before)
-
-
 @pytest.mark.parametrize(
   ("key", "value", "message"),
   [
@@ -119,8 +94,10 @@ def test_the_last_frames_of_an_uneven_spectrogram_count(tower):
   ],
 )
 def test_spectrograms_that_cannot_be(key, value, message):
-  c = config.default().model.audio
-  audio.check_spectrogram(8000, c)
+  c = fakes.default().model.towers.audio
+  spec = ModalitySpec("audio", "audio", (8000,), np.dtype(np.int16), 8000)
+  made = spectrogram.front_end(c, spec)
+  assert made == spectrogram.LogMel(8000, 64, 0.025, 0.01)
   c[key] = value
-  with pytest.raises(ValueError, match=message):
-    audio.check_spectrogram(8000, c)
+  with pytest.raises(ValueError, match=rf"config\.model\.towers\.audio\.{message}"):
+    spectrogram.front_end(c, spec)

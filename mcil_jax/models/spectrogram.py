@@ -1,16 +1,15 @@
-"""Audio tower: a log-mel front end inside the step, then a small transformer."""
+"""The log-mel front end of towers for sound, computed inside the step."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import librosa
 import ml_collections
 import numpy as np
 
-from mcil_jax import moe
+from mcil_jax.data.modality import ModalitySpec
 
 
 def frames(waveform: jax.Array, length: int, hop: int) -> jax.Array:
@@ -25,7 +24,7 @@ def frames(waveform: jax.Array, length: int, hop: int) -> jax.Array:
 
 
 @functools.lru_cache
-def mel_filters(sample_rate_hz: int, n_fft: int, num_mels: int) -> np.ndarray:
+def mel_filters(sample_rate_hz: float, n_fft: int, num_mels: int) -> np.ndarray:
   """Slaney's mel filter bank, [n_fft/2 + 1, num_mels]."""
   return librosa.filters.mel(sr=sample_rate_hz, n_fft=n_fft, n_mels=num_mels).T
 
@@ -35,31 +34,48 @@ def n_fft_of(window_length: int) -> int:
   return 1 << (window_length - 1).bit_length()
 
 
-def check_spectrogram(sample_rate_hz: int, c: ml_collections.ConfigDict) -> None:
-  """Checks `config.model.audio` for sounds of a sample rate.
+@dataclasses.dataclass(frozen=True)
+class LogMel:
+  """`log_mel` with its settings, see there."""
+
+  sample_rate_hz: float
+  num_mels: int
+  window_seconds: float
+  hop_seconds: float
+
+  def __call__(self, audio: jax.Array) -> jax.Array:
+    """Returns the spectrograms float32 [B, F, mels] of waveforms [B, samples]."""
+    return log_mel(audio, **dataclasses.asdict(self))
+
+
+def front_end(c: ml_collections.ConfigDict, spec: ModalitySpec) -> LogMel:
+  """Returns the front end of a tower for sound.
+
+  Args:
+    c: settings of the tower: `num_mels`, `window_seconds`, `hop_seconds`.
+    spec: of the sounds.
 
   Raises:
     ValueError: window or hop is shorter than a sample, or there are more mel bands
       than frequencies to fill them.
   """
-  for key in ("window_seconds", "hop_seconds"):
-    if round(c[key] * sample_rate_hz) < 1:
-      raise ValueError(
-        f"config.model.audio.{key}={c[key]} is no sample at {sample_rate_hz} Hz"
-      )
-  frequencies = n_fft_of(round(c.window_seconds * sample_rate_hz)) // 2 + 1
+  key, rate_hz = f"config.model.towers.{spec.name}", spec.rate_hz
+  for name in ("window_seconds", "hop_seconds"):
+    if round(c[name] * rate_hz) < 1:
+      raise ValueError(f"{key}.{name}={c[name]} is no sample at {rate_hz:g} Hz")
+  frequencies = n_fft_of(round(c.window_seconds * rate_hz)) // 2 + 1
   if c.num_mels >= frequencies:
     raise ValueError(
-      f"config.model.audio.num_mels={c.num_mels} bands cannot be made of "
-      f"{frequencies} frequencies, all that config.model.audio.window_seconds="
-      f"{c.window_seconds} gives at {sample_rate_hz} Hz"
+      f"{key}.num_mels={c.num_mels} bands cannot be made of {frequencies} frequencies, "
+      f"all that {key}.window_seconds={c.window_seconds} gives at {rate_hz:g} Hz"
     )
+  return LogMel(rate_hz, c.num_mels, c.window_seconds, c.hop_seconds)
 
 
 def log_mel(
   audio: jax.Array,
   *,
-  sample_rate_hz: int,
+  sample_rate_hz: float,
   num_mels: int,
   window_seconds: float,
   hop_seconds: float,
@@ -89,26 +105,3 @@ def log_mel(
   mean = decibels.mean(axis=(1, 2), keepdims=True)
   std = decibels.std(axis=(1, 2), keepdims=True)
   return (decibels - mean) / jnp.maximum(std, 1e-3)
-
-
-class AudioTower(nn.Module):
-  """A token per `patch_frames` spectrogram frames, in the order of time."""
-
-  width: int
-  encoder: nn.Module
-  patch_frames: int
-
-  @nn.compact
-  def __call__(
-    self,
-    spectrogram: jax.Array,
-    train: bool,
-    route: moe.Route | None = None,
-    experts: Sequence[moe.MoE] = (),
-  ) -> tuple[jax.Array, moe.Routing | None]:
-    """`spectrogram` float32 [B, F, mels] → feature [B, width] and routing."""
-    b, count, mels = spectrogram.shape
-    x = jnp.pad(spectrogram, ((0, 0), (0, -count % self.patch_frames), (0, 0)))
-    x = x.reshape(b, -1, self.patch_frames * mels)
-    x = nn.Dense(self.width, name="embed")(x)
-    return self.encoder(x, train, route, experts)
