@@ -13,17 +13,17 @@ EMPTY = -1
 
 
 def empty(size: int) -> np.ndarray:
-  """A memory of `size` places without exemplars."""
+  """Returns a memory of `size` slots without exemplars."""
   return np.full(size, EMPTY, np.int64)
 
 
 def stored(memory: np.ndarray) -> np.ndarray:
-  """The indices in use."""
+  """Returns the indices of the exemplars in a memory, without empty slots."""
   return memory[memory != EMPTY]
 
 
 def quota(size: int, seen_classes: int) -> int:
-  """Exemplars per class: `size // seen_classes`.
+  """Returns the number of exemplars per class: `size // seen_classes`.
 
   Raises:
     ValueError: not even one exemplar per class.
@@ -72,7 +72,7 @@ def update(
   new_classes: range,
   select: Callable[[np.ndarray, int], np.ndarray],
 ) -> np.ndarray:
-  """The memory after a task: old classes shrink to a prefix, new ones are added.
+  """Updates the memory: old classes shrink to a prefix, new ones are added.
 
   Args:
     memory: [M] before the task.

@@ -25,32 +25,32 @@ class Scenario:
 
   @property
   def num_tasks(self) -> int:
-    """T."""
+    """The number of tasks, T."""
     return len(self.increments)
 
   @property
   def num_classes(self) -> int:
-    """C."""
+    """The number of classes, C."""
     return len(self.class_order)
 
   @functools.cached_property
   def boundaries(self) -> np.ndarray:
-    """int32 [T + 1]: classes seen before task t; the last entry is C."""
+    """Classes seen before each task, int32 [T + 1]; the last entry is C."""
     return np.cumsum([0, *self.increments]).astype(np.int32)
 
   @functools.cached_property
   def task_of_class(self) -> np.ndarray:
-    """int32 [C]: the task that a class belongs to."""
+    """The task of each class, int32 [C]."""
     return np.repeat(np.arange(self.num_tasks, dtype=np.int32), self.increments)
 
   def relabel(self, labels: np.ndarray) -> np.ndarray:
-    """Dataset labels [N] → int32 [N], positions in the class order."""
+    """Converts labels of the dataset [N] to positions in the class order, int32 [N]."""
     position = np.empty(self.num_classes, np.int32)
     position[list(self.class_order)] = np.arange(self.num_classes)
     return position[labels]
 
   def samples_of(self, labels: np.ndarray, tasks: Sequence[int]) -> np.ndarray:
-    """Indices (int64, ascending) of the samples whose class is in one of `tasks`.
+    """Returns the samples whose class is in one of `tasks`: int64 indices, ascending.
 
     Args:
       labels: [N], positions in the class order.
@@ -62,7 +62,7 @@ class Scenario:
 def seeded_order(
   num_classes: int, shuffle_within: Sequence[int], seed: int
 ) -> tuple[int, ...]:
-  """A permutation of the classes that stays within consecutive blocks.
+  """Returns a permutation of the classes that stays within consecutive blocks.
 
   Args:
     num_classes: C.
@@ -139,7 +139,7 @@ def _check_sizes(key: str, sizes: tuple, num_classes: int) -> None:
 
 
 def _surplus(order: Sequence, count: int) -> list:
-  """Entries that are no class or came before, in order."""
+  """Returns the entries that are no class or came before, in order."""
   seen: set[int] = set()
   surplus = []
   for entry in order:

@@ -28,8 +28,10 @@ class ClassMeans:
 
   Attributes:
     means: float64 [C, M·D], of the modalities' features, one after the other.
-    scatter: float64 [M·D, M·D], Σ (x − mean)(x − mean)ᵀ over all samples.
-    counts: float64 [C], samples of each class; 0 if it is not known yet.
+    scatter: float64 [M·D, M·D], Σ (x − mean)(x − mean)ᵀ over all samples, what is
+      absent being at the mean.
+    counts: float64 [C, M], samples of each class that have each modality; a class
+      without any is not known yet.
     whitening: float32 [2^M, M·D, M·D], W with W Wᵀ the inverse covariance of the
       modalities that are present, zeros for the others; by the number whose bit m says
       whether modality m is present.
@@ -42,45 +44,64 @@ class ClassMeans:
 
 
 def empty(num_classes: int, modalities: int, width: int) -> ClassMeans:
-  """Of no class yet."""
+  """Returns statistics of no class."""
   size = modalities * width
   return ClassMeans(
     means=np.zeros((num_classes, size)),
     scatter=np.zeros((size, size)),
-    counts=np.zeros(num_classes),
+    counts=np.zeros((num_classes, modalities)),
     whitening=np.zeros((2**modalities, size, size), np.float32),
   )
 
 
 def add(known: ClassMeans, features: np.ndarray, labels: np.ndarray) -> ClassMeans:
-  """With the samples of new classes.
+  """Adds the samples of new classes.
 
   A class that is known already stays as it is: a run that was stopped right afterwards
   adds its last task once more.
 
   Args:
     known: of the classes before.
-    features: [N, M·D].
+    features: [N, M·D], NaN where a sample lacks a modality. Where a class has none, its
+      mean is that of all samples that are added, which speaks for no class.
     labels: int [N], positions in the class order.
   """
   features = features.astype(np.float64)
   means, scatter, counts = (
     x.copy() for x in (known.means, known.scatter, known.counts)
   )
+  width = features.shape[1] // counts.shape[1]
+  of_all, _ = _mean(features)
   for c in np.unique(labels):
-    if counts[c]:
+    if counts[c].any():
       continue
     rows = features[labels == c]
-    counts[c] = len(rows)
-    means[c] = rows.mean(axis=0)
-    scatter += (rows - means[c]).T @ (rows - means[c])
-  covariance = scatter / counts.sum()
+    mean, number = _mean(rows)
+    counts[c] = number[::width]
+    means[c] = np.where(number > 0, mean, of_all)
+    deviation = np.where(np.isnan(rows), 0.0, rows - means[c])
+    scatter += deviation.T @ deviation
+  # So the variances are those of the samples that have a modality; and whatever
+  # samples lack, it is the covariance of something, and can be inverted.
+  number = np.maximum(np.repeat(counts.sum(axis=0), width), 1.0)
+  covariance = scatter / np.sqrt(np.outer(number, number))
   whitening = np.stack([_whitening(covariance, rows) for rows in _subsets(known)])
   return ClassMeans(means, scatter, counts, whitening)
 
 
+def _mean(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the mean of each feature over the samples that have it, and their number.
+
+  Both are [M·D]; the mean is 0 where no sample has it.
+  """
+  there = ~np.isnan(features)
+  number = there.sum(axis=0)
+  total = np.where(there, features, 0.0).sum(axis=0)
+  return total / np.maximum(number, 1), number
+
+
 def _subsets(known: ClassMeans) -> Iterator[np.ndarray]:
-  """The features of each subset of modalities, by the number of the subset."""
+  """Returns the features of each subset of modalities, by the index of the subset."""
   subsets, size, _ = known.whitening.shape
   modalities = subsets.bit_length() - 1
   modality = np.arange(size) // (size // modalities)
@@ -89,7 +110,7 @@ def _subsets(known: ClassMeans) -> Iterator[np.ndarray]:
 
 
 def _whitening(covariance: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """W of some features: W Wᵀ is the inverse of their covariance; zeros elsewhere."""
+  """Returns W of some features: W Wᵀ inverts their covariance; zeros elsewhere."""
   whitening = np.zeros(covariance.shape, np.float32)
   if len(rows):
     block = np.ix_(rows, rows)
@@ -103,7 +124,7 @@ def _whitening(covariance: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def nearest_class(
   known: ClassMeans, features: list[jax.Array], present: list[jax.Array]
 ) -> jax.Array:
-  """The known class whose mean is nearest: int32 [B], 0 if none is known. Traced.
+  """Returns the class whose mean is nearest, int32 [B]; 0 if none is known. Traced.
 
   Args:
     known: class means and whitening.
@@ -125,4 +146,4 @@ def nearest_class(
     of_subsets.append(jnp.sum(b * b, axis=-1) - 2 * inner_products(a, b))
   index = jnp.maximum(subset - 1, 0)[None, :, None]
   distance = jnp.take_along_axis(jnp.stack(of_subsets), index, axis=0)[0]
-  return jnp.where(known.counts > 0, distance, jnp.inf).argmin(-1)
+  return jnp.where(known.counts.any(axis=1), distance, jnp.inf).argmin(-1)

@@ -15,13 +15,6 @@ import jax.numpy as jnp
 from mcil_jax.losses import similarity
 from mcil_jax.losses.classification import cross_entropy, masked_mean
 
-# The modalities of each pair, rows first.
-PAIRS = {
-  "audio_image": ("audio", "image"),
-  "audio_text": ("audio", "text"),
-  "image_text": ("image", "text"),
-}
-
 
 def clamp_scale(scale: jax.Array | float) -> jax.Array:
   """A logit scale 1/τ, kept within [1, 100] (CLIP, arXiv 2103.00020, §2.5)."""
@@ -90,44 +83,37 @@ def class_contrastive(
 
 
 def trimodal(
-  audio: jax.Array | None,
-  image: jax.Array | None,
-  text: jax.Array | None,
+  features: Mapping[str, jax.Array],
   *,
-  scales: Mapping[str, jax.Array | float],
+  scales: Mapping[tuple[str, str], jax.Array | float],
   where: jax.Array,
 ) -> jax.Array:
-  """AudioCLIP's symmetric contrastive loss over pairs of modalities.
+  """Returns AudioCLIP's symmetric contrastive loss over pairs of modalities.
 
   Each pair contributes the cross-entropy of its rows plus that of its columns, with
-  cosines times the pair's scale as logits. As in the released code, the sum over n
-  pairs is divided by n!, thus by 6 for all three.
+  cosines multiplied by the pair's scale as logits. As in the released code, the sum
+  over n pairs is divided by n!, thus by 6 for three of them.
 
   Args:
-    audio: [B, D]; None if in no pair.
-    image: [B, D]; None if in no pair.
-    text: [B, D]; None if in no pair.
-    scales: 1/τ by the pair's name in `PAIRS`, the exponential of what AudioCLIP
+    features: modality → [B, D], text among them.
+    scales: pair of modalities, rows first → 1/τ, the exponential of what AudioCLIP
       learns; clamped to [1, 100] here. A pair that is not named is left out.
     where: bool [B], rows that count.
 
   Raises:
-    ValueError: no pair, an unknown one, one without its features, or the shapes
-      disagree.
+    ValueError: no pair, one without its features, or the shapes disagree.
 
   References:
     Guzhov et al. 2022, AudioCLIP, arXiv 2106.13043, §3.3.
   """
-  if not scales or not scales.keys() <= PAIRS.keys():
-    raise ValueError(f"scales of {list(scales)}: name one or more of {list(PAIRS)}")
-  features = {"audio": audio, "image": image, "text": text}
+  if not scales:
+    raise ValueError("scales names no pair of modalities")
   total = jnp.zeros(())
   for pair, scale in scales.items():
-    of_pair = {modality: features[modality] for modality in PAIRS[pair]}
-    absent = [modality for modality, x in of_pair.items() if x is None]
+    absent = [modality for modality in pair if modality not in features]
     if absent:
       raise ValueError(f"scales has {pair!r}, but there are no {absent[0]} features")
-    x, y = similarity.valid_rows(where, **of_pair)
+    x, y = similarity.valid_rows(where, **{m: features[m] for m in pair})
     logits = clamp_scale(scale) * similarity.cosine_matrix(x, y)
     total += _match(logits, where) + _match(logits.T, where)
   return total / math.factorial(len(scales))

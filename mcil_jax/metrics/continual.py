@@ -23,11 +23,15 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mcil_jax.metrics.counts import (
+  UndefinedMetricError,
+  count,
+  learned_block,
+  learned_prefix,
+  seen_classes,
+)
+
 ForgettingKind = Literal["max", "first", "avcil"]
-
-
-class UndefinedMetricError(ValueError):
-  """A metric has no value for this run; the message is the reason."""
 
 
 # --- From predictions to accuracies. All raise ValueError if shapes disagree, a label
@@ -37,8 +41,8 @@ class UndefinedMetricError(ValueError):
 def accuracy_matrix(
   predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int]
 ) -> np.ndarray:
-  """The accuracy matrix R: float64 [T, T], NaN above the diagonal."""
-  total, correct, seen = _count(predictions, labels, increments)
+  """Returns the accuracy matrix R: float64 [T, T], NaN above the diagonal."""
+  total, correct, seen = count(predictions, labels, increments)
   starts = seen - np.asarray(increments)
   return np.add.reduceat(correct, starts, axis=1) / np.add.reduceat(total, starts)
 
@@ -46,8 +50,11 @@ def accuracy_matrix(
 def seen_accuracy(
   predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int]
 ) -> np.ndarray:
-  """Accuracy on all test samples seen so far, each counting the same: float64 [T]."""
-  total, correct, seen = _count(predictions, labels, increments)
+  """Returns the accuracy on all test samples seen after each task: float64 [T].
+
+  Every sample counts the same.
+  """
+  total, correct, seen = count(predictions, labels, increments)
   return np.array(
     [row[:s].sum() / total[:s].sum() for row, s in zip(correct, seen, strict=True)]
   )
@@ -56,26 +63,29 @@ def seen_accuracy(
 def after_task(
   predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int], task: int
 ) -> tuple[float, np.ndarray]:
-  """Returns the accuracies after one task, without looking at the others.
+  """Returns the accuracies after one task; predictions of the others are not read.
 
   Returns:
     What `seen_accuracy` has for the task, and the row of `accuracy_matrix` up to the
     diagonal, float64 [task + 1].
   """
-  seen = _seen_classes(increments)[: task + 1]
+  seen = seen_classes(increments)[: task + 1]
   known = np.asarray(labels) < seen[-1]
   rows, labels = np.asarray(predictions)[[task]][:, known], np.asarray(labels)[known]
-  total, (correct,), _ = _count(rows, labels, seen[-1:])
+  total, (correct,), _ = count(rows, labels, seen[-1:])
   starts = seen - np.asarray(increments)[: task + 1]
-  of_tasks = np.add.reduceat(correct, starts) / np.add.reduceat(total, starts)
-  return float(correct.sum() / total.sum()), of_tasks
+  per_task = np.add.reduceat(correct, starts) / np.add.reduceat(total, starts)
+  return float(correct.sum() / total.sum()), per_task
 
 
 def per_class_accuracy(
   predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int]
 ) -> np.ndarray:
-  """Accuracy on each class: float64 [T, C], NaN if not seen or without test samples."""
-  total, correct, _ = _count(predictions, labels, increments)
+  """Returns the accuracy on each class, float64 [T, C].
+
+  It is NaN for classes that were not seen yet or have no test samples.
+  """
+  total, correct, _ = count(predictions, labels, increments)
   accuracy = np.full_like(correct, np.nan)
   return np.divide(correct, total, out=accuracy, where=total > 0)
 
@@ -83,8 +93,8 @@ def per_class_accuracy(
 def class_mean_accuracy(
   predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int]
 ) -> np.ndarray:
-  """Mean accuracy of the seen classes that have test samples: float64 [T]."""
-  total, correct, seen = _count(predictions, labels, increments)
+  """Returns the mean accuracy of the seen classes with test samples: float64 [T]."""
+  total, correct, seen = count(predictions, labels, increments)
   tested = total > 0
   accuracy = correct[:, tested] / total[tested]
   num_tested = np.cumsum(tested)[seen - 1]
@@ -94,13 +104,22 @@ def class_mean_accuracy(
 def confusion_matrix(
   predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int], task: int
 ) -> np.ndarray:
-  """Test samples by true class (row) and predicted class (column) after a task.
+  """Counts test samples by true class (row) and predicted class (column).
 
-  Returns int64 [S, S] for the S classes seen after `task`; raises ValueError also if
-  that task does not exist or was not learned yet.
+  Args:
+    predictions: int [T, N].
+    labels: int [N].
+    increments: classes per task, T of them.
+    task: 0-based; after which the predictions were made.
+
+  Returns:
+    int64 [S, S] for the S classes seen after `task`.
+
+  Raises:
+    ValueError: also if that task does not exist or was not learned yet.
   """
-  _, correct, seen = _count(predictions, labels, increments)
-  learned = _learned_prefix(~np.isnan(correct[:, 0]), at_least=0)
+  _, correct, seen = count(predictions, labels, increments)
+  learned = learned_prefix(~np.isnan(correct[:, 0]), at_least=0)
   if not 0 <= task < learned:
     raise ValueError(
       f"no predictions after task {task}: the run has learned {learned} of "
@@ -114,44 +133,47 @@ def confusion_matrix(
 
 
 def chance_accuracy(increments: Sequence[int]) -> np.ndarray:
-  """Accuracy of a uniform guess over the classes seen up to each task: float64 [T]."""
-  return 1.0 / _seen_classes(increments)
+  """Returns the accuracy of a uniform guess over the classes seen: float64 [T]."""
+  return 1.0 / seen_classes(increments)
 
 
 # --- From the accuracy matrix to one number.
 
 
 def final_accuracy(seen: ArrayLike) -> float:
-  """Accuracy on all test samples after the last task, from `seen_accuracy` [T].
+  """Returns the accuracy on all test samples after the last task.
+
+  Args:
+    seen: float [T], from `seen_accuracy`.
 
   Raises:
     UndefinedMetricError: the run has not learned its last task.
   """
   seen = np.asarray(seen, np.float64)
-  learned = _learned_prefix(~np.isnan(seen))
+  learned = learned_prefix(~np.isnan(seen))
   if learned < len(seen):
     raise UndefinedMetricError(f"the run has learned {learned} of {len(seen)} tasks")
   return float(seen[-1])
 
 
 def average_incremental_accuracy(seen: ArrayLike) -> float:
-  """Mean over tasks of the `seen_accuracy` [T] after each (iCaRL, CVPR 2017)."""
+  """Returns the mean over tasks of `seen_accuracy` [T] (iCaRL, CVPR 2017)."""
   seen = np.asarray(seen, np.float64)
-  return float(seen[: _learned_prefix(~np.isnan(seen))].mean())
+  return float(seen[: learned_prefix(~np.isnan(seen))].mean())
 
 
 def mean_accuracy(matrix: ArrayLike) -> float:
-  """Mean over tasks of the accuracy after the last task, every task alike."""
-  return float(_learned_block(matrix)[-1].mean())
+  """Returns the mean over tasks of the accuracy on each after the last task."""
+  return float(learned_block(matrix)[-1].mean())
 
 
 def plasticity(matrix: ArrayLike) -> float:
-  """Mean over tasks of the accuracy on a task just after learning it."""
-  return float(np.diagonal(_learned_block(matrix)).mean())
+  """Returns the mean over tasks of the accuracy on each just after learning it."""
+  return float(np.diagonal(learned_block(matrix)).mean())
 
 
 def forgetting(matrix: ArrayLike, kind: ForgettingKind = "max") -> float:
-  """Accuracy lost on old tasks; negative where later tasks improved them.
+  """Returns the accuracy lost on old tasks; negative where later ones improved them.
 
   Args:
     matrix: float [T, T], the accuracy matrix.
@@ -173,7 +195,7 @@ def forgetting(matrix: ArrayLike, kind: ForgettingKind = "max") -> float:
     raise ValueError(
       f"unknown kind of forgetting {kind!r}: use one of {get_args(ForgettingKind)}"
     )
-  learned = _learned_block(matrix, at_least=2)
+  learned = learned_block(matrix, at_least=2)
   if kind == "first":
     return float((np.diagonal(learned) - learned[-1])[:-1].mean())
   # best[t, j]: the maximum over rows j..t. Nothing is known above the diagonal, and
@@ -184,12 +206,12 @@ def forgetting(matrix: ArrayLike, kind: ForgettingKind = "max") -> float:
 
 
 def bwt(matrix: ArrayLike) -> float:
-  """Backward transfer, mean over old tasks of R[z, j] - R[j, j] (GEM)."""
+  """Returns the backward transfer, mean over old tasks of R[z, j] - R[j, j] (GEM)."""
   return -forgetting(matrix, "first")
 
 
 def fwt(zero_shot: ArrayLike | None, chance: ArrayLike) -> float:
-  """Forward transfer: accuracy on tasks just before learning them, above chance.
+  """Returns the forward transfer: accuracy on tasks before learning them, above chance.
 
   The first task has nothing to transfer from and does not count.
 
@@ -224,7 +246,7 @@ def fwt(zero_shot: ArrayLike | None, chance: ArrayLike) -> float:
 
 
 def intransigence(matrix: ArrayLike, joint_matrix: ArrayLike | None) -> float:
-  """How much worse new tasks are learned than by joint training: mean J[t,t] - R[t,t].
+  """Returns how much worse tasks are learned than jointly: mean of J[t,t] - R[t,t].
 
   Args:
     matrix: float [T, T], the run's accuracy matrix R.
@@ -245,7 +267,7 @@ def intransigence(matrix: ArrayLike, joint_matrix: ArrayLike | None) -> float:
       f"the run's accuracy matrix has shape {np.shape(matrix)}, the joint run's "
       f"{np.shape(joint_matrix)}: both must come from the same scenario"
     )
-  own, joint = _learned_block(matrix), _learned_block(joint_matrix)
+  own, joint = learned_block(matrix), learned_block(joint_matrix)
   learned = len(own)
   if len(joint) < learned:
     raise UndefinedMetricError(
@@ -273,7 +295,7 @@ def summary(
   zero_shot: ArrayLike | None = None,
   joint_matrix: ArrayLike | None = None,
 ) -> Summary:
-  """Every metric of a run, or the reason why it has none.
+  """Computes every metric of a run, or says why the run has none.
 
   Args:
     predictions: int [T, N].
@@ -308,113 +330,3 @@ def summary(
     except UndefinedMetricError as reason:
       undefined[name] = str(reason)
   return Summary(values, undefined)
-
-
-# --- Checks, and the counts behind the accuracies.
-
-
-def _count(
-  predictions: ArrayLike, labels: ArrayLike, increments: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Test samples per class [C], how many were right [T, C], classes seen [T].
-
-  How many were right is NaN, as all that derives from it, where a class is not seen.
-  """
-  predictions, labels = np.asarray(predictions), np.asarray(labels)
-  seen = _seen_classes(increments)
-  _check_labels(labels, seen)
-  _check_predictions(predictions, labels, seen)
-  total = np.bincount(labels, minlength=seen[-1])
-  correct = np.full((len(seen), seen[-1]), np.nan)
-  for task in np.flatnonzero((predictions != -1).any(axis=1)):
-    right = labels[predictions[task] == labels]
-    correct[task, : seen[task]] = np.bincount(right, minlength=seen[task])
-  return total, correct, seen
-
-
-def _seen_classes(increments: Sequence[int]) -> np.ndarray:
-  """Classes seen after each task, int [T]."""
-  array = np.asarray(increments)
-  integers = array.ndim == 1 and array.size and array.dtype.kind in "iu"
-  if not integers or array.min() < 1:
-    raise ValueError(
-      f"increments must be one positive number of classes per task, got {increments!r}"
-    )
-  return np.cumsum(array)
-
-
-def _check_labels(labels: np.ndarray, seen: np.ndarray) -> None:
-  if labels.ndim != 1 or labels.dtype.kind not in "iu":
-    raise ValueError(
-      f"labels must be integers of shape [N], got {labels.dtype} {list(labels.shape)}"
-    )
-  wrong = np.flatnonzero((labels < 0) | (labels >= seen[-1]))
-  if wrong.size:
-    raise ValueError(
-      f"label of sample {wrong[0]} is {labels[wrong[0]]}, but the increments sum to "
-      f"{seen[-1]} classes"
-    )
-  samples = np.bincount(np.searchsorted(seen, labels, "right"), minlength=len(seen))
-  empty = np.flatnonzero(samples == 0)
-  if empty.size:
-    raise ValueError(
-      f"task {empty[0]} has no test samples: check the test split and the class order"
-    )
-
-
-def _check_predictions(
-  predictions: np.ndarray, labels: np.ndarray, seen: np.ndarray
-) -> None:
-  expected = (len(seen), len(labels))
-  if predictions.shape != expected or predictions.dtype.kind not in "iu":
-    raise ValueError(
-      f"predictions must be integers of shape [tasks, samples] = {list(expected)}, "
-      f"got {predictions.dtype} {list(predictions.shape)}"
-    )
-  learned = (predictions != -1).any(axis=1)
-  _learned_prefix(learned, at_least=0)
-  for task in np.flatnonzero(learned):
-    row, num_seen = predictions[task], int(seen[task])
-    is_seen = labels < num_seen
-    wrong = np.where(is_seen, (row < 0) | (row >= num_seen), row != -1)
-    if wrong.any():
-      sample = int(np.argmax(wrong))
-      rule = (
-        f"must be one of the {num_seen} classes seen by then"
-        if is_seen[sample]
-        else "must be -1: its class comes with a later task"
-      )
-      raise ValueError(
-        f"prediction after task {task} for sample {sample} of class {labels[sample]} "
-        f"is {row[sample]}, but {rule}"
-      )
-
-
-def _learned_prefix(known: np.ndarray, at_least: int = 1) -> int:
-  """How many tasks were learned, given which of them have results."""
-  learned = int(np.count_nonzero(known))
-  if not known[:learned].all():
-    raise ValueError(f"task {np.argmin(known)} has no results but a later task has")
-  if learned < at_least:
-    raise UndefinedMetricError(f"tasks learned: {learned}, needed: {at_least}")
-  return learned
-
-
-def _learned_block(matrix: ArrayLike, at_least: int = 1) -> np.ndarray:
-  """The part of an accuracy matrix that belongs to the tasks learned so far."""
-  matrix = np.asarray(matrix, np.float64)
-  if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-    raise ValueError(
-      f"an accuracy matrix is square, one row and column per task, got {matrix.shape}"
-    )
-  known = ~np.isnan(matrix)
-  learned = _learned_prefix(known.any(axis=1), at_least)
-  row, column = np.nonzero(
-    known[:learned] != np.tri(*known.shape, dtype=bool)[:learned]
-  )
-  if row.size:
-    raise ValueError(
-      f"accuracy matrix [{row[0]}, {column[0]}] is {matrix[row[0], column[0]]}: rows "
-      "of learned tasks have values up to the diagonal and NaN above it"
-    )
-  return matrix[:learned, :learned]

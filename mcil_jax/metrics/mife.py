@@ -5,6 +5,8 @@ without a value raises `metrics.UndefinedMetricError` with the reason. Both are 
 finished run. T is the number of its tasks.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -12,31 +14,32 @@ from mcil_jax.metrics import continual as metrics
 from mcil_jax.metrics.continual import UndefinedMetricError
 
 
-def task_similarity(image_means: ArrayLike, text_means: ArrayLike) -> np.ndarray:
-  """How alike each task is to the one before it: s float64 [T] in [0, 1].
+def task_similarity(anchor_means: ArrayLike, text_means: ArrayLike) -> np.ndarray:
+  """Returns how alike each task is to the one before it: s float64 [T] in [0, 1].
 
   s_0 = 1, and for t ≥ 1 the mean over the two modalities of
   cos(mean_t, mean_{t−1})/2 + 1/2.
 
   Args:
-    image_means: [T, D], mean image feature over the test samples of each task.
+    anchor_means: [T, D], mean feature of the anchor modality (the image, in the paper)
+      over the test samples of each task.
     text_means: [T, D'], mean prompt embedding of the classes of each task.
 
   Raises:
     UndefinedMetricError: a mean is zero, thus without direction, or NaN.
     ValueError: the shapes disagree.
   """
-  image_means = np.asarray(image_means, np.float64)
+  anchor_means = np.asarray(anchor_means, np.float64)
   text_means = np.asarray(text_means, np.float64)
-  matrices = image_means.ndim == text_means.ndim == 2
-  if not matrices or not len(image_means) == len(text_means) > 0:
+  matrices = anchor_means.ndim == text_means.ndim == 2
+  if not matrices or not len(anchor_means) == len(text_means) > 0:
     raise ValueError(
-      "image_means and text_means need one row per task each, got shapes "
-      f"{image_means.shape} and {text_means.shape}"
+      "anchor_means and text_means need one row per task each, got shapes "
+      f"{anchor_means.shape} and {text_means.shape}"
     )
-  image = _cosine_to_previous("image", image_means)
+  anchor = _cosine_to_previous("anchor", anchor_means)
   text = _cosine_to_previous("text", text_means)
-  return np.concatenate([[1.0], (image + text) / 4.0 + 0.5])
+  return np.concatenate([[1.0], (anchor + text) / 4.0 + 0.5])
 
 
 def forgetting_after_tasks(
@@ -102,12 +105,11 @@ def metric_2(
   *,
   zero_shot: ArrayLike | None,
   chance: ArrayLike,
-  nmi_image: float | None,
-  nmi_audio: float | None,
+  nmi: Mapping[str, float],
 ) -> float:
   """Accuracy, transfer and what the fused features keep of both modalities.
 
-  ½ (Avg/2 + ½ mean_t(BWT_t + FWT_t)) + ½ (NMI_v/2 + NMI_a/2)
+  ½ (Avg/2 + ½ mean_t(BWT_t + FWT_t)) + ½ mean_m NMI_m
 
   Avg is the mean of the accuracy on seen classes, BWT_t the backward transfer after
   task t (mean over the tasks before it), FWT_t the accuracy on task t just before
@@ -119,8 +121,7 @@ def metric_2(
     zero_shot: [T], see `metrics.fwt`; None for methods that cannot name a class before
       they have learned it.
     chance: [T], see `metrics.fwt`.
-    nmi_image: NMI of fused and image features, None if there are no images.
-    nmi_audio: NMI of fused and audio features, None if there is no audio.
+    nmi: modality → NMI of its features and the fused ones, NaN where that is not known.
 
   Returns:
     A fraction, as far as its parts are: NMI can exceed 1.
@@ -137,13 +138,13 @@ def metric_2(
   forgetting = _per_task("the accuracy matrix", forgetting, len(seen))
   chance = _per_task("chance", chance, len(seen))
   forward = metrics.fwt(zero_shot, chance)
-  information = []
-  for modality, nmi in (("image", nmi_image), ("audio", nmi_audio)):
-    if nmi is None or np.isnan(nmi):
+  if len(nmi) < 2:
+    raise UndefinedMetricError("needs two modalities")
+  for modality, value in nmi.items():
+    if np.isnan(value):
       raise UndefinedMetricError(f"needs the NMI of fused and {modality} features")
-    information.append(nmi)
   transfer = -forgetting[1:].mean() + forward
-  return float(((seen.mean() + transfer) / 2.0 + np.mean(information)) / 2.0)
+  return float(((seen.mean() + transfer) / 2.0 + np.mean(list(nmi.values()))) / 2.0)
 
 
 def _cosine_to_previous(modality: str, means: np.ndarray) -> np.ndarray:

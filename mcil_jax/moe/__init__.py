@@ -1,12 +1,12 @@
 """Sparse mixture of experts, cut in three: a router, a plan, a backend.
 
 A router says which experts an item goes to, and with what weight (`routers`); a plan
-turns that into places in the experts' buffers, once (`plan`); every backend executes
+turns that into positions in the experts' buffers, once (`plan`); every backend executes
 the same plan (`backends`), on one device or, with experts on several, inside one
 `jax.shard_map` region (`parallel`). `layer.MoE` puts them together for a model.
 
 Shapes: `N` routed items (samples or tokens), `E` experts, `k` experts per item, `R`
-routers, `G` routing groups, `P` places per expert, `S` slots per expert.
+routers, `G` routing groups, `P` positions per expert, `S` slots per expert.
 """
 
 from mcil_jax.moe.config import ROUTERS, MoEConfig

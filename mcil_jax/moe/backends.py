@@ -6,27 +6,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mcil_jax.moe import buffered, grouped, places
-from mcil_jax.moe.places import AnyPlan, ExpertFn
+from mcil_jax.moe import buffered, dispatch, grouped
+from mcil_jax.moe.dispatch import AnyPlan, ExpertFn
 from mcil_jax.moe.plan import Plan, SoftPlan
 
 
 def _loop(x: Any, plan: AnyPlan, expert_fn: ExpertFn, params: Any) -> jax.Array:
-  """The oracle: every expert sees all items, most of them with the weight 0."""
-  x = places.clear_unused(x, plan)
+  """Runs every expert on all items, most of them with the weight 0: the oracle."""
+  x = dispatch.clear_unused(x, plan)
   if isinstance(plan, SoftPlan):
     return _loop_soft(x, plan, expert_fn, params)
 
   def output(expert: int) -> jax.Array:
     own = jnp.where(plan.expert_index == expert, plan.weights, 0.0).sum(axis=1)
     y = expert_fn(jax.tree.map(lambda p: p[expert], params), x)
-    return places.scale(own, y).astype(y.dtype)
+    return dispatch.scale(own, y).astype(y.dtype)
 
   return sum(output(expert) for expert in range(plan.num_experts))
 
 
 def _loop_soft(x: Any, plan: SoftPlan, expert_fn: ExpertFn, params: Any) -> jax.Array:
-  """One group after the other, one expert after the other."""
+  """Runs one group after the other, and in it one expert after the other."""
   groups, n, num_experts, _ = plan.dispatch.shape
 
   def output(group: int, expert: int) -> jax.Array:
@@ -49,7 +49,7 @@ def _gather(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
   It computes nothing in vain, at the price of k·N copies: for items of many tokens and
   small experts.
   """
-  x = places.clear_unused(x, plan)
+  x = dispatch.clear_unused(x, plan)
 
   def choice(j: int) -> jax.Array:
     own = jax.tree.map(
@@ -57,7 +57,7 @@ def _gather(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
     )
     one = jax.tree.map(lambda a: a[:, None], x)  # the function takes items in batches
     y = jax.vmap(expert_fn)(own, one)[:, 0]
-    return places.scale(plan.weights[:, j], y).astype(y.dtype)
+    return dispatch.scale(plan.weights[:, j], y).astype(y.dtype)
 
   return sum(choice(j) for j in range(plan.weights.shape[1]))
 
@@ -92,7 +92,7 @@ def costs(x: Any, plan: Plan, params: Any) -> dict[str, float]:
   copy = next(cost for most, cost in COPY_ROWS if size <= most)
   block = grouped.block_size(plan)
   return {
-    "indices": plan.num_experts * plan.places * rows,
+    "indices": plan.num_experts * plan.positions * rows,
     "loop": plan.num_experts * plan.num_items * rows,
     "blocks": grouped.num_blocks(plan, block) * (block * rows + copy),
     "gather": plan.k * plan.num_items * (rows + copy),
@@ -100,7 +100,7 @@ def costs(x: Any, plan: Plan, params: Any) -> dict[str, float]:
 
 
 def _choose(x: Any, plan: AnyPlan, params: Any, devices: int, platform: str) -> str:
-  """What "auto" means for experts on so many devices of a platform."""
+  """Returns the backend that "auto" is for experts on so many devices of a platform."""
   if isinstance(plan, SoftPlan):
     return "einsum"
   if devices > 1 or platform not in MEASURED:
@@ -119,7 +119,7 @@ def execute(
   axis: str | None = None,
   platform: str | None = None,
 ) -> jax.Array:
-  """Each item's weighted sum over its experts: y_n = Σ_j w_nj f(θ_{e_nj}, x_n).
+  """Returns each item's weighted sum over its experts: y_n = Σ_j w_nj f(θ_{e_nj}, x_n).
 
   Args:
     x: the items, an array or a tree of arrays [N, ...].

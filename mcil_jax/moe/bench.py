@@ -56,7 +56,7 @@ _FIGURES = flags.DEFINE_string("figures", None, "File for all figures, in JSON."
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One combination of settings."""
+  """One combination of settings, see the flags of the same names."""
 
   experts: int
   k: int
@@ -68,7 +68,7 @@ class Case:
   mesh: str
 
   def layer(self) -> MoE:
-    """The layer.
+    """Returns the layer of these settings.
 
     Raises:
       ValueError: the settings do not go together.
@@ -101,7 +101,7 @@ def _shape(mesh: str) -> tuple[int, int]:
 
 
 def cases() -> Iterator[Case]:
-  """All combinations of the flags."""
+  """Returns all combinations of the flags."""
 
   def names(chosen: list[str], known) -> list[str]:
     return list(known) if chosen == ["all"] else chosen
@@ -122,7 +122,7 @@ def cases() -> Iterator[Case]:
 
 
 def timed(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-  """Median seconds of functions that take turns, after one turn that does not count."""
+  """Returns median seconds of functions that take turns, the first turn left out."""
   seconds = {name: [] for name in functions}
   for turn in range(repeats + 1):
     for name, function in functions.items():
@@ -133,12 +133,8 @@ def timed(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, fl
   return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _compiled(function, *arguments) -> Any:
-  return jax.jit(function).lower(*arguments).compile()
-
-
 def _gradient(function) -> Callable:
-  """Of the mean square of the first result, by all arguments."""
+  """Returns the gradient of the first result's mean square by all arguments."""
 
   def loss(*arguments):
     y = function(*arguments)
@@ -154,65 +150,31 @@ def run(case: Case) -> dict[str, Any]:
   """Compiles and times a case.
 
   Returns:
-    Seconds and ratios of forward and forward with backward; and of the latter's
+    Milliseconds and ratios of forward and forward with backward; and of the latter's
     compiled program FLOPs, temporary bytes and collectives.
 
   Raises:
     ValueError: the settings do not go together.
   """
   layer = case.layer()
-  n, d, hidden = case.items, _WIDTH.value, _HIDDEN.value
-  rng = np.random.default_rng(0)
-  h = jnp.asarray(rng.normal(size=(n, 1, d)), jnp.float32)
-  route = Route(jnp.zeros(n, int), jnp.ones(n, bool), jnp.arange(n))
-  params = layer.init(jax.random.key(0), h, None, route, False)["params"]
-  if case.skew and "router_bias" not in params:
-    raise ValueError(f"router={case.router!r} has no bias to skew")
-  if "router_bias" in params:
-    fall = -case.skew * np.log(np.arange(case.experts) + 1)
-    params["router_bias"] = jnp.asarray(fall, jnp.float32)[None]
-  dense = jax.tree.map(
-    lambda p: p[0], experts.init_mlps(jax.random.key(0), 1, d, hidden)
-  )
-  stacked = experts.init_mlps(jax.random.key(0), case.experts, d, hidden)
-  rows = jnp.tile(h[:, 0], (case.k, 1))
-  each = max(1, n * case.k // case.experts)
-  grouped = jnp.resize(rows, (case.experts, each, d))
-  if layer.config.mesh is not None:
-    mesh = layer.config.mesh
-    params = jax.device_put(params, sharding.state_sharding(mesh, params))
-    h, route = jax.device_put((h, route), sharding.batch_sharding(mesh))
+  params, h, route = _inputs(case, layer)
 
   def apply(params, h, train: bool):
     rngs = {"dropout": jax.random.key(1)}  # of noisy routers
     return layer.apply({"params": params}, h, None, route, train, rngs=rngs)
 
-  def programs(train: bool) -> dict:
-    return {
-      "dense": (experts.mlp, (dense, rows)),
-      "floor": (jax.vmap(experts.mlp), (stacked, grouped)),
-      "layer": (functools.partial(apply, train=train), (params, h)),
-    }
-
-  forward = {
-    name: (_compiled(f, *arguments), arguments)
-    for name, (f, arguments) in programs(train=False).items()
-  }
-  both = {
-    name: (_compiled(_gradient(f), *arguments), arguments)
-    for name, (f, arguments) in programs(train=True).items()
-  }
-
-  def calls(of: dict) -> dict[str, Callable[[], Any]]:
-    return {name: lambda f=f, a=a: f(*a) for name, (f, a) in of.items()}
-
-  once, twice = (
-    timed(calls(forward), _REPEATS.value),
-    timed(calls(both), _REPEATS.value),
+  functions = _references(case, h)
+  forward, both = (
+    functions | {"layer": (functools.partial(apply, train=train), (params, h))}
+    for train in (False, True)
   )
-  program = both["layer"][0]
+  once, _ = _timed_programs(forward)
+  twice, programs = _timed_programs(
+    {name: (_gradient(f), arguments) for name, (f, arguments) in both.items()}
+  )
+  program = programs["layer"]
   found = collectives.find(program.as_text(), layer.config.devices)
-  routing = jax.jit(lambda *of: apply(*of, train=True)[1])(params, h)
+  routing = jax.jit(lambda *inputs: apply(*inputs, train=True)[1])(params, h)
   return {
     **dataclasses.asdict(case),
     "forward_ms": 1e3 * once["layer"],
@@ -227,6 +189,56 @@ def run(case: Case) -> dict[str, Any]:
     "sent_mib": sum(c.sent_bytes for c in found) / 2**20,
     "dropped": int(measure(routing).dropped),
   }
+
+
+def _inputs(case: Case, layer: MoE) -> tuple[dict, jax.Array, Route]:
+  """Returns parameters, items [N, 1, D] and their route, laid out over the mesh.
+
+  Raises:
+    ValueError: the router's scores cannot be skewed.
+  """
+  rng = np.random.default_rng(0)
+  h = jnp.asarray(rng.normal(size=(case.items, 1, _WIDTH.value)), jnp.float32)
+  items = jnp.arange(case.items)
+  route = Route(jnp.zeros_like(items), jnp.ones(case.items, bool), items)
+  params = layer.init(jax.random.key(0), h, None, route, False)["params"]
+  if case.skew and "router_bias" not in params:
+    raise ValueError(f"router={case.router!r} has no bias to skew")
+  if "router_bias" in params:
+    fall = -case.skew * np.log(np.arange(case.experts) + 1)
+    params["router_bias"] = jnp.asarray(fall, jnp.float32)[None]
+  if (mesh := layer.config.mesh) is not None:
+    params = jax.device_put(params, sharding.state_sharding(mesh, params))
+    h, route = jax.device_put((h, route), sharding.batch_sharding(mesh))
+  return params, h, route
+
+
+def _references(case: Case, h: jax.Array) -> dict[str, tuple[Callable, tuple]]:
+  """Returns the functions that a layer is compared with, and their arguments."""
+  key, (n, _, d), hidden = jax.random.key(0), h.shape, _HIDDEN.value
+  dense = jax.tree.map(lambda p: p[0], experts.init_mlps(key, 1, d, hidden))
+  stacked = experts.init_mlps(key, case.experts, d, hidden)
+  rows = jnp.tile(jnp.asarray(np.asarray(h)[:, 0]), (case.k, 1))  # on one device
+  grouped = jnp.resize(rows, (case.experts, max(1, n * case.k // case.experts), d))
+  return {
+    "dense": (experts.mlp, (dense, rows)),
+    "floor": (jax.vmap(experts.mlp), (stacked, grouped)),
+  }
+
+
+def _timed_programs(
+  functions: dict[str, tuple[Callable, tuple]],
+) -> tuple[dict[str, float], dict[str, Any]]:
+  """Compiles functions of given arguments; returns their seconds and the programs."""
+  programs = {
+    name: jax.jit(f).lower(*arguments).compile()
+    for name, (f, arguments) in functions.items()
+  }
+  calls = {
+    name: functools.partial(program, *functions[name][1])
+    for name, program in programs.items()
+  }
+  return timed(calls, _REPEATS.value), programs
 
 
 COLUMNS = {

@@ -18,7 +18,7 @@ class RouterKind:
   Attributes:
     scores: "linear", "cosine" (both learned), "hash", "random" or "slots".
     competes: whether items of a routing group take experts from each other, even if
-      no expert has too few places.
+      no expert has too few positions.
     noise: whether scores are noisy in training, so that there is a `stats.load_loss`.
     softmax: whether probabilities are a softmax of the scores, so that there is a
       `stats.z_loss`.
@@ -55,7 +55,7 @@ class MoEConfig:
     router: a name in `ROUTERS`.
     top_k: k, experts per item; unused by "expert_choice" and "soft".
     normalise: where the weights come from, see `routers.top_k`.
-    capacity_factor: places per expert, see `plan.expert_capacity`; None drops nothing.
+    capacity_factor: of the buffers, see `plan.expert_capacity`; None drops nothing.
       Of "expert_choice", the items that an expert takes; None is 1.
     slots: per expert and routing group, for "soft".
     unit: what is routed, whole "sample"s or every "token".
@@ -197,15 +197,15 @@ class MoEConfig:
 
   @property
   def devices(self) -> int:
-    """Of the mesh."""
+    """The number of devices of the mesh, 1 without a mesh."""
     return 1 if self.mesh is None else self.mesh.size
 
   @property
   def platform(self) -> str | None:
-    """Of the mesh's devices, such as "gpu"; None without a mesh."""
+    """The platform of the mesh's devices, such as "gpu"; None without a mesh."""
     return None if self.mesh is None else self.mesh.devices.flat[0].platform
 
   @property
   def expert_devices(self) -> int:
-    """Devices along the expert axis."""
+    """The number of devices along the expert axis."""
     return 1 if self.mesh is None else self.mesh.shape["expert"]

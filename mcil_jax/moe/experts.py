@@ -18,7 +18,7 @@ _lecun_normal = nn.initializers.lecun_normal(batch_axis=0)
 def init_adapters(
   key: jax.Array, num_experts: int, width: int, bottleneck: int
 ) -> Params:
-  """Parameters of E adapters that start as zero functions.
+  """Draws parameters of E adapters that start as zero functions.
 
   Returns:
     `down_kernel` [E, D, M] (LeCun normal), `down_bias` [E, M], `up_kernel` [E, M, D]
@@ -40,7 +40,7 @@ def adapter(
   dropout: float = 0.0,
   keys: jax.Array | None = None,
 ) -> jax.Array:
-  """A(h) = scale·(W_up dropout(relu(W_down h + b_down)) + b_up), one adapter.
+  """Returns A(h) = scale·(W_up dropout(relu(W_down h + b_down)) + b_up), one adapter.
 
   Source: Chen et al. 2022 (AdaptFormer), arXiv 2205.13535, §3.2, without a norm.
 
@@ -61,7 +61,7 @@ def adapter(
 def init_mlps(
   key: jax.Array, num_experts: int, width: int, hidden: int, *, gated: bool = False
 ) -> Params:
-  """Parameters of E MLPs: `in_kernel` [E, D, H], `out_kernel` [E, H, D], biases.
+  """Draws E MLPs: `in_kernel` [E, D, H], `out_kernel` [E, H, D], and biases.
 
   Gated ones also have `gate_kernel` [E, D, H].
   """
@@ -83,7 +83,7 @@ def mlp(
   *,
   activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
 ) -> jax.Array:
-  """W_out act(W_in x + b_in) + b_out, `x` [n, ..., D]."""
+  """Returns W_out act(W_in x + b_in) + b_out of `x` [n, ..., D]."""
   z = activation(x @ params["in_kernel"] + params["in_bias"])
   return z @ params["out_kernel"] + params["out_bias"]
 
@@ -94,7 +94,7 @@ def gated_mlp(
   *,
   activation: Callable[[jax.Array], jax.Array] = jax.nn.silu,
 ) -> jax.Array:
-  """W_out (act(W_gate x) · (W_in x + b_in)) + b_out, `x` [n, ..., D].
+  """Returns W_out (act(W_gate x) · (W_in x + b_in)) + b_out of `x` [n, ..., D].
 
   Source: Shazeer 2020 (SwiGLU), arXiv 2002.05202, eq. 6, with biases.
   """
@@ -107,7 +107,7 @@ def gated_mlp(
 def init_modules(
   module: nn.Module, key: jax.Array, num_experts: int, row: jax.ShapeDtypeStruct
 ) -> dict:
-  """Parameters of E copies of any module, each with an initial state of its own.
+  """Draws parameters of E copies of any module, each with a key of its own.
 
   Args:
     module: `module(x)` [n, ..., D] → [n, ..., D'], with parameters alone.

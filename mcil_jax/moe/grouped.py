@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from mcil_jax.moe import places
-from mcil_jax.moe.places import ExpertFn
+from mcil_jax.moe import dispatch
+from mcil_jax.moe.dispatch import ExpertFn
 from mcil_jax.moe.plan import Plan
 
 
@@ -30,7 +30,7 @@ class _Sorted:
 
 
 def num_blocks(plan: Plan, block: int) -> int:
-  """M = ⌊(N·k + E·(b − 1)) / b⌋, as few as can hold any loads."""
+  """Returns M = ⌊(N·k + E·(b − 1)) / b⌋, as few blocks as can hold any loads."""
   return (plan.num_items * plan.k + plan.num_experts * (block - 1)) // block
 
 
@@ -38,7 +38,7 @@ def _sort(plan: Plan, block: int) -> _Sorted:
   """Sorts executed assignments into blocks."""
   count = plan.num_items * plan.k
   filled = (plan.assignment < count).astype(jnp.int32)
-  rank = (jnp.cumsum(filled, axis=1) - filled).at[plan.expert_index, plan.place]
+  rank = (jnp.cumsum(filled, axis=1) - filled).at[plan.expert_index, plan.position]
   blocks = -(-filled.sum(axis=1) // block)
   end = jnp.cumsum(blocks)
   most = num_blocks(plan, block)
@@ -55,7 +55,7 @@ def _sort(plan: Plan, block: int) -> _Sorted:
 
 
 def block_size(plan: Plan) -> int:
-  """The power of two next below the mean load, 128 at most.
+  """Returns the power of two next below the mean load, 128 at most.
 
   Larger blocks compute more rows in vain, smaller ones copy parameters more often.
   """
@@ -71,10 +71,10 @@ def blocks(x: Any, plan: Plan, expert_fn: ExpertFn, params: Any) -> jax.Array:
   """
   size = block_size(plan)
   rows = _sort(plan, size)
-  items = places.fill(x, rows.assignment.reshape(-1, size), rows.slot, plan.k)
+  items = dispatch.dispatch(x, rows.assignment.reshape(-1, size), rows.slot, plan.k)
   own = jax.tree.map(lambda p: p.at[rows.expert].get(mode="fill", fill_value=0), params)
   outputs = jax.vmap(expert_fn)(own, items)
-  return places.drain(outputs, rows.assignment.reshape(-1, size), rows.slot, plan)
+  return dispatch.combine(outputs, rows.assignment.reshape(-1, size), rows.slot, plan)
 
 
 class _Kernels:
@@ -90,7 +90,7 @@ class _Kernels:
     self._kernels, self._sizes = kernels, sizes
 
   def __rmatmul__(self, x: jax.Array) -> jax.Array:
-    """`x` [M, ..., D] → [M, ..., H]."""
+    """Returns the product of `x` [M, ..., D] and each row's kernel: [M, ..., H]."""
     inner = math.prod(x.shape[1:-1])  # rows of one item share its expert
     flat = x.reshape(-1, x.shape[-1])
     y = jax.lax.ragged_dot(flat, self._kernels, self._sizes * inner)
@@ -112,14 +112,14 @@ def ragged(
   `jax.lax.ragged_all_to_all`, and room on each device for the rows of all devices.
   """
   sort = _sort(plan, 1)
-  rows = places.fill(x, sort.assignment, sort.slot, plan.k)
+  rows = dispatch.dispatch(x, sort.assignment, sort.slot, plan.k)
   if axis is None:
     outputs = _run_sorted(rows, sort.blocks, expert_fn, params)
   else:
-    journey = _Journey(sort.blocks, len(sort.assignment), axis)
-    outputs = _run_sorted(journey.there(rows), journey.sizes, expert_fn, params)
-    outputs = journey.back(outputs)
-  return places.drain(outputs, sort.assignment, sort.slot, plan)
+    exchange = _Exchange(sort.blocks, len(sort.assignment), axis)
+    outputs = _run_sorted(exchange.to_experts(rows), exchange.sizes, expert_fn, params)
+    outputs = exchange.from_experts(outputs)
+  return dispatch.combine(outputs, sort.assignment, sort.slot, plan)
 
 
 def _run_sorted(
@@ -134,16 +134,16 @@ def _run_sorted(
   def own(p: jax.Array) -> Any:
     if p.ndim > 2:
       return _Kernels(p, sizes)
-    of_rows = p.at[expert].get(mode="fill", fill_value=0)
+    per_row = p.at[expert].get(mode="fill", fill_value=0)
     if p.ndim < 2:
-      return of_rows
-    return of_rows.reshape(len(of_rows), *(1,) * (ndim - 2), p.shape[1])
+      return per_row
+    return per_row.reshape(len(per_row), *(1,) * (ndim - 2), p.shape[1])
 
   return expert_fn(jax.tree.map(own, params), rows)
 
 
-class _Journey:
-  """Rows that are sorted by expert, to the devices of their experts and back.
+class _Exchange:
+  """Sends rows that are sorted by expert to the devices of their experts and back.
 
   All devices learn how many rows each of them has for each expert, and with that where
   every row comes to lie; then rows travel without padding.
@@ -153,7 +153,7 @@ class _Journey:
   """
 
   def __init__(self, loads: jax.Array, num_rows: int, axis: str):
-    """Of the rows of this device: `loads` int32 [E], at most `num_rows` in all."""
+    """Takes the rows of each expert here, `loads` int32 [E], `num_rows` at most."""
     self._axis, self._num_rows = axis, num_rows
     devices, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     loads = jax.lax.all_gather(loads, axis).reshape(devices, devices, -1)
@@ -162,7 +162,7 @@ class _Journey:
     arrives = jnp.cumsum(sizes, axis=0) - sizes
     # Of those that leave: first row here, how many, first row there; of those that
     # come: how many. Back, they swap.
-    self._there = departs[me], sizes[me], arrives[me], sizes[:, me]
+    self._forth = departs[me], sizes[me], arrives[me], sizes[:, me]
     self._back = arrives[:, me], sizes[:, me], departs[:, me], sizes[me]
     here = loads[:, me]  # [from, expert], and rows arrive in this order
     self.sizes = here.sum(axis=0)
@@ -182,11 +182,11 @@ class _Journey:
     room = jax.lax.pcast(room, axes, to="varying")
     return jax.lax.ragged_all_to_all(a, room, *way, axis_name=self._axis)
 
-  def there(self, rows: Any) -> Any:
-    """A tree of rows [M, ...] → [A·M, ...] here, sorted by expert."""
+  def to_experts(self, rows: Any) -> Any:
+    """Sends a tree of rows [M, ...]; returns [A·M, ...] here, sorted by expert."""
     most = len(self._order)
-    return jax.tree.map(lambda a: self._send(a, self._there, most)[self._order], rows)
+    return jax.tree.map(lambda a: self._send(a, self._forth, most)[self._order], rows)
 
-  def back(self, outputs: jax.Array) -> jax.Array:
-    """Outputs [A·M, ...] here → [M, ...], in the order in which rows left."""
+  def from_experts(self, outputs: jax.Array) -> jax.Array:
+    """Sends outputs [A·M, ...] back; returns [M, ...], in the order of the rows."""
     return self._send(outputs[self._rank], self._back, self._num_rows)

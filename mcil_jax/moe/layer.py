@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mcil_jax.losses import similarity
-from mcil_jax.moe import experts, parallel, places, routers
+from mcil_jax.moe import dispatch, experts, parallel, routers
 from mcil_jax.moe.config import ROUTERS, MoEConfig
 from mcil_jax.moe.routing import Routing
 
@@ -41,20 +41,20 @@ class Route:
           + " or ".join(map(str, expected))
         )
 
-  def of_samples(self) -> "Route":
-    """With `valid` [B]."""
+  def per_sample(self) -> "Route":
+    """Returns the route with `valid` [B]: whether a sample has any token."""
     valid = self.valid
     return self.replace(valid=valid.any(axis=1) if valid.ndim == 2 else valid)
 
-  def of_tokens(self, per_sample: int) -> "Route":
-    """The routes of all tokens, [B·S], samples leading."""
+  def per_token(self, num_tokens: int) -> "Route":
+    """Returns the routes of all tokens, [B·S], samples leading."""
     repeated = jax.tree.map(
-      lambda x: x.reshape(-1) if x.ndim == 2 else jnp.repeat(x, per_sample), self
+      lambda x: x.reshape(-1) if x.ndim == 2 else jnp.repeat(x, num_tokens), self
     )
     if self.item is None:
       return repeated
-    position = jnp.tile(jnp.arange(per_sample), len(self.item))
-    return repeated.replace(item=repeated.item * per_sample + position)
+    position = jnp.tile(jnp.arange(num_tokens), len(self.item))
+    return repeated.replace(item=repeated.item * num_tokens + position)
 
 
 class MoE(nn.Module):
@@ -66,7 +66,7 @@ class MoE(nn.Module):
   def __call__(
     self, h: jax.Array, summary: jax.Array, route: Route, train: bool
   ) -> tuple[jax.Array, Routing]:
-    """The weighted sum of each item's experts.
+    """Returns the weighted sum of each item's experts.
 
     Args:
       h: [B, S, D]; routed by sample, all its tokens go to the sample's experts.
@@ -85,13 +85,13 @@ class MoE(nn.Module):
     num_samples, num_tokens, width = h.shape
     route.check(num_samples, num_tokens)
     # Zero times NaN is NaN: what is in padding must not reach any gradient.
-    there = places.rows(route.valid, h.ndim)
+    there = dispatch.rows(route.valid, h.ndim)
     x = h = jnp.where(there, h, 0)
     if c.unit == "token":
-      route, x = route.of_tokens(num_tokens), h.reshape(-1, width)
+      route, x = route.per_token(num_tokens), h.reshape(-1, width)
       summary = x
     else:
-      route = route.of_samples()
+      route = route.per_sample()
     summary = jnp.where(route.valid[:, None], summary, 0)
     scores, bias, num_open = self._scores(summary, route, train)
     chances = None
@@ -124,7 +124,7 @@ class MoE(nn.Module):
   def _scores(
     self, x: jax.Array, route: Route, train: bool
   ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Scores [N, E], or [N, E, S] of slots; and what else `parallel.Inputs` takes.
+    """Returns scores [N, E], or [N, E, S] of slots, and more for `parallel.Inputs`.
 
     That is the bias of "sigmoid_bias", and how many experts there are for each item.
     All in float32, whatever the precision of the rest.
@@ -179,7 +179,7 @@ class MoE(nn.Module):
     return routers.shazeer_noise(scores, raw_std, key, k=c.top_k)
 
   def _cosine(self, x: jax.Array, route: Route) -> jax.Array:
-    """Cosines with the experts' embeddings, in fewer dimensions, times a learned scale.
+    """Returns cosines with the experts' embeddings, multiplied by a learned scale.
 
     Source: Chi et al. 2022 (X-MoE), arXiv 2204.09179, eq. 5, with τ₀ = 0.3.
     """
@@ -201,7 +201,7 @@ class MoE(nn.Module):
     return jnp.exp(log_scale)[route.router, None] * _of_own_router(z, unit, route)
 
   def _slots(self, x: jax.Array, route: Route) -> jax.Array:
-    """Cosines of items with the slots' parameters, times a learned scale.
+    """Returns cosines with the slots' parameters, multiplied by a learned scale.
 
     Source: Puigcerver et al. 2023 (Soft MoE), arXiv 2308.00951, §2.3.
     """
@@ -216,7 +216,7 @@ class MoE(nn.Module):
 
 
 def _of_own_router(x: jax.Array, kernels: jax.Array, route: Route) -> jax.Array:
-  """x·kernels[r] with each item's own router r: [N, D], [R, D, F] → [N, F]."""
+  """Multiplies each item by its router's kernel: [N, D], [R, D, F] → [N, F]."""
   outputs = jnp.einsum("nd,rdf->nrf", x, kernels, precision=jax.lax.Precision.HIGHEST)
   # Negative numbers would count from the end.
   index = jnp.where(route.router < 0, len(kernels), route.router)[:, None, None]
@@ -237,14 +237,14 @@ def _init(
 
 
 def _expert(c: MoEConfig):
-  """((parameters, number), (rows, items), key) → outputs of one expert."""
+  """Returns ((parameters, index), (rows, items), key) → outputs of one expert."""
 
   def adapter(numbered: Any, items: Any, key: jax.Array | None) -> jax.Array:
     (params, number), (h, numbers) = numbered, items
     keys = None
     if key is not None:
-      # What is dropped depends on the item and the expert, not on the item's place in
-      # a buffer, so that all backends drop the same.
+      # What is dropped depends on the item and the expert, not on the item's position
+      # in a buffer, so that all backends drop the same.
       own = jax.vmap(
         lambda number, item: jax.random.fold_in(jax.random.fold_in(key, number), item)
       )

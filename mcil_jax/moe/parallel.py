@@ -8,7 +8,6 @@ their group only, the result is that of one device.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,22 +18,10 @@ from jax.sharding import PartitionSpec
 from mcil_jax.moe import routers
 from mcil_jax.moe.backends import execute
 from mcil_jax.moe.config import MoEConfig
-from mcil_jax.moe.places import ExpertFn
+from mcil_jax.moe.dispatch import ExpertFn
 from mcil_jax.moe.plan import expert_capacity, join, make_plan
 from mcil_jax.moe.routing import Routing, SoftRouting
-
-# Logical axis → axes of the mesh. A batch is split over all devices, experts over those
-# of one axis; what is not named here is on every device.
-RULES = {"batch": ("data", "expert"), "expert": "expert"}
-BATCH, EXPERTS = PartitionSpec(RULES["batch"]), PartitionSpec(RULES["expert"])
-
-
-def logical_axes(path: Sequence[str | None]) -> tuple[str, ...]:
-  """What the leading axes of a parameter are, by the names on its path.
-
-  "expert" for the parameters of experts, nothing for all others.
-  """
-  return ("expert",) if "experts" in path else ()
+from mcil_jax.runtime.sharding import BATCH, EXPERTS
 
 
 @struct.dataclass
@@ -68,7 +55,7 @@ def run(
   num_samples: int,
   train: bool,
 ) -> tuple[jax.Array, Routing]:
-  """Routes, plans, executes.
+  """Routes items, plans where they go, and executes the plan.
 
   Args:
     c: of the layer.
@@ -87,14 +74,14 @@ def run(
   """
   count = len(inputs.valid)
   if not c.competes:  # groups are of no consequence
-    groups, num_places = c.devices, count * c.num_experts
+    groups, num_positions = c.devices, count * c.num_experts
     per_group = -(-count // groups)
   else:
     groups = c.groups or num_samples  # each sample is one
     per_group = -(-count // max(groups, 1))
     # In a soft router's slots every item has its share.
-    places = per_group if c.router == "soft" else _capacity(c, per_group)
-    num_places = groups * c.num_experts * places
+    positions = per_group if c.router == "soft" else _capacity(c, per_group)
+    num_positions = groups * c.num_experts * positions
     groups += -groups % c.devices
   groups, per_group = max(groups, c.devices), max(per_group, 1)  # of nothing, too
   padding = groups * per_group - count
@@ -115,11 +102,11 @@ def run(
     )(inputs, params, key)
   if padding:
     y, routing = jax.tree.map(lambda a: a[:count], (y, routing))
-  return y, routing.replace(places=num_places)
+  return y, routing.replace(positions=num_positions)
 
 
 def _local(c, expert_fn, groups, train, axis, inputs: Inputs, params, key):
-  """The groups of one device."""
+  """Routes, plans and executes the groups of one device."""
   grouped = jax.tree.map(
     lambda a: a.reshape(groups, -1, *a.shape[1:]), inputs.replace(items=None)
   )
@@ -131,18 +118,18 @@ def _local(c, expert_fn, groups, train, axis, inputs: Inputs, params, key):
 
 
 def _route(c: MoEConfig, train: bool, inputs: Inputs) -> Routing | SoftRouting:
-  """The routing of one group, with what else statistics ask for."""
+  """Routes one group, and keeps what else statistics read."""
   routing = _choose(c, train, inputs)
   if isinstance(routing, SoftRouting):
     return routing
 
-  def of_valid(x: jax.Array | None) -> jax.Array | None:
+  def where_valid(x: jax.Array | None) -> jax.Array | None:
     if x is None:
       return None
     return jnp.where(inputs.valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
 
   return routing.replace(
-    chances=of_valid(inputs.chances), num_open=of_valid(inputs.num_open)
+    chances=where_valid(inputs.chances), num_open=where_valid(inputs.num_open)
   )
 
 
@@ -172,7 +159,7 @@ def _capacity(c: MoEConfig, num_items: int) -> int:
 
 
 def _plan(c: MoEConfig, routings: Routing | SoftRouting):
-  """The plan of all groups, and the routing as statistics see it; both over items."""
+  """Returns the plan of all groups, and the routing for statistics, over items."""
 
   def flatten(tree):
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)

@@ -1,4 +1,4 @@
-"""The plan: every assignment's place in the buffer of its expert, decided once."""
+"""The plan: every assignment's position in the buffer of its expert, decided once."""
 
 import math
 
@@ -11,59 +11,59 @@ from mcil_jax.moe.routing import Routing, SoftRouting
 
 @struct.dataclass
 class Plan:
-  """What a backend executes: E buffers of P places for N items in G routing groups.
+  """What a backend executes: E buffers of P positions for N items in G routing groups.
 
-  The places of an expert are those of the first group, then those of the second, ...
+  The positions of an expert are those of the first group, then those of the second, ...
 
   Attributes:
     expert_index: int32 [N, k]; E where an assignment is not executed, because there is
       none, its expert is full or its item is padding.
-    place: int32 [N, k], place in the expert's buffer; only where it is executed.
+    position: int32 [N, k], position in the expert's buffer; only where it is executed.
     weights: float32 [N, k]; 0 where an assignment is not executed.
-    assignment: int32 [E, P], n·k + j in each place; N·k in empty places.
+    assignment: int32 [E, P], n·k + j in each position; N·k in empty positions.
     num_groups: G.
   """
 
   expert_index: jax.Array
-  place: jax.Array
+  position: jax.Array
   weights: jax.Array
   assignment: jax.Array
   num_groups: int = struct.field(pytree_node=False, default=1)
 
   @property
   def num_items(self) -> int:
-    """N."""
+    """The number of items, N."""
     return self.expert_index.shape[0]
 
   @property
   def k(self) -> int:
-    """Assignments per item, at most."""
+    """The most assignments of an item."""
     return self.expert_index.shape[1]
 
   @property
   def num_experts(self) -> int:
-    """E."""
+    """The number of experts, E."""
     return self.assignment.shape[0]
 
   @property
-  def places(self) -> int:
-    """P, of each expert, all groups together."""
+  def positions(self) -> int:
+    """Positions in the buffer of each expert, all groups together: P."""
     return self.assignment.shape[1]
 
   @property
   def item(self) -> jax.Array:
-    """Int32 [E, P], the item in each place; N in empty places."""
+    """The item in each position, int32 [E, P]; N in empty ones."""
     return self.assignment // self.k
 
   @property
   def slot(self) -> jax.Array:
-    """Int32 [N, k], e·P + place of each assignment; E·P where it is not executed."""
-    slot = self.expert_index * self.places + self.place
-    return jnp.where(self.executed, slot, self.num_experts * self.places)
+    """The flat position of each assignment, int32 [N, k]: e·P + position, or E·P."""
+    slot = self.expert_index * self.positions + self.position
+    return jnp.where(self.executed, slot, self.num_experts * self.positions)
 
   @property
   def executed(self) -> jax.Array:
-    """Bool [N, k], the assignments that are executed."""
+    """The assignments that are executed, bool [N, k]."""
     return self.expert_index < self.num_experts
 
 
@@ -83,19 +83,21 @@ class SoftPlan:
 
   @property
   def num_items(self) -> int:
-    """N."""
+    """The number of items, N."""
     return len(self.valid)
 
   @property
   def num_experts(self) -> int:
-    """E."""
+    """The number of experts, E."""
     return self.dispatch.shape[2]
 
 
 def expert_capacity(
   num_items: int, num_experts: int, k: int, capacity_factor: float | None
 ) -> int:
-  """Places per expert: ⌈capacity_factor·N·k/E⌉, at most N; None is N: never full.
+  """Returns the positions per expert: ⌈capacity_factor·N·k/E⌉, N at most.
+
+  Without a factor they are N, and no buffer is ever full.
 
   Source: Fedus et al. 2021, arXiv 2101.03961, eq. 3.
 
@@ -122,8 +124,8 @@ def make_plan(routing: Routing, capacity: int | None = None) -> Plan:
   2106.05974, §4.1): all their choices of the same rank.
 
   Args:
-    routing: of the N items of one group; padding takes no places.
-    capacity: places per expert, see `expert_capacity`; None: N, which drops nothing.
+    routing: of the N items of one group; padding takes no positions.
+    capacity: positions per expert, see `expert_capacity`; None: N, which drops nothing.
   """
   num_items, k = routing.expert_index.shape
   num_experts = routing.num_experts
@@ -132,23 +134,23 @@ def make_plan(routing: Routing, capacity: int | None = None) -> Plan:
   if routing.priority is not None:
     order = jnp.argsort(-routing.priority, stable=True)
     rank = jnp.argsort(order)
-    place = _places(wanted[order], num_experts)[rank]
+    position = _positions(wanted[order], num_experts)[rank]
   else:
-    place = _places(wanted, num_experts)
-  executed = routing.wanted & (place < capacity)
+    position = _positions(wanted, num_experts)
+  executed = routing.wanted & (position < capacity)
   expert_index = jnp.where(executed, wanted, num_experts)
   numbers = jnp.arange(num_items * k, dtype=jnp.int32).reshape(num_items, k)
   empty = jnp.full((num_experts, capacity), num_items * k, jnp.int32)
   return Plan(
     expert_index=expert_index,
-    place=place,
+    position=position,
     weights=jnp.where(executed, routing.weights, 0.0),
-    assignment=empty.at[expert_index, place].set(numbers, mode="drop"),
+    assignment=empty.at[expert_index, position].set(numbers, mode="drop"),
   )
 
 
-def _places(wanted: jax.Array, num_experts: int) -> jax.Array:
-  """How many assignments come before each in its expert's buffer, [N, k]."""
+def _positions(wanted: jax.Array, num_experts: int) -> jax.Array:
+  """Returns how many assignments come before each in its expert's buffer, [N, k]."""
   num_items, k = wanted.shape
   # [k·N, E]; a row without an expert is all zeros.
   one_hot = jax.nn.one_hot(wanted.T.reshape(-1), num_experts, dtype=jnp.int32)
@@ -157,9 +159,9 @@ def _places(wanted: jax.Array, num_experts: int) -> jax.Array:
 
 
 def join(plans: Plan | SoftRouting) -> Plan | SoftPlan:
-  """One plan of all groups, from the plans [G, ...] or soft routings of each.
+  """Joins the plans [G, ...], or the soft routings, of all groups into one plan.
 
-  Items are numbered through, and so are the places of each expert.
+  Items are numbered through, and so are the positions of each expert.
   """
   if isinstance(plans, SoftRouting):
     return SoftPlan(plans.dispatch, plans.combine, plans.valid.reshape(-1))
@@ -171,7 +173,7 @@ def join(plans: Plan | SoftRouting) -> Plan | SoftPlan:
   )
   return Plan(
     expert_index=plans.expert_index.reshape(-1, k),
-    place=(plans.place + group * capacity).reshape(-1, k),
+    position=(plans.position + group * capacity).reshape(-1, k),
     weights=plans.weights.reshape(-1, k),
     assignment=assignment.swapaxes(0, 1).reshape(num_experts, -1),
     num_groups=groups,

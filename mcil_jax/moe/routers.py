@@ -16,7 +16,7 @@ NORMALISE = ("all", "chosen")
 def top_k(
   scores: jax.Array, valid: jax.Array, *, k: int, normalise: str = "all"
 ) -> Routing:
-  """Each item goes to the k experts of its largest scores; ties to the lower number.
+  """Routes each item to the k experts of its largest scores, of equals the first.
 
   Args:
     scores: [n, E], logits.
@@ -45,7 +45,7 @@ def top_k(
 def batch_priority(
   scores: jax.Array, valid: jax.Array, *, k: int, normalise: str = "all"
 ) -> Routing:
-  """`top_k`; experts that fill up keep the items that are surest of their choice.
+  """Routes as `top_k`; experts that fill up keep the items that are surest.
 
   Source: Riquelme et al. 2021 (V-MoE), arXiv 2106.05974, §4.1, with the largest weight
   of an item as its priority.
@@ -63,7 +63,7 @@ def sigmoid_bias(
   bias: jax.Array,
   normalise: str = "all",
 ) -> Routing:
-  """Top-k of σ(score) + bias; weights of σ(score) alone.
+  """Routes to the top k of σ(score) + bias, with weights of σ(score) alone.
 
   The bias, which takes no gradient, balances the experts without a loss for it: see
   `balance_bias_update`. Source: Wang et al. 2024, arXiv 2408.15664, §3.1.
@@ -84,8 +84,8 @@ def sigmoid_bias(
   chosen, expert_index = jax.lax.top_k(wanted, k)
   weights = jnp.take_along_axis(gates, expert_index, axis=1)
   if normalise == "chosen":
-    of_chosen = jnp.take_along_axis(scores, expert_index, axis=1)
-    weights = jax.nn.softmax(jax.nn.log_sigmoid(of_chosen))
+    chosen_scores = jnp.take_along_axis(scores, expert_index, axis=1)
+    weights = jax.nn.softmax(jax.nn.log_sigmoid(chosen_scores))
   # gates / Σ gates, also where they are too small for float32.
   probs = jax.nn.softmax(jax.nn.log_sigmoid(scores))
   return _routing(expert_index, weights, probs, valid, _chosen(chosen))
@@ -94,7 +94,7 @@ def sigmoid_bias(
 def balance_bias_update(
   load: jax.Array, is_open: jax.Array, *, rate: float
 ) -> jax.Array:
-  """What to add to the bias of `sigmoid_bias` after a step, [E].
+  """Returns what to add to the bias of `sigmoid_bias` after a step, [E].
 
   Source: Wang et al. 2024, arXiv 2408.15664, algorithm 1: u·sign(mean load − load).
 
@@ -109,7 +109,7 @@ def balance_bias_update(
 
 
 def expert_choice(scores: jax.Array, valid: jax.Array, *, capacity: int) -> Routing:
-  """Each expert takes the `capacity` items that are most for it.
+  """Routes to each expert the `capacity` items that prefer it most.
 
   An item goes to no expert, to one or to several; nothing is dropped. Source: Zhou et
   al. 2022, arXiv 2202.09368, §3.2, eq. 1 to 3, without the cap on experts per item.
@@ -136,7 +136,7 @@ def expert_choice(scores: jax.Array, valid: jax.Array, *, capacity: int) -> Rout
 def sinkhorn(
   scores: jax.Array, valid: jax.Array, *, k: int, iterations: int = 16
 ) -> Routing:
-  """Top-k of a balanced transport plan between items and experts; weights of softmax.
+  """Routes by a balanced transport plan of items to experts, with weights of softmax.
 
   Source: Clark et al. 2022 (S-BASE), arXiv 2202.01169, §3.1, a relaxation of Lewis et
   al. 2021 (BASE), arXiv 2103.16716. At test time, route by `top_k` instead: an item
@@ -161,7 +161,7 @@ def sinkhorn(
 
 
 def uniform(scores: jax.Array, valid: jax.Array, *, k: int) -> Routing:
-  """The k largest scores, which are noise, with equal weights: the control."""
+  """Routes by the k largest scores, which are noise, with equal weights: a control."""
   routing = top_k(jax.lax.stop_gradient(scores), valid, k=k)
   equal = jnp.where(routing.wanted, 1.0 / k, 0.0)
   possible = valid[:, None] & _chosen(scores)
@@ -170,7 +170,7 @@ def uniform(scores: jax.Array, valid: jax.Array, *, k: int) -> Routing:
 
 
 def soft(scores: jax.Array, valid: jax.Array) -> SoftRouting:
-  """Slots are means of all items, outputs means of all slots.
+  """Makes slots of weighted means of all items, and outputs of means of all slots.
 
   Source: Puigcerver et al. 2023 (Soft MoE), arXiv 2308.00951, eq. 1 to 3.
 
@@ -192,7 +192,7 @@ def soft(scores: jax.Array, valid: jax.Array) -> SoftRouting:
 def shazeer_noise(
   scores: jax.Array, raw_std: jax.Array, key: jax.Array, *, k: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Logits with noise, so that other experts get chosen too, and the odds of that.
+  """Adds noise to logits, so that other experts are chosen, too; computes the odds.
 
   Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 4 and 9.
 
@@ -226,7 +226,7 @@ def shazeer_noise(
 def hashed(
   ids: jax.Array, num_experts: int, num_open: jax.Array | None = None
 ) -> jax.Array:
-  """Scores that depend on nothing but an item's number, [N, E].
+  """Returns scores that depend on nothing but an item's id, [N, E].
 
   The first choice is a hash of it, the others follow in a circle: the same experts for
   the same item, for good. Source of the idea: Roller et al. 2021, arXiv 2106.04426.
@@ -253,17 +253,17 @@ def _check_normalise(normalise: str) -> None:
 
 
 def _clean(scores: jax.Array, valid: jax.Array) -> jax.Array:
-  """Before any softmax, so that NaN in padding reaches neither values nor gradients."""
+  """Clears padding, so that its NaN reaches neither values nor gradients."""
   return jnp.where(valid[:, None], scores.astype(jnp.float32), 0.0)
 
 
 def _chosen(scores: jax.Array) -> jax.Array:
-  """False for experts that must not be chosen; NaN stays, so that it shows."""
+  """Returns which experts may be chosen; NaN may, so that it shows."""
   return ~jnp.isneginf(scores)
 
 
 def _routing(expert_index, weights, probs, valid, chosen, scores=None) -> Routing:
-  """The routing; an assignment that is not `chosen` is none."""
+  """Returns the routing; an assignment that is not `chosen` is none."""
   chosen = chosen | ~valid[:, None]
   log_z = None
   if scores is not None:

@@ -21,8 +21,8 @@ class Routing:
     chances: float32 [N, E], see `routers.shazeer_noise`; None without noise.
     num_open: int32 [N], how many experts, the first ones, there are for each item as
       long as others are still to come; None: all of them.
-    executed: bool [N, k], the assignments that found a place; None before a plan.
-    places: how many places there were for them, on all devices.
+    executed: bool [N, k], the assignments that found a position; None before a plan.
+    positions: how many positions there were for them, on all devices.
   """
 
   expert_index: jax.Array
@@ -34,21 +34,21 @@ class Routing:
   chances: jax.Array | None = None
   num_open: jax.Array | None = None
   executed: jax.Array | None = None
-  places: int = struct.field(pytree_node=False, default=0)
+  positions: int = struct.field(pytree_node=False, default=0)
 
   @property
   def num_experts(self) -> int:
-    """E."""
+    """The number of experts, E."""
     return self.probs.shape[-1]
 
   @property
   def wanted(self) -> jax.Array:
-    """Bool [N, k], the assignments that there are."""
+    """The assignments that there are, bool [N, k]."""
     return self.valid[..., None] & (self.expert_index < self.num_experts)
 
   @property
   def is_open(self) -> jax.Array:
-    """Bool [E], the experts that there are for any of the items."""
+    """The experts that are there for any of the items, bool [E]."""
     if self.num_open is None:
       return jnp.ones(self.num_experts, bool)
     return jnp.arange(self.num_experts) < jnp.max(self.num_open, initial=0)
@@ -69,7 +69,7 @@ class SoftRouting:
   valid: jax.Array
 
   def hard(self) -> Routing:
-    """As seen by statistics: every item goes to all experts, by their shares in it."""
+    """Returns a routing for statistics: each item goes to all experts, by shares."""
     probs = self.combine.sum(axis=-1)
     num_items, num_experts = probs.shape
     everyone = jnp.broadcast_to(jnp.arange(num_experts), (num_items, num_experts))

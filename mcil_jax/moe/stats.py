@@ -32,7 +32,7 @@ class MoEStats:
     marginal_entropy: entropy of the mean of all items' probabilities, in nats.
     dropped: int32, assignments that found their expert full.
     dropped_items: int32, items all of whose assignments did.
-    capacity_use: executed assignments over places; of the padded buffers, so that
+    capacity_use: executed assignments over positions; of the padded buffers, so that
       without a capacity it is about k/E.
 
   Without valid items losses and entropies are 0, and ratios of loads undefined: NaN.
@@ -55,13 +55,13 @@ class MoEStats:
 
 
 def _one_hot(routing: Routing) -> jax.Array:
-  """Float32 [N, k, E], zeros for what is no assignment."""
+  """Returns assignments as float32 [N, k, E], zeros for what is none."""
   experts = jnp.where(routing.wanted, routing.expert_index, routing.num_experts)
   return jax.nn.one_hot(experts, routing.num_experts)
 
 
 def balance_loss(routing: Routing) -> jax.Array:
-  """E·Σ_e f_e·p_e: 1 if loads and probabilities are uniform, 0 without valid items.
+  """Returns E·Σ_e f_e·p_e: 1 if loads and probabilities are uniform, 0 without items.
 
   f_e is the share of assignments and p_e the mean probability of expert e; gradients
   come from p_e. Source: Fedus et al. 2021, arXiv 2101.03961, eq. 4 to 6, for k = 1.
@@ -72,7 +72,7 @@ def balance_loss(routing: Routing) -> jax.Array:
 
 
 def importance_loss(routing: Routing) -> jax.Array:
-  """Squared coefficient of variation of the experts' importance; 0 without items.
+  """Returns the squared coefficient of variation of importance; 0 without items.
 
   Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 7.
   """
@@ -81,7 +81,7 @@ def importance_loss(routing: Routing) -> jax.Array:
 
 
 def load_loss(routing: Routing) -> jax.Array:
-  """Squared coefficient of variation of the loads that noise makes smooth.
+  """Returns the squared coefficient of variation of the loads, smoothed by noise.
 
   Source: Shazeer et al. 2017, arXiv 1701.06538, eq. 10 and 11.
   """
@@ -91,7 +91,7 @@ def load_loss(routing: Routing) -> jax.Array:
 
 
 def _squared_variation(x: jax.Array, where: jax.Array) -> jax.Array:
-  """(Standard deviation over mean)² of x ≥ 0 where it counts; 0 if all of it is 0."""
+  """Returns (standard deviation / mean)² of x ≥ 0 where it counts; 0 if all is 0."""
   count = jnp.maximum(where.sum(), 1)
   mean = jnp.sum(x, where=where) / count
   variance = jnp.sum((x - mean) ** 2, where=where) / count
@@ -99,7 +99,7 @@ def _squared_variation(x: jax.Array, where: jax.Array) -> jax.Array:
 
 
 def _count(routing: Routing) -> jax.Array:
-  """Number of valid items, 1 if there is none: what is divided by it is 0 then.
+  """Returns the number of valid items, but 1 for none: what it divides is 0 then.
 
   NaN would stop a run whose batch happens to lack a modality.
   """
@@ -107,7 +107,7 @@ def _count(routing: Routing) -> jax.Array:
 
 
 def z_loss(routing: Routing) -> jax.Array:
-  """Mean of log²Z over valid items, which keeps logits small.
+  """Returns the mean of log²Z over valid items, which keeps logits small.
 
   Source: Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5.
   """
@@ -117,7 +117,7 @@ def z_loss(routing: Routing) -> jax.Array:
 
 
 def entropy(routing: Routing) -> jax.Array:
-  """Mean entropy of an item's probabilities, in nats: low if items are sure.
+  """Returns the mean entropy of items' probabilities, in nats: low if they are sure.
 
   The local entropy of LIMoE if all items are of one modality: Mustafa et al. 2022,
   arXiv 2206.02770, §2.2.
@@ -126,7 +126,7 @@ def entropy(routing: Routing) -> jax.Array:
 
 
 def marginal_entropy(routing: Routing) -> jax.Array:
-  """Entropy of the items' mean probabilities, in nats: high if all experts are used.
+  """Returns the entropy of mean probabilities, in nats: high if all experts are used.
 
   Minus the global entropy loss of LIMoE if all items are of one modality: Mustafa et
   al. 2022, arXiv 2206.02770, §2.2.
@@ -141,7 +141,7 @@ def _x_log_x(x: jax.Array) -> jax.Array:
 
 
 def measure(routing: Routing) -> MoEStats:
-  """The statistics of an executed routing, as `MoE` returns it."""
+  """Returns the statistics of an executed routing, as `MoE` returns it."""
   one_hot = _one_hot(routing)
   load, is_open = one_hot.sum(axis=(0, 1)), routing.is_open
   mean_load = load.mean(where=is_open)
@@ -161,7 +161,7 @@ def measure(routing: Routing) -> MoEStats:
     marginal_entropy=marginal_entropy(routing),
     dropped=jnp.sum(lost),
     dropped_items=jnp.sum(any_wanted & ~routing.executed.any(axis=1)),
-    capacity_use=jnp.sum(routing.executed) / max(routing.places, 1),
+    capacity_use=jnp.sum(routing.executed) / max(routing.positions, 1),
   )
 
 
@@ -173,7 +173,7 @@ class SampleRouting:
 
   Attributes:
     usage: float32 [B, layers, E], assignments to each expert.
-    dropped: float32 [B, layers], assignments that found no place.
+    dropped: float32 [B, layers], assignments that found no position.
     entropy: float32 [B, layers], of the probabilities, in nats.
   """
 
@@ -193,22 +193,22 @@ def by_sample(routing: Routing, num_samples: int) -> SampleRouting:
   valid = routing.valid.reshape(layers, num_samples, -1)
   count = jnp.maximum(valid.sum(axis=2), 1)
 
-  def of_samples(x: jax.Array) -> jax.Array:
+  def per_sample(x: jax.Array) -> jax.Array:
     total = x.reshape(layers, num_samples, -1, *x.shape[2:]).sum(axis=2)
     return (total / count.reshape(*count.shape, *(1,) * (x.ndim - 2))).swapaxes(0, 1)
 
   lost = routing.wanted & ~routing.executed
   return SampleRouting(
-    usage=of_samples(jax.vmap(_one_hot)(routing).sum(axis=2)),
-    dropped=of_samples(lost.sum(axis=-1).astype(jnp.float32)),
-    entropy=of_samples(-_x_log_x(routing.probs).sum(axis=-1)),
+    usage=per_sample(jax.vmap(_one_hot)(routing).sum(axis=2)),
+    dropped=per_sample(lost.sum(axis=-1).astype(jnp.float32)),
+    entropy=per_sample(-_x_log_x(routing.probs).sum(axis=-1)),
   )
 
 
 def penalty(
   routings: Mapping[str, Routing], c: ml_collections.ConfigDict
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The weighted losses that `config.moe` asks for, and what is worth logging.
+  """Returns the weighted losses that `config.moe` asks for, and scalars to log.
 
   Means over the towers that have valid items of the means over a tower's layers; each
   tower's items are of one modality, so that the entropies are LIMoE's.
@@ -217,11 +217,11 @@ def penalty(
     routings: modality → [layers, N, ...].
     c: `config.moe`.
   """
-  of_towers = {m: jax.vmap(measure)(routing) for m, routing in routings.items()}
+  by_tower = {m: jax.vmap(measure)(routing) for m, routing in routings.items()}
   has_items = jnp.stack([routing.valid.any() for routing in routings.values()])
 
   def mean_of(name: str) -> jax.Array:
-    values = jnp.stack([getattr(t, name).mean() for t in of_towers.values()])
+    values = jnp.stack([getattr(t, name).mean() for t in by_tower.values()])
     return jnp.sum(values, where=has_items) / jnp.maximum(has_items.sum(), 1)
 
   mean = {
@@ -239,7 +239,7 @@ def penalty(
   }
   # What has no weight may be NaN, and zero times NaN is NaN.
   value = sum(w * mean[name] for name, w in weights.items() if w)
-  dropped = sum(t.dropped.sum() for t in of_towers.values())
+  dropped = sum(t.dropped.sum() for t in by_tower.values())
   rare = ("importance_loss", "load_loss", "z_loss")
   return value, {f"moe/{name}": mean[name] for name in rare if weights[name]} | {
     "moe/balance": mean["balance_loss"],
@@ -249,9 +249,9 @@ def penalty(
     "moe/dead_experts": mean["dead_experts"],
     "moe/capacity_use": mean["capacity_use"],
     "moe/dropped": dropped.astype(jnp.float32),
-    **{f"moe/entropy/{m}": t.entropy.mean() for m, t in of_towers.items()},
+    **{f"moe/entropy/{m}": t.entropy.mean() for m, t in by_tower.items()},
     **{
       f"moe/marginal_entropy/{m}": t.marginal_entropy.mean()
-      for m, t in of_towers.items()
+      for m, t in by_tower.items()
     },
   }

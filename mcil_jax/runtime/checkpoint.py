@@ -14,16 +14,13 @@ middle, what the writer lost and what the disk damaged later is never read as wh
 import functools
 import hashlib
 import inspect
-import json
 import logging
 import os
 import pathlib
-import re
 import shutil
 import sys
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,17 +28,15 @@ import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mcil_jax.runtime import paths, storage, writers
+from mcil_jax.runtime import checksums, paths, storage, stored_arrays
 
 _KEPT = 2  # snapshots
 # What a start that died may have left, by the end of its name.
 _UNVERIFIED, _REMOVED, _ORBAX = ".unverified", ".removed", ".orbax-checkpoint-tmp"
 _BUCKETS = ("gs", "s3", "az", "hf")  # etils reads /gs/… as gs://…
-_OF_PROCESS = re.compile(r"\bprocess_(\d+)\b")
 
 
 class _LiteralPath(type(epath.Path("/"))):
@@ -85,7 +80,7 @@ class Snapshots:
   """The snapshots of one workdir. Every process takes part in saving."""
 
   def __init__(self, workdir: pathlib.Path):
-    """Opens them, and removes what an earlier start left unfinished."""
+    """Opens the snapshots, and removes what an earlier start left unfinished."""
     _ignore_abandoned_work()
     root = _checkpoints(workdir)
     self._snapshots, self._tasks = root / "snapshots", root / "tasks"
@@ -137,7 +132,7 @@ class Snapshots:
     for number in reversed(_numbers(self._snapshots)):
       try:
         path = self._snapshots / str(number)
-        state = _read(path, lambda path=path: like(_position(path)))
+        state = _read(path, lambda path=path: like(checksums.position(path)))
       except ValueError as error:
         problems.append(f"snapshot {number} {error}")
         continue
@@ -188,47 +183,49 @@ def _remove_unfinished(folder: epath.Path) -> None:
 def _write(path: _LiteralPath, tree: Any, position: Any = None) -> None:
   """Writes a tree in place of what is at `path`, once it has been read back.
 
+  Of several processes, one that fails must end: the others wait for it, see
+  `processes.ending_together`.
+
   Raises:
     OSError: it could not be written or read back; says why in one line.
   """
   unverified = path.with_name(path.name + _UNVERIFIED)
   try:
-    problem = _try_to_write(unverified, tree, position, path)
-    if _in_all_processes(problem is None):
-      found = _difference(unverified, tree)
-      if found is not None:
-        problem = OSError(
-          f"{path} cannot be read back ({found}): use another --workdir, and see "
-          "whether the disk is sound; earlier snapshots are still there"
-        )
-      if _in_all_processes(problem is None):
-        if jax.process_index() == 0:
-          if path.exists():
-            _remove(path)
-          os.rename(unverified, path)
-        _in_all_processes(True)  # nobody looks for it before that
-        return
-    raise problem or OSError(f"another process cannot write {path}; see what it says")
+    _write_unverified(unverified, tree, position, path)
+    if (found := _difference(unverified, tree)) is not None:
+      raise OSError(
+        f"{path} cannot be read back ({found}): use another --workdir, and see "
+        "whether the disk is sound; earlier snapshots are still there"
+      )
+    _in_all_processes(True)  # each has verified its part
+    if jax.process_index() == 0:
+      if path.exists():
+        _remove(path)
+      os.rename(unverified, path)
+    _in_all_processes(True)  # nobody looks for it before that
   except BaseException:  # Ctrl-C, too
     if jax.process_index() == 0:
       _remove_unfinished(path.parent)
     raise
 
 
-def _try_to_write(
+def _write_unverified(
   unverified: _LiteralPath, tree: Any, position: Any, path: _LiteralPath
-) -> OSError | None:
-  """Writes a tree with its checksums; returns what is to be raised if that failed."""
+) -> None:
+  """Writes a tree with its checksums, which shall be at `path` later.
+
+  Raises:
+    OSError: it could not be written; says why in one line.
+  """
   try:
     # Synchronous: the state is donated to the next step, which on the CPU may reuse the
     # very memory that a background thread would still be reading.
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(unverified, args=ocp.args.StandardSave(tree), force=True)
-    _write_checksums(unverified, position)
+    checksums.write(unverified, position)
   except Exception as error:  # Orbax and TensorStore raise whatever they like
     full = storage.explain(error, path)
-    return full or OSError(f"cannot write {path} ({_reason(error)})")
-  return None
+    raise full or OSError(f"cannot write {path} ({_reason(error)})") from error
 
 
 def _remove(path: _LiteralPath) -> None:
@@ -246,7 +243,7 @@ def _read(path: _LiteralPath, make_like: Callable[[], Any]) -> Any:
   Raises:
     ValueError: it is damaged or of another structure; says why in one line.
   """
-  damage = _damage(path)
+  damage = checksums.damage(path)
   problem = None if damage is None else f"is damaged ({damage})"
   tree = None
   if _in_all_processes(problem is None):
@@ -257,163 +254,31 @@ def _read(path: _LiteralPath, make_like: Callable[[], Any]) -> Any:
         tree = checkpointer.restore(path, args=ocp.args.StandardRestore(template))
       chex.assert_trees_all_equal_shapes_and_dtypes(tree, like)
     except Exception as error:  # Orbax and TensorStore raise whatever they like
-      problem = f"cannot be restored ({_lacking(path, like) or _reason(error)})"
+      problem = f"cannot be restored ({_missing(path, like) or _reason(error)})"
     if _in_all_processes(problem is None):
       return tree
   raise ValueError(problem or "cannot be restored by another process")
 
 
-# --- Checksums: each process has a file with those of the files that it wrote.
-
-
-def _checksum_file(path: epath.Path, process: int) -> pathlib.Path:
-  return pathlib.Path(path) / f"checksums.process_{process}.json"
-
-
-def _write_checksums(path: epath.Path, position: Any) -> None:
-  process = jax.process_index()
-  files = {
-    name: _size_and_crc32(pathlib.Path(path) / name)
-    for name in _files(path)
-    if _writer(name) == process
-  }
-  content = {"processes": jax.process_count(), "files": files, "position": position}
-  writers.write_json(_checksum_file(path, process), content)
-
-
-def _position(path: epath.Path) -> Any:
-  """Returns the position that a whole snapshot was saved with."""
-  return json.loads(_checksum_file(path, 0).read_bytes())["position"]
-
-
-def _files(path: epath.Path) -> list[str]:
-  """Returns the names of all files below a directory, but for those of checksums."""
-  found = []
-  for folder, _, names in os.walk(path):
-    found += [os.path.relpath(os.path.join(folder, name), path) for name in names]
-  return sorted(name for name in found if not name.startswith("checksums."))
-
-
-def _writer(name: str) -> int:
-  """Returns the number of the process that wrote a file, as Orbax names them."""
-  match = _OF_PROCESS.search(name)
-  return int(match[1]) if match else 0
-
-
-def _size_and_crc32(path: pathlib.Path) -> list[int]:
-  size = checksum = 0
-  with path.open("rb") as file:
-    while block := file.read(1 << 20):
-      size, checksum = size + len(block), zlib.crc32(block, checksum)
-  return [size, checksum]
-
-
-def _damage(path: epath.Path) -> str | None:
-  """Says what is damaged below a directory, as far as this process looks; or None.
-
-  The processes share the files out among them.
-  """
-  first = _checksum_file(path, 0)
-  if not first.exists():
-    return f"{first.name} is missing, as if written by an earlier version of mcil_jax"
-  known: dict[str, list[int]] = {}
-  process, processes = 0, 1
-  while process < processes:
-    file = _checksum_file(path, process)
-    try:
-      content = json.loads(file.read_bytes())
-      processes = content["processes"]
-      known |= content["files"]
-    except (OSError, ValueError, LookupError, TypeError):
-      return f"{file.name} is missing or damaged"
-    process += 1
-  for name in sorted(known)[jax.process_index() :: jax.process_count()]:
-    try:
-      found = _size_and_crc32(pathlib.Path(path) / name)
-    except OSError as error:
-      return f"{name}: {error.strerror}"
-    if found[0] != known[name][0]:
-      return f"{name} has {found[0]} bytes, not {known[name][0]}"
-    if found != known[name]:
-      return f"the checksum of {name} is another"
-  return None
-
-
-# --- Reading back what was written.
-
-
 def _difference(path: epath.Path, tree: Any) -> str | None:
-  """Says in what the arrays that restoring would find differ from `tree`; or None."""
-  expected = {
-    name: (tuple(leaf.shape), np.dtype(leaf.dtype))
-    for name, leaf in _named(tree).items()
-  }
+  """Returns in what that which was written differs from `tree`; None if in nothing."""
   try:
-    found = _arrays(path)
-    sizes = {
-      name: os.path.getsize(pathlib.Path(path) / name) == size
-      for name, (size, _) in _own_checksums(path).items()
-    }
+    short = checksums.short_files(path)
+    whole = f"{short[0]} is not whole" if short else None
+    return stored_arrays.difference(path, tree) or whole
   except Exception as error:  # TensorStore raises whatever it likes
     return _reason(error)
-  for name in sorted(expected.keys() | found.keys()):
-    if found.get(name) != expected.get(name):
-      return f"{name} is {_text(found.get(name))}, not {_text(expected.get(name))}"
-  short = [name for name, whole in sizes.items() if not whole]
-  return f"{short[0]} is not whole" if short else None
 
 
-def _text(array: tuple[tuple[int, ...], np.dtype] | None) -> str:
-  return "missing" if array is None else f"{array[1]} {list(array[0])}"
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  """Returns the leaves by the names that Orbax gives them."""
-  flat = ocp.tree.to_flat_dict(tree, sep=".")
-  return {name: leaf for name, leaf in flat.items() if hasattr(leaf, "shape")}
-
-
-def _own_checksums(path: epath.Path) -> dict[str, list[int]]:
-  file = _checksum_file(path, jax.process_index())
-  return json.loads(file.read_bytes())["files"]
-
-
-def _arrays(path: epath.Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-  """Returns the shape and dtype of each array, by name, as restoring opens them."""
-  metadata = json.loads((pathlib.Path(path) / "_METADATA").read_bytes())
-  names = [
-    ".".join(key["key"] for key in leaf["key_metadata"])
-    for leaf in metadata["tree_metadata"].values()
-    if not leaf["value_metadata"]["skip_deserialize"]  # None, or an empty container
-  ]
-  context = tensorstore.Context()
-  store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
-  opening = {
-    name: tensorstore.open(
-      {"driver": "zarr", "kvstore": store | {"path": f"{name}/"}},
-      context=context,
-      open=True,
-      read=True,
-    )
-    for name in names
-  }
-  arrays = {name: future.result() for name, future in opening.items()}
-  return {
-    name: (tuple(array.shape), array.dtype.numpy_dtype)
-    for name, array in arrays.items()
-  }
-
-
-def _lacking(path: epath.Path, like: Any) -> str | None:
-  """Says what `path` has no array for, if that is why it cannot be restored."""
+def _missing(path: epath.Path, like: Any) -> str | None:
+  """Returns which array is not there, if that is why `path` cannot be restored."""
   try:
-    there = _arrays(path)
+    name = stored_arrays.missing(path, like)
   except Exception:  # damaged; the error that led here says more
     return None
-  lacking = sorted(_named(like).keys() - there.keys())
-  if not lacking:
+  if name is None:
     return None
-  return f"it has no {lacking[0]!r}, as if written by another version of mcil_jax"
+  return f"it has no {name!r}, as if written by another version of mcil_jax"
 
 
 def _reason(error: Exception) -> str:
@@ -421,6 +286,7 @@ def _reason(error: Exception) -> str:
 
 
 def _in_all_processes(condition: bool) -> bool:
+  """Returns whether a condition holds in all processes, which wait for each other."""
   if jax.process_count() == 1:
     return condition
   return bool(multihost_utils.process_allgather(np.array(condition)).all())

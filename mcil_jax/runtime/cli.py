@@ -3,20 +3,17 @@
 import collections
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from mcil_jax import config as config_lib
-from mcil_jax.config import file
 from mcil_jax.runtime import paths, storage, terminal
 from mcil_jax.runtime.hints import nearest
 
 _HELP = re.compile("-h|--?help(short|full)?")
 # Whose flags a user of this project is told of.
 _PACKAGES = ("mcil_jax", "launch", "data_prep")
-_CONFIG = "config"
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -50,27 +47,33 @@ def _own_flags() -> dict[str, flags.Flag]:
   }
 
 
-def usage(text: str) -> str:
-  """Returns what `--help` prints: a program's text, and what its flags mean."""
+def usage(text: str, more: str = "") -> str:
+  """Returns what `--help` prints: a program's text, and what its flags mean.
+
+  Args:
+    text: of the program.
+    more: a line about further flags.
+  """
   lines = [text.strip(), "", "Flags:"]
   for name, flag in sorted(_own_flags().items()):
     default = "" if flag.default is None else f" Default: {flag.default_as_str}."
     lines.append(f"  --{name}: {flag.help}{default}")
-  if _CONFIG in flags.FLAGS:
-    lines.append(
-      f"  --{_CONFIG}.KEY: Any setting, of those in mcil_jax/config/defaults.py."
-    )
-  return "\n".join(lines)
+  return "\n".join([*lines, *([more] if more else [])])
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the flags, as absl does by default, and fails with one line."""
+def parse_flags(argv: list[str], settings: Iterable[str] = ()) -> list[str]:
+  """Parses the flags, as absl does by default, and fails with one line.
+
+  Args:
+    argv: of the program.
+    settings: dotted keys that an unknown flag may have been meant to be.
+  """
   try:
     rest = flags.FLAGS(argv)
   except flags.UnrecognizedFlagError as error:
-    fail(f"there is no flag --{error.flagname}{_near_flag(error.flagname)}")
+    fail(f"there is no flag --{error.flagname}{_near_flag(error.flagname, settings)}")
   except flags.Error as error:
-    fail(_explain(error))
+    fail(explain(error))
   for name, flag in _own_flags().items():
     texts = flag.value if isinstance(flag.value, list) else [flag.value]
     if flag.present and not any(not isinstance(x, str) or x.strip() for x in texts):
@@ -87,22 +90,21 @@ def _needs_flags() -> bool:
   return False
 
 
-def _near_flag(name: str) -> str:
-  """The flags, or settings of a config, that an unknown flag may stand for."""
+def _near_flag(name: str, settings: Iterable[str]) -> str:
+  """Returns the flags, or settings of a config, that an unknown flag may stand for."""
   known = collections.defaultdict(list)  # what one may write → what it stands for
   for flag in _own_flags():
     known[flag].append(f"--{flag}")
-  if _CONFIG in flags.FLAGS:
-    for key in config_lib.flatten(config_lib.default().to_dict()):
-      for written in {key, key.rpartition(".")[2]}:
-        known[written].append(f"--{_CONFIG}.{key}")
+  for key in settings:
+    for written in {key, key.rpartition(".")[2]}:
+      known[written].append(f"--config.{key}")
   near = nearest(name, known)
   if near is None:
     return "; --help lists them all"
   return f"; did you mean {' or '.join(known[near])}?"
 
 
-def _explain(error: flags.Error) -> str:
+def explain(error: flags.Error) -> str:
   """What absl finds wrong with a flag, in words that say what to do."""
   text = last_line(error).removeprefix("ERROR:: ").removeprefix("flag ")
   if missing := re.match(r"--(\w+)=None: .* must have a value", text):
@@ -118,79 +120,27 @@ def _explain(error: flags.Error) -> str:
   return text
 
 
-def define_config() -> flags.FlagHolder:
-  """Defines `--config`, whose value is a `ConfigDict`; needs `parse_with_config`."""
-  return flags.DEFINE_string(
-    _CONFIG, None, "The experiment, FILE.py or FILE.py:VARIANT, as in configs/."
-  )
-
-
-def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-  """The arguments without those of settings, and the texts of these by their keys."""
-  defaults = config_lib.flatten(config_lib.default().to_dict())
-  rest, overrides = [], {}
-  arguments = iter(argv)
-  for argument in arguments:
-    if argument == "--":
-      rest += [argument, *arguments]
-      break
-    found = re.fullmatch(rf"--?(no)?{_CONFIG}\.([^=]*)(?:=(.*))?", argument, re.DOTALL)
-    if not found:
-      rest.append(argument)
-      continue
-    negated, key, text = found.groups()
-    if key not in defaults:
-      fail(config_lib.unknown(key))
-    is_switch = isinstance(defaults[key], bool)
-    if negated and (text is not None or not is_switch):
-      fail(f"{argument}: only what is True or False can be negated, without a value")
-    if text is None and is_switch:
-      text = "false" if negated else "true"
-    elif text is None and (text := next(arguments, None)) is None:
-      fail(f"--{_CONFIG}.{key} needs a value")
-    overrides[key] = text
-  return rest, overrides
-
-
-def parse_with_config(argv: list[str]) -> list[str]:
-  """Parses the flags and executes the config file that `--config` names."""
-  try:
-    argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-  except flags.Error as error:
-    fail(_explain(error))
-  rest, overrides = _split_overrides(argv)
-  left = parse_flags(rest)
-  flag = flags.FLAGS[_CONFIG]
-  try:
-    values = {key: config_lib.parse(key, text) for key, text in overrides.items()}
-    c = file.load(flag.value)
-    c.update_from_flattened_dict(values)
-  except (ValueError, TypeError, OSError) as error:
-    logging.info("Where it happened:", exc_info=True)  # shown by --verbosity=0
-    fail(error)
-  flag.value = c
-  return left
-
-
 def run(
   main: Callable[[list[str]], None],
   parse: Callable[[list[str]], list[str]] = parse_flags,
+  more_usage: str = "",
 ) -> None:
   """Runs the program, whose module says how it is used.
 
   Args:
     main: gets the arguments that are no flags, after the program's name.
     parse: parses all arguments and returns those.
+    more_usage: see `usage`.
   """
   text = sys.modules["__main__"].__doc__ or sys.modules[main.__module__].__doc__
 
   def answer_or_parse(argv: list[str]) -> list[str]:
     own = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
     if any(map(_HELP.fullmatch, own)):
-      print(usage(text), flush=True)
+      print(usage(text, more_usage), flush=True)
       sys.exit(0)
     if not argv[1:] and _needs_flags():
-      print(usage(text), file=sys.stderr, flush=True)
+      print(usage(text, more_usage), file=sys.stderr, flush=True)
       sys.exit(1)
     return parse(argv)
 

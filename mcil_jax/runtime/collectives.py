@@ -42,12 +42,12 @@ class Collective:
 
   @property
   def sent_bytes(self) -> float:
-    """What one chip sends, see `SENT`."""
+    """The bytes that one chip sends, see `SENT`."""
     return self.payload_bytes * SENT[self.kind](self.group_size)
 
 
 def find(hlo: str, num_chips: int) -> list[Collective]:
-  """The collectives in a module's text, one for each time it runs one.
+  """Returns the collectives in a module's text, one for each time it runs one.
 
   A collective that the compiler runs beside other work appears once in each piece of
   that work, under one `chain_id`; it counts once. Loops count as one turn.
@@ -81,7 +81,7 @@ def find(hlo: str, num_chips: int) -> list[Collective]:
 
 
 def totals(collectives: Iterable[Collective]) -> dict[str, dict[str, float]]:
-  """Kind → `count`, `payload_bytes` and `sent_bytes`, only of the kinds there are."""
+  """Sums up collectives: kind → `count`, `payload_bytes` and `sent_bytes`."""
   result = {}
   for one in collectives:
     of_kind = result.setdefault(
@@ -94,7 +94,7 @@ def totals(collectives: Iterable[Collective]) -> dict[str, dict[str, float]]:
 
 
 def _result_bytes(result: str, *, started: bool, kind: str) -> int:
-  """Bytes of an instruction's result, such as `(f32[8,4]{1,0}, s32[])`."""
+  """Returns the bytes of an instruction's result, such as `(f32[8,4]{1,0}, s32[])`."""
   arrays = [(dtype, dimensions) for dtype, dimensions in _ARRAY.findall(result)]
   if started and kind != "all-reduce":
     # (what is given, what is got), and counters that belong to the start.
@@ -104,7 +104,7 @@ def _result_bytes(result: str, *, started: bool, kind: str) -> int:
 
 
 def _operand_bytes(line: str, hlo: str) -> int:
-  """Bytes of the first operand, whose shape stands where it is defined."""
+  """Returns the bytes of the first operand, whose shape stands where it is defined."""
   operand = _OPERAND.search(line)
   defined = operand and re.search(
     rf"^\s*(?:ROOT )?{re.escape(operand[1])} = (\S+)", hlo, re.MULTILINE
@@ -123,7 +123,7 @@ def _array_bytes(dtype: str, dimensions: str) -> int:
 
 
 def _group_size(kind: str, line: str, num_chips: int) -> int:
-  """Chips of a group, in any of the notations of HLO.
+  """Returns the number of chips of a group, in any of the notations of HLO.
 
   Raises:
     ValueError: the line has another.

@@ -18,10 +18,10 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 def count(name: str) -> int:
-  """Compilations of the jitted function `name` in this process so far."""
+  """Returns how often the jitted function `name` was compiled in this process."""
   return _counts[f"jit({name})"]
 
 
 def total(prefix: str = "") -> int:
-  """Compilations so far of all functions whose names begin like that."""
+  """Returns how often functions whose names begin with `prefix` were compiled."""
   return sum(n for name, n in _counts.items() if name.startswith(f"jit({prefix}"))

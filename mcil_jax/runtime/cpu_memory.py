@@ -18,7 +18,7 @@ _USUAL = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 
 
 def settle() -> None:
-  """For the whole process; must come before any thread and any device.
+  """Sets memory up for the whole process, before any thread and any device.
 
   All threads share a heap: one of their own would be too small for what is to be kept.
   And a CPU begins a step when the arrays of the last one are free, or there could be
@@ -52,7 +52,7 @@ def _set(settings: dict[int, int]) -> None:
 
 
 def _of_c(name: str) -> Any:
-  """A function of the C library, None where it has none of this name."""
+  """Returns a function of the C library, None where it has none of this name."""
   try:
     return getattr(ctypes.CDLL(None), name)
   except (AttributeError, OSError, TypeError):

@@ -7,7 +7,18 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mcil_jax.moe.parallel import BATCH, RULES, logical_axes
+# Logical axis → axes of the mesh. A batch is split over all devices, experts over those
+# of one axis; what is not named here is on every device.
+RULES = {"batch": ("data", "expert"), "expert": "expert"}
+BATCH, EXPERTS = PartitionSpec(RULES["batch"]), PartitionSpec(RULES["expert"])
+
+
+def logical_axes(path: Sequence[str | None]) -> tuple[str, ...]:
+  """What the leading axes of a parameter are, by the names on its path.
+
+  "expert" for the parameters of experts, nothing for all others.
+  """
+  return ("expert",) if "experts" in path else ()
 
 
 def make_mesh(
@@ -94,18 +105,16 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   return np.unique(np.concatenate(rows))
 
 
-def place(
-  batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int
-) -> dict[str, jax.Array]:
+def place(batch: Any, mesh: Mesh, batch_size: int) -> Any:
   """Puts this process's rows of a batch onto its devices.
 
   Args:
-    batch: arrays [rows, ...], the rows that `local_rows` names.
+    batch: tree of arrays [rows, ...], the rows that `local_rows` names.
     mesh: of the run.
     batch_size: of the global batch.
 
   Returns:
-    Global arrays [batch_size, ...].
+    The tree with global arrays [batch_size, ...].
   """
   sharding = batch_sharding(mesh)
   rows = local_rows(mesh, batch_size)
@@ -118,4 +127,4 @@ def place(
 
     return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, shard)
 
-  return {key: put(x) for key, x in batch.items()}
+  return jax.tree.map(put, batch)

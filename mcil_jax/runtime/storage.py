@@ -62,7 +62,7 @@ def explain(
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """An error, those that it holds and those that it came from."""
+  """Yields an error, those that it holds and those that it came from."""
   while error is not None:
     yield error
     for one in getattr(error, "exceptions", ()):

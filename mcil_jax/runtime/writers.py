@@ -71,7 +71,7 @@ class MetricsWriter:
 
   @property
   def size_bytes(self) -> int:
-    """Length of the file so far; 0 if disabled."""
+    """The length of the file so far; 0 if disabled."""
     return 0 if self._file is None else self._file.tell()
 
   def write(self, step: int, scalars: dict[str, Any], **context: Any) -> None:
@@ -121,7 +121,7 @@ class MetricsWriter:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The lines of a metrics file, without a last line that is still being written.
+  """Returns the lines of a metrics file, without a last one that is being written.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -137,8 +137,8 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 def write_json(path: str | os.PathLike, obj: Any) -> None:
   """Writes a JSON file as a whole: readers see the old file or the new one.
 
-  Keys are sorted and the indent is fixed, so equal content gives equal bytes. NumPy and
-  JAX arrays become lists, and NaN, which stands for "no value", becomes null.
+  Keys keep their order: who reads the file sees what the writer had. NumPy and JAX
+  arrays become lists, and NaN, which stands for "no value", becomes null.
 
   Args:
     path: the file; its folder is made if need be.
@@ -150,9 +150,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
   """
   path = pathlib.Path(path)
   try:
-    text = json.dumps(
-      _plain(obj), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False
-    )
+    text = json.dumps(_plain(obj), indent=2, allow_nan=False, ensure_ascii=False)
   except (TypeError, ValueError) as error:
     raise ValueError(f"cannot write {path} as JSON: {error}") from error
   replace(path, (text + "\n").encode())
@@ -210,7 +208,7 @@ def _scalar(name: str, value: Any) -> int | float:
 
 
 def _plain(obj: Any) -> Any:
-  """The same with built-in types only and None in the place of NaN."""
+  """Returns the same with built-in types only and None in the place of NaN."""
   if isinstance(obj, Mapping):
     return {key: _plain(value) for key, value in obj.items()}
   if isinstance(obj, list | tuple):

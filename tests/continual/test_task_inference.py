@@ -28,7 +28,7 @@ def nearest(known, x, image=True, audio=True):
 
 def test_means_and_covariance_are_those_of_all_samples(known, rng):
   np.testing.assert_allclose(known.means[1], [3, 1, 0, 1], atol=1.0)
-  assert known.counts.tolist() == [2000, 2000, 2000]
+  assert known.counts.tolist() == [[2000, 2000]] * 3
   w = known.whitening[3]
   covariance = known.scatter / 6000
   ridge = task_inference.SHRINKAGE * np.trace(covariance) / 4
@@ -45,6 +45,34 @@ def test_adding_tasks_one_by_one_is_adding_them_at_once(rng):
   at_once = task_inference.add(task_inference.empty(3, 2, 2), x, labels)
   for a, b in zip(jax.tree.leaves(one_by_one), jax.tree.leaves(at_once), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_what_samples_lack_moves_neither_means_nor_covariance():
+  nan = np.nan
+  x = np.array([[1, 2], [3, 6], [2, nan], [nan, 4], [10, nan], [14, nan]])
+  empty = task_inference.empty(2, modalities=2, width=1)
+  known = task_inference.add(empty, x, np.array([0, 0, 0, 0, 1, 1]))
+  assert known.counts.tolist() == [[3, 3], [2, 0]]
+  # Class 1 has no second modality: there it is where all samples are, at 12 / 3.
+  assert known.means.tolist() == [[2, 4], [12, 4]]
+  # Deviations (−1, −2), (1, 2) of class 0, −2 and 2 of class 1.
+  assert known.scatter.tolist() == [[10, 4], [4, 8]]
+  covariance = np.array([[10 / 5, 4 / 15**0.5], [4 / 15**0.5, 8 / 3]])
+  ridge = task_inference.SHRINKAGE * (2 + 8 / 3) / 2
+  w = known.whitening[3]
+  np.testing.assert_allclose(
+    w @ w.T @ (covariance + ridge * np.eye(2)), np.eye(2), atol=1e-5
+  )
+
+
+def test_whatever_samples_lack_the_covariance_can_be_inverted(rng):
+  # Of pairs of features that samples have, it would have negative eigenvalues.
+  z = rng.normal(size=(300, 1))
+  x = np.concatenate([z, z, z], axis=1)
+  x[:100, 2], x[100:200, 1] = np.nan, np.nan
+  x[200:, 0], x[200:, 2] = np.nan, -x[200:, 2]
+  known = task_inference.add(task_inference.empty(1, 3, 1), x, np.zeros(300, int))
+  assert np.isfinite(known.whitening).all()
 
 
 def test_distances_count_in_units_of_the_variance(known):

@@ -11,7 +11,12 @@ from mcil_jax.losses import contrastive, similarity
 from mcil_jax.runtime import sharding
 
 TWO = np.array([True, True])
-SCALES = {"audio_image": 30.0, "audio_text": 500.0, "image_text": 20.0}
+AUDIO_IMAGE, AUDIO_TEXT, IMAGE_TEXT = PAIRS = (
+  ("audio", "image"),
+  ("audio", "text"),
+  ("image", "text"),
+)
+SCALES = dict(zip(PAIRS, (30.0, 500.0, 20.0), strict=True))
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -31,7 +36,8 @@ def info_nce(x, y, z, where):
 
 
 def trimodal(x, y, z, where):
-  return contrastive.trimodal(x, y, z, scales=SCALES, where=where)
+  features = {"audio": x, "image": y, "text": z}
+  return contrastive.trimodal(features, scales=SCALES, where=where)
 
 
 def wccl(x, y, z, where):
@@ -143,7 +149,8 @@ def golden_trimodal(golden_dir, recipe):
     name = f"tri.{modality}"
     features[modality] = unit(recipe.tensor(name, case["inputs"][name], case["seed"]))
   scales = {
-    name.removeprefix("scale_"): float(str(value).split()[0])  # "500 clamped to 100"
+    # "500 clamped to 100"
+    tuple(name.removeprefix("scale_").split("_")): float(str(value).split()[0])
     for name, value in case["settings"].items()
   }
   return features, scales, np.load(golden_dir / "audioclip_trimodal_loss.npz")
@@ -153,17 +160,17 @@ def golden_trimodal(golden_dir, recipe):
 @pytest.mark.parametrize(
   ("output", "pairs"),
   [
-    ("loss", ("audio_image", "audio_text", "image_text")),
-    ("loss_without_image_text", ("audio_image", "audio_text")),
-    ("loss_audio_image_only", ("audio_image",)),
+    ("loss", PAIRS),
+    ("loss_without_image_text", (AUDIO_IMAGE, AUDIO_TEXT)),
+    ("loss_audio_image_only", (AUDIO_IMAGE,)),
   ],
 )
 def test_trimodal_as_the_released_code_has_it(golden_dir, recipe, output, pairs):
   features, scales, expected = golden_trimodal(golden_dir, recipe)
-  if "text" not in "".join(pairs):
-    features["text"] = None
+  if pairs == (AUDIO_IMAGE,):
+    del features["text"]
   found = contrastive.trimodal(
-    **features,
+    features,
     scales={pair: scales[pair] for pair in pairs},
     where=np.ones(len(features["audio"]), bool),
   )
@@ -173,10 +180,10 @@ def test_trimodal_as_the_released_code_has_it(golden_dir, recipe, output, pairs)
 def test_trimodal_is_symmetric_in_the_modalities_of_a_pair(features):
   where = np.ones(16, bool)
   x, y, _ = features
-  scales = {"audio_image": 7.0}
+  scales = {AUDIO_IMAGE: 7.0}
   np.testing.assert_allclose(
-    contrastive.trimodal(x, y, None, scales=scales, where=where),
-    contrastive.trimodal(y, x, None, scales=scales, where=where),
+    contrastive.trimodal({"audio": x, "image": y}, scales=scales, where=where),
+    contrastive.trimodal({"audio": y, "image": x}, scales=scales, where=where),
     rtol=1e-6,
   )
 
@@ -189,20 +196,25 @@ def test_scales_are_clamped_to_1_and_100():
 def test_trimodal_by_hand_with_a_small_scale():
   # Scale 0.2 counts as 1. Cosines [[1, 0], [0, 1]]: log(1 + 1/e) by row and by column.
   eye = np.eye(2, dtype=np.float32)
-  found = contrastive.trimodal(None, eye, eye, scales={"image_text": 0.2}, where=TWO)
+  found = contrastive.trimodal(
+    {"image": eye, "text": eye}, scales={IMAGE_TEXT: 0.2}, where=TWO
+  )
   np.testing.assert_allclose(found, 2 * np.log1p(np.exp(-1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("scales", [{}, {"audio_image": 1.0, "video_text": 1.0}])
-def test_pairs_that_do_not_exist(features, scales):
-  with pytest.raises(ValueError, match=r"name one or more of \['audio_image', 'aud"):
-    contrastive.trimodal(*features, scales=scales, where=np.ones(16, bool))
+def test_a_loss_of_no_pair(features):
+  with pytest.raises(ValueError, match="scales names no pair of modalities"):
+    contrastive.trimodal({"audio": features[0]}, scales={}, where=np.ones(16, bool))
 
 
 def test_a_pair_without_its_features(features):
-  with pytest.raises(ValueError, match="'audio_text', but there are no text features"):
+  audio, image, _ = features
+  message = r"\('audio', 'text'\), but there are no text features"
+  with pytest.raises(ValueError, match=message):
     contrastive.trimodal(
-      *features[:2], None, scales={"audio_text": 1.0}, where=np.ones(16, bool)
+      {"audio": audio, "image": image},
+      scales={AUDIO_TEXT: 1.0},
+      where=np.ones(16, bool),
     )
 
 

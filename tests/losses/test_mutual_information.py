@@ -112,7 +112,7 @@ def test_sharded_equals_unsharded(rng, eight_devices):
   value, gradients = step(x, y, where)
   placed = sharding.place({"x": x, "y": y, "where": where}, eight_devices, 16)
   assert len(placed["x"].sharding.device_set) == 8
-  found, found_gradients = step(*placed.values())
+  found, found_gradients = step(*(placed[name] for name in ("x", "y", "where")))
   np.testing.assert_allclose(found, value, rtol=1e-5)
   for of_sharded, of_whole in zip(found_gradients, gradients, strict=True):
     np.testing.assert_allclose(of_sharded, of_whole, rtol=1e-5, atol=1e-7)

@@ -17,8 +17,7 @@ SIMILARITY = np.array([1.0, 0.75, 0.5])
 TRANSFER = {
   "zero_shot": [NAN, 0.3, 0.5],
   "chance": [0.5, 0.25, 0.2],
-  "nmi_image": 0.9,
-  "nmi_audio": 0.5,
+  "nmi": {"image": 0.9, "audio": 0.5},
 }
 
 
@@ -92,10 +91,16 @@ def test_metric_2_by_hand():
   assert found == pytest.approx(0.20625 + 0.35)
 
 
-@pytest.mark.parametrize("nmi", [None, NAN])
-def test_metric_2_needs_both_modalities(nmi):
-  with pytest.raises(UndefinedMetricError, match="the NMI of fused and audio features"):
-    mife.metric_2(SEEN, MATRIX, **(TRANSFER | {"nmi_audio": nmi}))
+@pytest.mark.parametrize(
+  ("nmi", "message"),
+  [
+    ({"image": 0.9, "audio": NAN}, "the NMI of fused and audio features"),
+    ({"image": 0.9}, "needs two modalities"),
+  ],
+)
+def test_metric_2_needs_both_modalities(nmi, message):
+  with pytest.raises(UndefinedMetricError, match=message):
+    mife.metric_2(SEEN, MATRIX, **(TRANSFER | {"nmi": nmi}))
 
 
 def test_metric_2_needs_forward_transfer():

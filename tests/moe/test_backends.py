@@ -190,14 +190,14 @@ def test_the_precision_of_the_experts_is_kept(backend):
 
 
 def test_costs_by_hand():
-  # 12 items of 3 rows for 4 experts of 20 numbers: buffers of 12 or 3 places each; all
+  # 12 items of 3 rows for 4 experts of 20 numbers: buffers of 12 or 3 positions; all
   # items for each expert; blocks of 2, at most (12 + 4)/2; copies cost 8 rows each.
   x, logits, params = make_inputs(12, 4)
   expected = {"loop": 144, "blocks": 8 * (2 * 3 + 8), "gather": 12 * (3 + 8)}
-  for factor, places in ((None, 12), (1.0, 3)):
+  for factor, positions in ((None, 12), (1.0, 3)):
     plan = planned(logits, jnp.ones(12, bool), 1, factor)
     found = backends_lib.costs(x, plan, params)
-    assert found == expected | {"indices": 4 * places * 3}
+    assert found == expected | {"indices": 4 * positions * 3}
 
 
 def test_auto_takes_what_costs_least(monkeypatch):

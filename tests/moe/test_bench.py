@@ -51,7 +51,7 @@ def test_a_mesh_exchanges_buffers_there_and_back_and_so_do_gradients(run):
   (figures,), _ = run(meshes=["2x4"], experts=["8"])
   # Besides, gradients of parameters are summed over the devices that share them.
   assert figures["collectives"] > 4
-  # 8 items of a device have 8 experts · 1 place, of 8 numbers of 4 bytes.
+  # 8 items of a device have 8 experts · 1 position, of 8 numbers of 4 bytes.
   buffers = 4 * (8 * 8 * 4) * (3 / 4) / 2**20
   assert figures["sent_mib"] > buffers
 

@@ -58,9 +58,9 @@ def test_first_choices_come_before_second_ones_and_padding_takes_no_place():
   assert plan.expert_index.tolist() == [[0, 1], [0, 2], [3, 3], [3, 1], [2, 3]]
   executed = np.array([[1, 1], [1, 1], [0, 0], [0, 1], [1, 0]], bool)
   np.testing.assert_array_equal(plan.executed, executed)
-  assert plan.place[executed].tolist() == [0, 0, 1, 1, 1, 0]
+  assert plan.position[executed].tolist() == [0, 0, 1, 1, 1, 0]
   np.testing.assert_array_equal(plan.weights, routing.weights * executed)
-  assert (plan.num_items, plan.num_experts, plan.places) == (5, 3, 2)
+  assert (plan.num_items, plan.num_experts, plan.positions) == (5, 3, 2)
 
 
 def test_without_a_factor_nothing_is_dropped():
@@ -77,7 +77,7 @@ def test_what_is_dropped_is_what_a_count_says(rng, factor, k):
   routing = top_k(jnp.array(logits), jnp.array(valid), k=k, normalise="all")
   plan = make_plan(routing, expert_capacity(40, 5, k, factor))
   chosen = np.asarray(routing.expert_index)
-  left = np.full(5, plan.places)
+  left = np.full(5, plan.positions)
   expected = np.zeros((40, k), bool)
   for choice in range(k):
     for item in np.flatnonzero(valid):
@@ -85,7 +85,7 @@ def test_what_is_dropped_is_what_a_count_says(rng, factor, k):
       expected[item, choice] = left[expert] > 0
       left[expert] -= expected[item, choice]
   np.testing.assert_array_equal(plan.executed, expected)
-  # Every place holds one executed assignment or is empty.
-  for expert, places in enumerate(np.asarray(plan.item)):
+  # Every position holds one executed assignment or is empty.
+  for expert, positions in enumerate(np.asarray(plan.item)):
     of_expert = np.asarray(plan.expert_index == expert).any(axis=1)
-    assert sorted(places[places < 40]) == np.flatnonzero(of_expert).tolist()
+    assert sorted(positions[positions < 40]) == np.flatnonzero(of_expert).tolist()

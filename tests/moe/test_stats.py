@@ -1,12 +1,12 @@
 import dataclasses
 import math
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config
 from mcil_jax.moe import stats as stats_lib
 from mcil_jax.moe.plan import expert_capacity, make_plan
 from mcil_jax.moe.routers import top_k
@@ -16,12 +16,12 @@ from mcil_jax.runtime import sharding
 
 
 def executed(routing: Routing, factor: float | None = None) -> Routing:
-  """As the layer returns it: with what found a place."""
+  """As the layer returns it: with what found a position."""
   num_items, k = routing.expert_index.shape
   capacity = expert_capacity(num_items, routing.num_experts, k, factor)
   plan = make_plan(routing, capacity)
   return routing.replace(
-    executed=plan.executed, places=plan.places * routing.num_experts
+    executed=plan.executed, positions=plan.positions * routing.num_experts
   )
 
 
@@ -178,7 +178,7 @@ def test_losing_one_of_two_experts_is_no_lost_item():
     probs=jnp.full((4, 4), 0.25),
     valid=jnp.ones(4, bool),
     executed=jnp.array([[1, 1], [0, 1], [0, 0], [0, 0]], bool),
-    places=4,
+    positions=4,
   )
   found = measure(routing)
   assert (int(found.dropped), int(found.dropped_items)) == (3, 1)
@@ -223,7 +223,7 @@ def test_the_penalty_weighs_what_the_config_names():
   }
 
   def value(**weights):
-    c = config.default().moe
+    c = fakes.default().moe
     c.update(weights)
     return float(stats_lib.penalty(routings, c)[0])
 
@@ -240,7 +240,7 @@ def test_the_penalty_weighs_what_the_config_names():
   for name, chances in (("image", [[1.0, 0.0]] * 2), ("audio", [[0.5, 0.5]] * 2)):
     routings[name] = routings[name].replace(chances=jnp.array([chances]))
   np.testing.assert_allclose(value(load_weight=3.0), 3 * (1 + 0) / 2, rtol=1e-6)
-  _, logged = stats_lib.penalty(routings, config.default().moe)
+  _, logged = stats_lib.penalty(routings, fakes.default().moe)
   assert float(logged["moe/dead_experts"]) == 1
   assert float(logged["moe/dropped"]) == 0
   assert abs(float(logged["moe/entropy/image"])) < 1e-6
@@ -254,7 +254,7 @@ WEIGHTS = (
 
 
 def test_a_batch_without_a_modality_leaves_the_penalty_to_the_others():
-  c = config.default().moe
+  c = fakes.default().moe
   c.update(dict.fromkeys(WEIGHTS, 1.0))
 
   def penalty(scores, towers):

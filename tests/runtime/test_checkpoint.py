@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from full_disk import files_of_at_most
 
-from mcil_jax.runtime import checkpoint, sharding, storage
+from mcil_jax.runtime import checkpoint, checksums, sharding, storage
 
 
 def make_state(mesh, number: int = 0) -> dict:
@@ -382,7 +382,7 @@ def test_a_save_is_believed_only_when_it_was_read_back(
   for number in range(2):
     snapshots.save(make_state(eight_devices, number))
   with monkeypatch.context() as patched:
-    patched.setattr(checkpoint, "_write_checksums", lose(how))
+    patched.setattr(checksums, "write", lose(how))
     with pytest.raises(OSError, match=rf"snapshots/2 cannot be read back \(.*{reason}"):
       snapshots.save(make_state(eight_devices, 2))
     with pytest.raises(OSError, match=rf"tasks/0 cannot be read back \(.*{reason}"):
@@ -396,11 +396,11 @@ def test_a_save_is_believed_only_when_it_was_read_back(
 
 
 def lose(how):
-  checksums = checkpoint._write_checksums
+  write = checksums.write
 
   def write_and_lose(path, position):
     how(pathlib.Path(path))
-    checksums(path, position)
+    write(path, position)
 
   return write_and_lose
 

@@ -1,4 +1,4 @@
-"""Moving items to the places of their assignments, and outputs back."""
+"""Dispatching items to the buffers of their experts, and combining the outputs."""
 
 import functools
 from collections.abc import Callable
@@ -15,17 +15,17 @@ AnyPlan = Plan | SoftPlan
 
 
 def rows(x: jax.Array, ndim: int) -> jax.Array:
-  """`x` [*w] with axes of size 1 up to `ndim`."""
+  """Returns `x` [*w] with axes of size 1 up to `ndim`."""
   return x.reshape(*x.shape, *(1,) * (ndim - x.ndim))
 
 
 def scale(weights: jax.Array, x: jax.Array) -> jax.Array:
-  """`x` [*w, ...] times `weights` [*w], in float32 at least."""
+  """Returns `x` [*w, ...] multiplied by `weights` [*w], in float32 at least."""
   return rows(weights, x.ndim) * x
 
 
 def clear_unused(x: Any, plan: AnyPlan) -> Any:
-  """Items with zeros for those that no expert executes.
+  """Returns the items, with zeros for those that no expert executes.
 
   Zero times NaN is NaN: what is in padding must not reach the experts' gradients.
   """
@@ -33,14 +33,14 @@ def clear_unused(x: Any, plan: AnyPlan) -> Any:
   return jax.tree.map(lambda a: jnp.where(rows(used, a.ndim), a, 0), x)
 
 
-# Places may have any shape [*p]: `item` and `assignment` say what is in each, and
-# `slot` [N, k] is the flat number of the place of each assignment. What does not exist
-# is out of bounds on purpose: it reads as zeros.
+# Positions may have any shape [*p]: `item` and `assignment` say what is in each, and
+# `slot` [N, k] is the flat number of each assignment's position. What does not exist is
+# out of bounds on purpose: it reads as zeros.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _take(x: jax.Array, item: jax.Array, slot: jax.Array, k: int) -> jax.Array:
-  """x[item]: [N, ...] → [*p, ...].
+  """Returns x[item]: [N, ...] → [*p, ...].
 
   The derivative of a gather is a scatter, which is slow where memory is not shared by
   atomic units, unless one knows where every row went: then it is a gather as well.
@@ -66,7 +66,7 @@ _take.defvjp(_take_forward, _take_backward)
 
 @jax.custom_vjp
 def _put_back(outputs: jax.Array, slot: jax.Array, assignment: jax.Array) -> jax.Array:
-  """outputs[slot]: [*p, ...] → [N, k, ...]; see `_take`."""
+  """Returns outputs[slot]: [*p, ...] → [N, k, ...]; see `_take`."""
   flat = outputs.reshape(-1, *outputs.shape[assignment.ndim :])
   return flat.at[slot].get(mode="fill", fill_value=0)
 
@@ -83,8 +83,18 @@ def _put_back_backward(assignment, gradient):
 _put_back.defvjp(_put_back_forward, _put_back_backward)
 
 
-def fill(x: Any, assignment: jax.Array, slot: jax.Array, k: int) -> Any:
-  """The items of a tree in the places of their assignments; zeros in empty places."""
+def dispatch(x: Any, assignment: jax.Array, slot: jax.Array, k: int) -> Any:
+  """Gathers the items of a tree into the positions of their assignments.
+
+  Args:
+    x: tree of arrays [N, ...].
+    assignment: int32 [*p], n·k + j in each position; out of bounds in empty ones.
+    slot: int32 [N, k], the flat number of each assignment's position.
+    k: assignments per item.
+
+  Returns:
+    Tree of arrays [*p, ...], zeros in empty positions.
+  """
   item = assignment // k
 
   def take(a: jax.Array) -> jax.Array:
@@ -95,9 +105,16 @@ def fill(x: Any, assignment: jax.Array, slot: jax.Array, k: int) -> Any:
   return jax.tree.map(take, x)
 
 
-def drain(
+def combine(
   outputs: jax.Array, assignment: jax.Array, slot: jax.Array, plan: Plan
 ) -> jax.Array:
-  """Each item's weighted sum of what stands in its places."""
+  """Returns the weighted sum of each item's outputs, [N, ..., D].
+
+  Args:
+    outputs: [*p, ..., D].
+    assignment: see `dispatch`.
+    slot: see `dispatch`.
+    plan: its weights.
+  """
   y = _put_back(outputs, slot, assignment)
   return scale(plan.weights, y).sum(axis=1).astype(y.dtype)
