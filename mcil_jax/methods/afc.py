@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from sklearn import cluster
 
+from mcil_jax.heads import layout, local_similarity
 from mcil_jax.losses import nca
 from mcil_jax.methods import base, replay
 from mcil_jax.models.state import ModelState
-from mcil_jax.steps import optimizer
+
+SETTINGS = {"discrepancy_weight": (0.5, ">= 0")}  # times √(t + 1) in task t
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
@@ -45,7 +46,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
         nca.discrepancy(
           _features(outputs),
           _features(outputs.teacher),
-          outputs.teacher.importance,
+          outputs.teacher.gradient_norms,
           batch["valid"],
         ),
         0.0,
@@ -58,9 +59,8 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     samples=replay.new_samples_and_memory,
     loss=loss,
     uses_memory=True,
-    teacher=(base.REST,),
+    teacher=base.Teacher((base.REST,), gradients_of=cross_entropy),
     project=keep_proxies,
-    importance=cross_entropy,
     before_stage=before_stage,
   )
 
@@ -75,7 +75,7 @@ def keep_proxies(tree: dict, task: base.Task, method_state: None) -> dict:
   """Returns a gradient or update without the proxies of classes of other tasks."""
   del method_state
   own = {
-    name: optimizer.of_classes(name, x, lambda c: (c >= task.before) & (c < task.seen))
+    name: layout.keep_classes(name, x, lambda c: (c >= task.before) & (c < task.seen))
     for name, x in tree["classifier"].items()
   }
   return tree | {"classifier": own}
@@ -92,12 +92,16 @@ def before_stage(
   del stage
   if data.task.index == 0:
     return model, teacher, method_state
-  embeddings = data.outputs(data.ids, "embedding").embedding
-  of_student, of_teacher = imprint(
-    jax.device_get(model.params["classifier"]),
-    embeddings,
+  task, params = data.task, jax.device_get(model.params["classifier"])
+  # As in the benchmark of AV-CIL the learned factor starts anew, and the teacher's
+  # proxies of new classes stay as they were drawn.
+  of_teacher = params | {"factor": np.ones_like(params["factor"])}
+  of_student = local_similarity.imprint(
+    of_teacher,
+    data.outputs(data.ids, "embedding").embedding,
     data.labels[data.ids],
-    data.task,
+    before=int(task.before),
+    seen=int(task.seen),
     seed=data.seed,
   )
 
@@ -109,42 +113,3 @@ def before_stage(
     with_classifier(teacher, of_teacher),
     method_state,
   )
-
-
-def imprint(
-  classifier: dict[str, np.ndarray],
-  embeddings: np.ndarray,
-  labels: np.ndarray,
-  task: base.Task,
-  *,
-  seed: int,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Proxies of new classes: centres of their samples, as long as old proxies are.
-
-  Source: Douillard et al. 2020 (PODNet), arXiv 2004.13513, §3.3. A class with fewer
-  samples than proxies has each of its centres several times. As in the benchmark of
-  AV-CIL the learned factor starts anew, and the teacher's proxies of new classes stay
-  as they were drawn.
-
-  Args:
-    classifier: `proxies` [C, p, D] and `factor`.
-    embeddings: [n, D], of the task's training samples.
-    labels: int [n].
-    task: the current one.
-    seed: of the run.
-
-  Returns:
-    The classifier of the student, and that of the teacher.
-  """
-  proxies = np.array(classifier["proxies"])
-  length = np.linalg.norm(proxies[: task.before], axis=-1).mean()
-  norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-  unit = embeddings / np.maximum(norms, 1e-12)
-  count = proxies.shape[1]
-  for c in range(task.before, task.seen):
-    distinct = np.unique(unit[labels == c], axis=0)
-    means = cluster.KMeans(min(count, len(distinct)), n_init=10, random_state=seed)
-    centres = means.fit(unit[labels == c]).cluster_centers_
-    proxies[c] = length * np.resize(centres, (count, centres.shape[1]))
-  of_teacher = classifier | {"factor": np.ones_like(classifier["factor"])}
-  return of_teacher | {"proxies": proxies}, of_teacher

@@ -12,6 +12,13 @@ import ml_collections
 from mcil_jax.losses import classification, contrastive
 from mcil_jax.methods import base, ssil
 
+SETTINGS = {
+  "contrast_temperature": (0.05, "> 0"),  # τ of the two losses on pairs of modalities
+  "instance_weight": (0.5, ">= 0"),  # λ_I
+  "class_weight": (1.0, ">= 0"),  # λ_C
+  "spatial_share": (0.5, "[0, 1]"),  # of attention distillation; the rest is temporal
+}
+
 # Name of a loss → its weight and value.
 Terms = dict[str, tuple[float, jax.Array]]
 
@@ -41,7 +48,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     samples=of_ssil.samples,
     loss=loss,
     uses_memory=True,
-    teacher=(base.LOGITS, base.ATTENTION),
+    teacher=base.Teacher((base.LOGITS, base.ATTENTION)),
   )
 
 
@@ -49,11 +56,12 @@ def _similarity(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
   """D-AVSC, of a model of both modalities."""
   if len(outputs.features) < 2:
     return {}
-  c, x, y = config.avcil, outputs.features["audio"], outputs.features["image"]
-  where = batch["valid"] & outputs.present["audio"] & outputs.present["image"]
+  c, (guide, guided) = config.avcil, outputs.fused.roles
+  x, y = outputs.features[guide], outputs.features[guided]
+  where = batch["valid"] & outputs.present[guide] & outputs.present[guided]
   settings = {"temperature": c.contrast_temperature, "where": where}
   of_class = contrastive.class_contrastive(
-    x, y, batch["label"], variant=config.model.variant, **settings
+    x, y, batch["label"], variant=config.reproduce, **settings
   )
   return {
     "instance": (c.instance_weight, contrastive.info_nce(x, y, **settings)),

@@ -54,11 +54,28 @@ class Samples:
   draws: int = 1
 
 
-# What a loss may read of a teacher.
+# What a loss may read of a teacher; the last stands for anything else.
 LOGITS, ATTENTION, REST = "logits", "attention", "rest"
 
 # (outputs, batch, task, method state) → (scalar, {name: scalar to log})
 Loss = Callable[[Outputs, Batch, Task, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """What the model before the task is asked for, in every task but the first.
+
+  In the first task `outputs.teacher` is anything, and must have no weight.
+
+  Attributes:
+    reads: what the loss reads of `outputs.teacher`: `LOGITS`, `ATTENTION` (by how far
+      the student's is from it, `fusion.Fused.divergence`), `REST`.
+    gradients_of: a loss of the teacher; `outputs.teacher.gradient_norms` then say how
+      much it depends on what the fusion perturbs.
+  """
+
+  reads: tuple[str, ...] = (LOGITS,)
+  gradients_of: Loss | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +165,9 @@ class TaskInference:
 class Method:
   """A class-incremental method.
 
+  What settings that are "auto" mean for it stands in a literal `AUTO` of its file, see
+  `config.resolve`.
+
   Attributes:
     samples: (labels [N], scenario, task number, memory [M]) → `Samples`. Labels are
       positions in the class order; the memory is None unless `uses_memory`.
@@ -155,15 +175,10 @@ class Method:
       `batch` has `label`, `id`, `valid`, `is_exemplar` and `draw` [B]; rows that are
       not valid must not count.
     uses_memory: whether exemplars are selected after each task.
-    teacher: what the loss reads of `outputs.teacher`, see `multimodal.Outputs`:
-      `LOGITS`, `ATTENTION` (by how far the student's is from it,
-      `fusion.Fused.divergence`), `REST`. In the first task that is anything, and must
-      have no weight.
-    classifier: "logits" or "nearest_mean", unless the config says otherwise.
-    train_towers: "always" or "first_task", unless the config says otherwise.
+    teacher: what the model before the task is asked for; None: it is not kept.
     prompts: a training step reads those of the "seen" classes, or of the "task"'s.
     stages: task number → the stages of its training. None: one stage, of everything or,
-      as `train_towers` says, without the towers.
+      as `config.train.towers` says, without the towers.
     tasks: for methods that treat tasks apart, see `TaskInference`.
     init_state: (scenario, model) → the method's own arrays, a pytree of NumPy arrays,
       from the shapes of the model's parameters. They are saved with the run, and read
@@ -181,16 +196,12 @@ class Method:
     project: (gradient or update, task, method state) → the same without what the method
       keeps as it is; None stands in the place of parameters that are not trained.
       Traced.
-    importance: a loss of the teacher, whose gradient with respect to what the fusion
-      perturbs says how much depends on that, see `multimodal.Outputs`.
   """
 
   samples: Callable[[np.ndarray, Scenario, int, np.ndarray | None], Samples]
   loss: Loss
   uses_memory: bool = False
-  teacher: tuple[str, ...] = ()
-  classifier: str = "logits"
-  train_towers: str = "always"
+  teacher: Teacher | None = None
   prompts: str = "seen"
   stages: Callable[[int], Sequence[Stage]] | None = None
   tasks: TaskInference | None = None
@@ -200,7 +211,6 @@ class Method:
   accumulate: Callable[..., Any] | None = None
   after_task: Callable[..., tuple[ModelState, Any]] | None = None
   project: Callable[[Any, Task, Any], Any] | None = None
-  importance: Loss | None = None
 
 
 def require_text(config: ml_collections.ConfigDict) -> None:

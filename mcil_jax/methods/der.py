@@ -20,6 +20,11 @@ import numpy as np
 from mcil_jax.losses import classification
 from mcil_jax.methods import base, replay
 
+SETTINGS = {
+  "alpha": (0.005, ">= 0"),  # of the squares of stored logits, summed over classes
+  "beta": (0.5, ">= 0"),  # of the cross-entropy of exemplars
+}
+
 _LOGITS, _CLASS = 1, 2  # which draw is for which term
 
 

@@ -22,6 +22,11 @@ from mcil_jax.continual.scenario import Scenario
 from mcil_jax.methods import base
 from mcil_jax.models.state import ModelState
 
+SETTINGS = {
+  "weight": (1e6, ">= 0"),  # λ
+  "decay": (1.0, "[0, 1]"),  # γ, of what earlier tasks found important
+}
+
 # Per-sample gradients that are in memory at once.
 _AT_ONCE = 4
 

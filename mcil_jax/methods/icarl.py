@@ -5,6 +5,8 @@ import ml_collections
 from mcil_jax.losses import distillation
 from mcil_jax.methods import base, replay
 
+AUTO = {"eval.classifier": "nearest_mean"}
+
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
   """Cross-entropy over seen classes, binary distillation; nearest mean of exemplars."""
@@ -18,7 +20,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
         outputs.teacher.logits,
         before=task.before,
         where=batch["valid"],
-        variant=config.model.variant,
+        variant=config.reproduce,
       ),
     }
     return sum(scalars.values()), scalars
@@ -27,6 +29,5 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     samples=replay.new_samples_and_memory,
     loss=loss,
     uses_memory=True,
-    teacher=(base.LOGITS,),
-    classifier="nearest_mean",
+    teacher=base.Teacher((base.LOGITS,)),
   )

@@ -29,4 +29,6 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
     }
     return sum(scalars.values()), scalars
 
-  return base.Method(samples=base.new_samples, loss=loss, teacher=(base.LOGITS,))
+  return base.Method(
+    samples=base.new_samples, loss=loss, teacher=base.Teacher((base.LOGITS,))
+  )

@@ -9,6 +9,7 @@ compete (`config.mife.within_task`).
 
 import collections
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,17 @@ from mcil_jax.losses import mutual_information as mi
 from mcil_jax.methods import base
 from mcil_jax.models import multimodal
 from mcil_jax.models.state import ModelState
+
+SETTINGS = {
+  "wccl_share": (0.5, "[0, 1]"),  # of the first loss; the rest is CE to prototypes
+  "mi": ("paper", ("paper", "released", "infonce")),
+  "mi_weight": (0.3, "[0, 1]"),  # the first loss has the rest
+  "trimodal_weight": (0.0, ">= 0"),  # of AudioCLIP's contrastive loss, first task
+  "freeze_above": (1.0, ">= 0"),  # experts with a larger share of the samples freeze
+  "task_inference": ("prototype", ("prototype", "oracle")),  # the task is told
+  "within_task": True,  # whether only classes of the inferred task compete
+}
+AUTO = {"moe.routers": "per_task", "train.towers": "first_task"}
 
 # What a new router starts with for experts that are frozen; the others start with 0.
 FROZEN_BIAS = -2.0
@@ -44,7 +56,6 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   return base.Method(
     samples=base.new_samples,
     loss=_make_loss(config),
-    train_towers="first_task",
     prompts="task",
     tasks=base.TaskInference(
       initial=functools.partial(_no_task_means, width=config.model.width),
@@ -83,12 +94,12 @@ def _wccl(outputs, batch, task, config) -> jax.Array:
   """CE to the class prototypes and the continuously weighted contrastive loss."""
   where, share = batch["valid"], config.mife.wccl_share
   cross_entropy = contrastive.wccl_released(outputs.logits, batch["label"], where=where)
-  if config.model.variant == "released" or share == 0.0:
+  if config.reproduce == "released" or share == 0.0:
     return cross_entropy
   weighted = contrastive.wccl(
     contrastive.similarity.normalise(outputs.embedding),
     outputs.prototypes.features,
-    jax.lax.stop_gradient(_similarities(outputs, config.model.anchor)),
+    jax.lax.stop_gradient(_similarities(outputs, config)),
     scale=outputs.scale,
     where=where,
     labels=batch["label"] - task.before,
@@ -96,10 +107,9 @@ def _wccl(outputs, batch, task, config) -> jax.Array:
   return (1.0 - share) * cross_entropy + share * weighted
 
 
-def _similarities(outputs, anchor: str) -> jax.Array:
+def _similarities(outputs, config: ml_collections.ConfigDict) -> jax.Array:
   """Weights of pairs, [B, B], by the anchor; a sample without it is like no other."""
-  if anchor not in outputs.features:  # a model of the other modality
-    (anchor,) = outputs.features
+  anchor = config_lib.anchor(config, tuple(outputs.features))
   has = outputs.present[anchor]
   alone = jnp.eye(len(has))
   weights = contrastive.similarity_weights(outputs.features[anchor])
@@ -127,16 +137,13 @@ def _trimodal(outputs, batch, task) -> jax.Array:
   All pairs have the scale of the classification, where AudioCLIP learns three.
   """
   text = outputs.prototypes.features[batch["label"] - task.before]
-  features = {"audio": None, "image": None, **outputs.features, "text": text}
   where = batch["valid"]
   for m in outputs.features:
     where = where & outputs.present[m]
-  scales = {
-    name: outputs.scale
-    for name, pair in contrastive.PAIRS.items()
-    if all(features[m] is not None for m in pair)
-  }
-  return contrastive.trimodal(**features, scales=scales, where=where)
+  features = outputs.features | {"text": text}
+  pairs = itertools.combinations(sorted(features), 2)
+  scales = dict.fromkeys(pairs, outputs.scale)
+  return contrastive.trimodal(features, scales=scales, where=where)
 
 
 # --- Tasks: the means of their classes, and experts that freeze.
@@ -197,7 +204,11 @@ def _make_after_task(config: ml_collections.ConfigDict):
     task_means = task_inference.add(
       model.task_means, np.concatenate(features, axis=1), data.labels[data.ids]
     )
-    usage = {m: x.usage for m, x in outputs.told_routing.items()}
+    # Of the samples that have the modality.
+    usage = {
+      m: x.usage[~np.isnan(x.usage).any(axis=(1, 2))]
+      for m, x in outputs.told_routing.items()
+    }
     if (of_prompts := data.prompt_routing()) is not None:
       usage["text"] = of_prompts.usage
     frozen = {
@@ -224,11 +235,19 @@ def _experts_of_task(config: ml_collections.ConfigDict, task: int) -> int:
 
 
 def _mean_over_modalities(usage: dict[str, np.ndarray]) -> np.ndarray:
-  """Assignments of modalities [n_m, layers_m, E] → means, [1, layers, E]."""
-  means = [x.mean(axis=0, dtype=np.float64) for x in usage.values()]
+  """Assignments of modalities [n_m, layers_m, E] → means, [1, layers, E].
+
+  They are those of the modalities that have items.
+  """
+  means = [_mean(x) for x in usage.values() if len(x)]
   depth = max(map(len, means))
   layers = [[m[i] for m in means if i < len(m)] for i in range(depth)]
   return np.stack([np.mean(of_layer, axis=0) for of_layer in layers])[None]
+
+
+def _mean(usage: np.ndarray) -> np.ndarray:
+  """Assignments [N, layers, E] → mean over the items, zeros without any."""
+  return usage.sum(axis=0, dtype=np.float64) / max(len(usage), 1)
 
 
 def update_frozen(
@@ -248,7 +267,7 @@ def update_frozen(
     bool [layers, E], a new array.
   """
   after = frozen.copy()
-  for layer, shares in enumerate(usage.mean(axis=0, dtype=np.float64)):
+  for layer, shares in enumerate(_mean(usage)):
     after[layer] |= shares > above
     if (~after[layer, :there]).sum() < at_least:
       # The least used first; among equals the lower number.

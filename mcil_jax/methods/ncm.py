@@ -8,6 +8,8 @@ import ml_collections
 
 from mcil_jax.methods import base
 
+AUTO = {"eval.classifier": "nearest_mean"}
+
 
 def no_samples(labels, scenario, task, memory) -> base.Samples:
   """Of no task."""
@@ -20,5 +22,4 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   return base.Method(
     samples=no_samples,
     loss=base.seen_cross_entropy(config.train.label_smoothing),
-    classifier="nearest_mean",
   )

@@ -1,4 +1,6 @@
-"""Which prompts a text tower reads: those of a step's classes, or of all for a test."""
+"""The prompts of the classes: those of a train step, or of all for a test."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,12 @@ from mcil_jax.models.multimodal import MultimodalClassifier, Prompts, Prototypes
 from mcil_jax.models.state import ModelState
 from mcil_jax.runtime import sharding
 
-READ_STEP = "read_step"
+ENCODE_STEP = "encode_prompts"
 
 
 @struct.dataclass
-class Reading:
-  """The prompts of a run, in the class order.
+class ClassPrompts:
+  """The prompts of all classes, in the class order.
 
   Jitted functions take it as an argument, so that a compiled program serves every class
   order.
@@ -51,10 +53,10 @@ class Reading:
     """Templates that `for_test` shows of each class."""
     return self.tokens.shape[1] if self.mean else 1
 
-  def of_classes(
+  def select(
     self, classes: jax.Array, valid: jax.Array, templates: jax.Array | slice
   ) -> Prompts:
-    """Prompts of `classes` int32 [n]; those that are not `valid` are padding."""
+    """Returns the prompts of `classes` int32 [n]; those not `valid` are padding."""
     rows = jnp.minimum(classes, self.num_classes - 1)
     numbers = jnp.arange(self.end.size).reshape(self.end.shape)
     return Prompts(
@@ -66,11 +68,11 @@ class Reading:
     )
 
   def first_class(self) -> Prompts:
-    """One prompt, to initialise a model with."""
-    return self.of_classes(jnp.zeros(1, jnp.int32), jnp.ones(1, bool), slice(1))
+    """Returns one prompt, to initialise a model with."""
+    return self.select(jnp.zeros(1, jnp.int32), jnp.ones(1, bool), slice(1))
 
   def for_training(self, key: jax.Array, task: Task, which: str) -> Prompts:
-    """Prompts of a training step; traced, of the same shape for all tasks.
+    """Returns the prompts of a training step, of the same shape for all tasks; traced.
 
     Args:
       key: draws the templates.
@@ -84,20 +86,18 @@ class Reading:
     templates, count = slice(None), self.tokens.shape[1]
     if 0 < self.templates_per_step < count:
       templates = jax.random.permutation(key, count)[: self.templates_per_step]
-    return self.of_classes(classes, classes < task.seen, templates)
+    return self.select(classes, classes < task.seen, templates)
 
   def for_test(self) -> Prompts:
-    """Prompts of all classes."""
+    """Returns the prompts of all classes."""
     n = self.num_classes
-    return self.of_classes(
-      jnp.arange(n), jnp.ones(n, bool), slice(self.num_test_templates)
-    )
+    return self.select(jnp.arange(n), jnp.ones(n, bool), slice(self.num_test_templates))
 
 
 def make(
   c: ml_collections.ConfigDict, scenario: Scenario, dataset_name: str
-) -> Reading | None:
-  """The prompts that the config names; None for a model without a text tower.
+) -> ClassPrompts | None:
+  """Returns the prompts that the config names; None for a model without a text tower.
 
   Raises:
     ValueError: a template or class name is unfit, or there are too few templates.
@@ -114,7 +114,7 @@ def make(
     )
   own = slice(text.num_templates)
   router = np.asarray(scenario.task_of_class, np.int32)
-  return Reading(
+  return ClassPrompts(
     tokens=texts.tokens[:, own],
     end=texts.end[:, own],
     router=router if config_lib.per_task_routers(c) else np.zeros_like(router),
@@ -124,13 +124,18 @@ def make(
   )
 
 
-def make_read_step(model: MultimodalClassifier, reading: Reading, mesh: Mesh):
-  """The jitted step (model state) → `Prototypes` of all classes, for tests."""
+EncodeStep = Callable[[ModelState], Prototypes]
 
-  def read_step(state: ModelState, reading: Reading) -> Prototypes:
-    return model.apply(state.variables, reading.for_test(), method="read")
+
+def make_encode_step(
+  model: MultimodalClassifier, prompts: ClassPrompts, mesh: Mesh
+) -> EncodeStep:
+  """Returns the jitted step (model state) → `Prototypes` of all classes, for tests."""
+
+  def encode_prompts(state: ModelState, prompts: ClassPrompts) -> Prototypes:
+    return model.apply(state.variables, prompts.for_test(), method="encode_prompts")
 
   replicate = sharding.replicated(mesh)
-  step = jax.jit(read_step, out_shardings=replicate)
-  reading = jax.device_put(reading, replicate)
-  return lambda state: step(state, reading)
+  step = jax.jit(encode_prompts, out_shardings=replicate)
+  prompts = jax.device_put(prompts, replicate)
+  return lambda state: step(state, prompts)

@@ -1,6 +1,8 @@
 """The jitted evaluation step and the loops that use it."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -15,7 +17,8 @@ from mcil_jax import moe
 from mcil_jax.continual.scenario import Scenario
 from mcil_jax.data import pipeline
 from mcil_jax.data.source import Split
-from mcil_jax.losses import classification, similarity
+from mcil_jax.heads import nearest_mean
+from mcil_jax.losses import classification
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models.multimodal import (
   Batch,
@@ -26,7 +29,7 @@ from mcil_jax.models.multimodal import (
 )
 from mcil_jax.models.state import ModelState
 from mcil_jax.runtime import sharding
-from mcil_jax.steps.modality_masks import drop_modalities, present
+from mcil_jax.steps import modality_masks
 
 # Kinds of predictions; the others are modalities, each alone.
 MAIN = "main"
@@ -53,12 +56,12 @@ class EvalOutputs:
     logits: float32 [B, C], over all classes, with all modalities.
     fused: float32 [B, D], what the classifier sees.
     features: modality → float32 [B, D_m].
-    frozen_features: modality → float32 [B, D_m], without adapters; empty unless the
-      method treats tasks apart.
+    frozen_features: modality → float32 [B, D_m], without adapters, NaN for samples
+      without the modality; empty unless the method treats tasks apart.
     present: modality → bool [B].
     inferred_task: int32 [B]; the sample's own where tasks are not inferred.
     routing: modality → what the experts did; NaN for samples without the modality.
-    told_routing: the same if the task is told, all samples having all modalities.
+    told_routing: the same if the task is told, with all modalities.
     correlation: float32 [B], of the fusion; None for a fusion without.
     masked: bool [B], of the fusion; None for a fusion without.
     told_correlation: float32 [B], with all modalities and the task told, or None.
@@ -91,19 +94,19 @@ EvalStep = Callable[[ModelState, Batch, Task, Prototypes | None], EvalOutputs]
 def kinds(
   c: ml_collections.ConfigDict, modalities: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
-  """The predictions that an evaluation makes: kind → modalities present.
+  """Returns the predictions that an evaluation makes: kind → modalities present.
 
   `MAIN` has those of `config.eval.modalities`, but for samples that lack one of them by
-  `config.eval.modality_dropout`; then each of `modalities`, those of the
-  model, alone, under its name.
+  `config.eval.modality_dropout`; then each of `modalities`, those of the model, alone,
+  under its name.
   """
-  wanted = config_lib.modalities(c.eval.modalities, "eval.modalities")
+  wanted = config_lib.modalities(c, "eval.modalities")
   main = tuple(m for m in modalities if m in wanted)
   return {MAIN: main, **{m: (m,) for m in modalities}}
 
 
 def step_name(only: str = "") -> str:
-  """Of the step that `make_eval_step` makes."""
+  """Returns the name of the step that `make_eval_step` makes."""
   return f"{EVAL_STEP}_{only}" if only else EVAL_STEP
 
 
@@ -118,7 +121,7 @@ def make_eval_step(
   modality_dropout: float = 0.0,
   only: str = "",
 ) -> EvalStep:
-  """The jitted step that classifies a batch.
+  """Returns the jitted step that classifies a batch.
 
   Args:
     model: of the run; without routers of tasks its towers run once for all kinds, and
@@ -128,7 +131,7 @@ def make_eval_step(
     present_by_kind: from `kinds`.
     mesh: the batch is split over it; results are replicated.
     per_task: whether each task has routers of its own.
-    modality_dropout: share of samples that lack each modality in the main result; which
+    modality_dropout: share of samples that lose each modality in the main result; which
       ones depends on nothing but their numbers in the split.
     only: `PREDICTION` or `EMBEDDING`: return nothing but this, and compute what it
       needs; all by default.
@@ -138,88 +141,155 @@ def make_eval_step(
     by the nearest of the class means, or by logits if there are none or all are zeros.
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
-  knows_tasks = method.tasks is not None
 
   def eval_step(state: ModelState, batch: Batch, task: Task, prototypes):
-    variables, means = state.variables, state.class_means
-    inputs = model.apply({}, batch, method="preprocess")
-    own_task = task_of_class[batch["label"]]
+    view = _View(model, method, task_of_class, per_task, state, batch, task, prototypes)
+    found = _predict(view, present_by_kind, modality_dropout)
+    return found.only(only) if only else found
 
-    def encode(router):
-      route = None if router is None else moe.Route(router, batch["valid"], batch["id"])
-      return model.apply(variables, inputs, route, method="encode")
+  eval_step.__name__ = step_name(only)
+  replicate = sharding.replicated(mesh)
+  return jax.jit(
+    eval_step,
+    # None: as they lie.
+    in_shardings=(None, sharding.batch_sharding(mesh), replicate, replicate),
+    out_shardings=replicate,
+  )
 
-    def classify(features, mask):
-      return model.apply(
-        variables, features, mask, state.theta, prototypes, method="classify"
-      )
 
-    frozen = encode(None)[0] if knows_tasks else {}
-    shared = None if per_task else encode(jnp.zeros_like(own_task))
+@dataclasses.dataclass(frozen=True)
+class _View:
+  """A batch as a model sees it; traced, and computed when it is asked for.
 
-    def infer(mask):
-      if not knows_tasks or method.tasks.infer is None:
-        return own_task  # told, or of no consequence
-      nearest = method.tasks.infer(state.task_means, frozen, mask)
-      return task_of_class[nearest]
+  Attributes:
+    model: Linen module.
+    method: says how tasks are inferred.
+    task_of_class: int32 [C].
+    per_task: whether each task has routers of its own.
+    state: of the model.
+    batch: of samples.
+    task: the current one.
+    prototypes: of all classes, for a model with a text tower.
+  """
 
-    def scores(outputs):
-      if means is None:
-        return outputs.logits
-      # −‖x − μ‖² of unit vectors x, but for what is the same for all classes.
-      x = similarity.normalise(outputs.embedding)
-      nearness = 2.0 * similarity.inner_products(x, means) - jnp.sum(means**2, axis=-1)
-      return jnp.where(means.any(), nearness, outputs.logits)
+  model: MultimodalClassifier
+  method: Method
+  task_of_class: jax.Array
+  per_task: bool
+  state: ModelState
+  batch: Batch
+  task: Task
+  prototypes: Prototypes | None
 
-    def within(scores, tasks):
-      return jnp.where(task_of_class == tasks[:, None], scores, -jnp.inf).argmax(-1)
+  @functools.cached_property
+  def inputs(self) -> Batch:
+    """Inputs of the towers."""
+    return self.model.apply({}, self.batch, method="preprocess")
 
-    predictions, observations = {}, {}
-    for kind, names in present_by_kind.items():
-      mask = present(batch["valid"], names)
-      if kind == MAIN and modality_dropout:
-        draw = _draw(batch["id"])
-        mask = drop_modalities(draw, batch["valid"], names, modality_dropout)
-      tasks = infer(mask)
-      features, routing = encode(tasks) if per_task else shared
-      outputs = classify(features, mask)
-      of_classes = scores(outputs)
-      everywhere = classification.mask_unseen(of_classes, task.seen).argmax(-1)
-      competes = knows_tasks and method.tasks.within_task
-      predictions[kind] = within(of_classes, tasks) if competes else everywhere
-      if kind == MAIN:
-        predictions[OPEN] = everywhere
-        observations = _observations(outputs, routing, mask) | {"inferred_task": tasks}
-        told, routing = encode(own_task) if per_task else shared
-        told_routing = _by_sample(routing, len(own_task))
-        as_told = classify(told, mask) if per_task else outputs
-        predictions[TASK_INCREMENTAL] = within(scores(as_told), own_task)
-    everything = present(batch["valid"], tuple(model.towers))
-    outputs = classify(told, everything)
-    told_correlation = outputs.fused.correlation
-    if per_task:
-      outputs = classify(encode(infer(everything))[0], everything)
-    return EvalOutputs(
-      predictions=predictions,
-      embedding=outputs.embedding,
-      logits=outputs.logits,
-      frozen_features=frozen,
-      told_routing=told_routing,
-      told_correlation=told_correlation,
-      **observations,
+  @functools.cached_property
+  def own_task(self) -> jax.Array:
+    """The task of each sample's class, int32 [B]."""
+    return self.task_of_class[self.batch["label"]]
+
+  def present(self, modalities: Collection[str]) -> modality_masks.Masks:
+    """Which of some modalities each sample has."""
+    return modality_masks.only(self.batch["present"], modalities)
+
+  @functools.cached_property
+  def frozen(self) -> Batch:
+    """Features without adapters; empty unless the method treats tasks apart."""
+    return self._encode(None)[0] if self.method.tasks is not None else {}
+
+  @functools.cached_property
+  def _shared(self) -> tuple[Batch, Routings]:
+    return self._encode(jnp.zeros_like(self.own_task))
+
+  def encode(self, tasks: jax.Array) -> tuple[Batch, Routings]:
+    """Features and routing, by the routers of tasks [B] where each has its own."""
+    return self._encode(tasks) if self.per_task else self._shared
+
+  def _encode(self, router: jax.Array | None) -> tuple[Batch, Routings]:
+    route = None
+    if router is not None:
+      route = moe.Route(router, self.batch["valid"], self.batch["id"])
+    present = self.present(tuple(self.model.towers))
+    return self.model.apply(
+      self.state.variables, self.inputs, present, route, method="encode"
     )
 
-  def slim_step(*arguments):
-    return eval_step(*arguments).only(only)
+  def infer(self, mask: modality_masks.Masks) -> jax.Array:
+    """The inferred task of each sample, int32 [B]; its own where none is inferred."""
+    tasks = self.method.tasks
+    if tasks is None or tasks.infer is None:
+      return self.own_task  # told, or of no consequence
+    nearest = tasks.infer(self.state.task_means, self.frozen, mask)
+    return self.task_of_class[nearest]
 
-  slim_step.__name__ = step_name(only)
-  replicate = sharding.replicated(mesh)
-  batches = sharding.batch_sharding(mesh)
-  return jax.jit(
-    slim_step if only else eval_step,
-    # None: as they lie.
-    in_shardings=(None, batches, replicate, replicate),
-    out_shardings=replicate,
+  def classify(self, features: Batch, mask: modality_masks.Masks) -> Outputs:
+    """What the model makes of features that are present."""
+    arguments = features, mask, self.state.theta, self.prototypes
+    return self.model.apply(self.state.variables, *arguments, method="classify")
+
+  def scores(self, outputs: Outputs) -> jax.Array:
+    """Scores of all classes [B, C], by the head that classifies."""
+    means = self.state.class_means
+    if means is None:
+      return outputs.logits
+    near = nearest_mean.scores(means, outputs.embedding)
+    return jnp.where(means.any(), near, outputs.logits)
+
+  def within(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
+    """The best class of each sample's task, int32 [B]."""
+    mine = self.task_of_class == tasks[:, None]
+    return jnp.where(mine, scores, -jnp.inf).argmax(-1)
+
+  def everywhere(self, scores: jax.Array) -> jax.Array:
+    """The best of all seen classes, int32 [B]."""
+    return classification.mask_unseen(scores, self.task.seen).argmax(-1)
+
+  def predict(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
+    """The best of the classes that compete, int32 [B]."""
+    inference = self.method.tasks
+    if inference is not None and inference.within_task:
+      return self.within(scores, tasks)
+    return self.everywhere(scores)
+
+
+def _predict(
+  view: _View, present_by_kind: dict[str, tuple[str, ...]], modality_dropout: float
+) -> EvalOutputs:
+  """Returns everything that an evaluation finds out about a batch."""
+  predictions, observations = {}, {}
+  for kind, names in present_by_kind.items():
+    mask = view.present(names)
+    if kind == MAIN and modality_dropout:
+      draw = _draw(view.batch["id"])
+      mask = modality_masks.drop(draw, mask, names, modality_dropout)
+    tasks = view.infer(mask)
+    features, routing = view.encode(tasks)
+    outputs = view.classify(features, mask)
+    scores = view.scores(outputs)
+    predictions[kind] = view.predict(scores, tasks)
+    if kind == MAIN:
+      predictions[OPEN] = view.everywhere(scores)
+      observations = _observations(outputs, routing, mask) | {"inferred_task": tasks}
+      told, told_routing = view.encode(view.own_task)
+      as_told = view.classify(told, mask) if view.per_task else outputs
+      scores = view.scores(as_told)
+      predictions[TASK_INCREMENTAL] = view.within(scores, view.own_task)
+  everything = view.present(tuple(view.model.towers))
+  outputs = view.classify(told, everything)
+  told_correlation = outputs.fused.correlation
+  if view.per_task:
+    outputs = view.classify(view.encode(view.infer(everything))[0], everything)
+  return EvalOutputs(
+    predictions=predictions,
+    embedding=outputs.embedding,
+    logits=outputs.logits,
+    frozen_features=_where_present(everything, view.frozen),
+    told_routing=_by_sample(told_routing, everything),
+    told_correlation=told_correlation,
+    **observations,
   )
 
 
@@ -229,25 +299,32 @@ def _draw(ids: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.uniform)(keys)
 
 
-def _by_sample(routing: Routings, num_samples: int) -> dict[str, moe.SampleRouting]:
-  return {m: moe.by_sample(of_tower, num_samples) for m, of_tower in routing.items()}
+def _where_present(mask: modality_masks.Masks, by_modality: dict[str, Any]):
+  """Returns arrays [B, ...] of each modality with NaN for samples without it."""
+
+  def of_modality(m: str, x: jax.Array) -> jax.Array:
+    return jnp.where(mask[m].reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.nan)
+
+  return {
+    m: jax.tree.map(functools.partial(of_modality, m), arrays)
+    for m, arrays in by_modality.items()
+  }
+
+
+def _by_sample(
+  routing: Routings, mask: modality_masks.Masks
+) -> dict[str, moe.SampleRouting]:
+  by_sample = {m: moe.by_sample(x, len(mask[m])) for m, x in routing.items()}
+  return _where_present(mask, by_sample)
 
 
 def _observations(outputs: Outputs, routing: Routings, mask: Batch) -> dict[str, Any]:
   """Fields of `EvalOutputs` besides predictions, of a batch's outputs."""
-
-  def where_present(m: str, of_modality: moe.SampleRouting) -> moe.SampleRouting:
-    return jax.tree.map(
-      lambda x: jnp.where(mask[m].reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.nan),
-      of_modality,
-    )
-
-  by_sample = _by_sample(routing, len(outputs.logits))
   return {
     "fused": outputs.embedding,
     "features": outputs.features,
     "present": {m: mask[m] for m in outputs.features},
-    "routing": {m: where_present(m, x) for m, x in by_sample.items()},
+    "routing": _by_sample(routing, mask),
     "correlation": outputs.fused.correlation,
     "masked": outputs.fused.masked,
   }

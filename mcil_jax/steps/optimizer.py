@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from mcil_jax.heads import layout
 from mcil_jax.models import state as groups
 
 # (gradient or update, task, method state) → what may move of it.
@@ -109,27 +110,10 @@ def decay(params, c: ml_collections.ConfigDict, seen: jax.Array):
 
   def of_one(path, x: jax.Array) -> jax.Array:
     if path[0].key == "classifier":
-      x = of_classes(path[-1].key, x, lambda c: c < seen)
+      x = layout.keep_classes(path[-1].key, x, lambda c: c < seen)
     return c.weight_decay * x
 
   return jax.tree_util.tree_map_with_path(of_one, params)
-
-
-def of_classes(
-  name: str, x: jax.Array, keep: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-  """A classifier's parameter with zeros for the classes that are not to be kept.
-
-  Args:
-    name: of the parameter.
-    x: it, or its gradient.
-    keep: positions of classes int32 [C] → bool [C].
-  """
-  if x.ndim == 0:
-    return x
-  if name == "proxies":
-    return jnp.where(keep(jnp.arange(x.shape[0]))[:, None, None], x, 0.0)
-  return jnp.where(keep(jnp.arange(x.shape[-1])), x, 0.0)
 
 
 def learning_rate(

@@ -6,7 +6,7 @@ once: of every sample the logits, of exemplars the attention too, which is large
 kept in float16. (It lies between −1 and 1, so that is to 2⁻¹².)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from absl import logging
 from flax import struct
 from jax.sharding import Mesh
 
-from mcil_jax.data import pipeline, schema, source
+from mcil_jax.data import pipeline, source
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.methods.base import ATTENTION, LOGITS, Method, Samples
 from mcil_jax.models import audio_guided
 from mcil_jax.models.multimodal import Batch, MultimodalClassifier, Outputs
@@ -24,13 +25,15 @@ from mcil_jax.models.state import ModelState
 from mcil_jax.runtime import sharding
 from mcil_jax.steps import modality_masks
 
-TEACH_STEP = "teach_step"
+FILL_STEP = "fill_teacher_cache"
 _NOWHERE = np.iinfo(np.int32).max  # out of bounds, where writing has no effect
 
 
 @struct.dataclass
-class Lessons:
-  """What a teacher says of the training split; of what nobody asked, anything.
+class TeacherCache:
+  """What a teacher says of samples of the training split.
+
+  Samples that it was not asked about have anything.
 
   Attributes:
     logits: float32 [N, C].
@@ -46,8 +49,8 @@ class Lessons:
   attention: dict[str, jax.Array] | None
   num_rows: int = struct.field(pytree_node=False, default=0)
 
-  def of(self, ids: jax.Array) -> tuple[Outputs, dict]:
-    """The teacher's outputs for samples [B], and its attention for the student.
+  def lookup(self, ids: jax.Array) -> tuple[Outputs, dict]:
+    """Returns the teacher's outputs for samples [B], and its attention for the student.
 
     Padding, id −1, has anything.
     """
@@ -62,38 +65,39 @@ class Lessons:
 def shapes(
   c: ml_collections.ConfigDict,
   method: Method,
-  dataset: source.Dataset,
-  modalities: tuple[str, ...],
+  train_size: int,
+  specs: Mapping[str, ModalitySpec],
   num_classes: int,
   mesh: Mesh,
-) -> Lessons | None:
-  """Of the lessons of each task; None if the teacher has to be asked in each step.
+) -> TeacherCache | None:
+  """Returns the shapes of the cache; None if the teacher has to be asked in each step.
 
   That is so if a loss reads more than can be kept, if a sample is another one each time
   it is shown, or if it would take more than `config.distillation.cache_gib`.
   """
-  if not method.teacher or not set(method.teacher) <= {LOGITS, ATTENTION}:
+  teacher = method.teacher
+  if teacher is None or not set(teacher.reads) <= {LOGITS, ATTENTION}:
     return None
-  raw = [m for m in modalities if not schema.is_features(dataset.dtypes[m])]
+  raw = any(spec.kind != "features" for spec in specs.values())
   if raw or c.train.modality_dropout:
     return None
   attention, kept = None, jax.ShapeDtypeStruct
-  if ATTENTION in method.teacher and len(modalities) == 2:
-    frames, places, width = dataset.shapes["image"]
+  if ATTENTION in teacher.reads and len(specs) == 2:
+    (shape,) = (spec.shape for spec in specs.values() if len(spec.shape) == 3)
+    frames, places, width = shape
     attention = {
       "spatial": kept((c.memory.size, frames, places, width), jnp.float16),
       "temporal": kept((c.memory.size, frames, width), jnp.float32),
     }
-  size = len(dataset.splits["train"])
-  lessons = Lessons(
-    logits=kept((size, num_classes), jnp.float32),
-    place=kept((size,), jnp.int32),
+  teacher_cache = TeacherCache(
+    logits=kept((train_size, num_classes), jnp.float32),
+    place=kept((train_size,), jnp.int32),
     attention=attention,
     num_rows=pipeline.last_rows(c.train.batch_size, c.memory.batch_share, mesh),
   )
-  gib = num_bytes(lessons) / 2**30
+  gib = num_bytes(teacher_cache) / 2**30
   if gib <= c.distillation.cache_gib:
-    return lessons
+    return teacher_cache
   logging.warning(
     "What the teacher says takes %.2f GiB, more than config.distillation.cache_gib=%s: "
     "it is asked in each step.",
@@ -103,18 +107,18 @@ def shapes(
   return None
 
 
-def num_bytes(lessons: Lessons) -> int:
-  """That lessons take on each device."""
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(lessons))
+def num_bytes(teacher_cache: TeacherCache) -> int:
+  """Returns how many bytes the cache takes on each device."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teacher_cache))
 
 
-TeachStep = Callable[[Lessons, ModelState, Batch], Lessons]
+FillStep = Callable[[TeacherCache, ModelState, Batch], TeacherCache]
 
 
-def make_teach_step(
+def make_fill_step(
   model: MultimodalClassifier, mesh: Mesh, *, attends: bool
-) -> TeachStep:
-  """The jitted step: (lessons, the teacher, a batch) → more lessons.
+) -> FillStep:
+  """Returns the jitted step: (cache, teacher, batch) → the cache with the batch.
 
   Args:
     model: of the run.
@@ -123,34 +127,38 @@ def make_teach_step(
   """
   asked = [audio_guided.ATTENTION] if attends else []
 
-  def teach_step(lessons: Lessons, teacher: ModelState, batch: Batch) -> Lessons:
+  def fill_teacher_cache(
+    teacher_cache: TeacherCache, teacher: ModelState, batch: Batch
+  ) -> TeacherCache:
     inputs = model.apply({}, batch, method="preprocess")
-    mask = modality_masks.present(batch["valid"], tuple(model.towers))
+    mask = modality_masks.only(batch["present"], tuple(model.towers))
     outputs, seen = model.apply(teacher.variables, inputs, mask, mutable=asked)
     ids = jnp.where(batch["valid"], batch["id"], _NOWHERE)
-    lessons = lessons.replace(logits=lessons.logits.at[ids].set(outputs.logits))
+    teacher_cache = teacher_cache.replace(
+      logits=teacher_cache.logits.at[ids].set(outputs.logits)
+    )
     if not attends:
-      return lessons
-    place = lessons.place.at[ids].get(mode="fill", fill_value=_NOWHERE)
+      return teacher_cache
+    place = teacher_cache.place.at[ids].get(mode="fill", fill_value=_NOWHERE)
     attention = jax.tree.map(
       lambda kept, x: kept.at[place].set(x.astype(kept.dtype)),
-      lessons.attention,
+      teacher_cache.attention,
       seen[audio_guided.ATTENTION]["fusion"],
     )
-    return lessons.replace(attention=attention)
+    return teacher_cache.replace(attention=attention)
 
   replicate, split_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
   return jax.jit(
-    teach_step,
+    fill_teacher_cache,
     in_shardings=(replicate, None, split_batch),
     out_shardings=replicate,
     donate_argnums=0,
   )
 
 
-def teach(
-  like: Lessons,
-  teach_step: TeachStep,
+def fill(
+  like: TeacherCache,
+  fill_teacher_cache: FillStep,
   teacher: ModelState | None,
   split: source.Split,
   labels: np.ndarray,
@@ -159,12 +167,12 @@ def teach(
   batch_size: int,
   mesh: Mesh,
   after_batch: Callable[[], None] = lambda: None,
-) -> Lessons:
-  """The lessons of a task.
+) -> TeacherCache:
+  """Returns the cache of a task.
 
   Args:
     like: from `shapes`.
-    teach_step: from `make_teach_step`.
+    fill_teacher_cache: from `make_fill_step`.
     teacher: None in the first task, which has none.
     split: the training split.
     labels: [N] of the split, positions in the class order.
@@ -176,13 +184,17 @@ def teach(
   place = np.full(like.place.shape, _NOWHERE, np.int32)
   place[samples.exemplars] = np.arange(len(samples.exemplars))
   replicate = sharding.replicated(mesh)
-  lessons = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=replicate), like)
-  lessons = lessons.replace(place=jax.device_put(place, replicate))
+  teacher_cache = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype, device=replicate), like
+  )
+  teacher_cache = teacher_cache.replace(place=jax.device_put(place, replicate))
   if teacher is None:
-    return lessons
+    return teacher_cache
   plan = pipeline.in_order(np.concatenate([samples.new, samples.exemplars]), batch_size)
   for batch in pipeline.batches(split, labels, plan, mesh):
     # One at a time: steps that wait for each other would keep their batches.
-    lessons = jax.block_until_ready(teach_step(lessons, teacher, batch))
+    teacher_cache = jax.block_until_ready(
+      fill_teacher_cache(teacher_cache, teacher, batch)
+    )
     after_batch()
-  return lessons
+  return teacher_cache

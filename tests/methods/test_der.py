@@ -1,9 +1,10 @@
 import types
 
+import fakes
 import numpy as np
 import pytest
 
-from mcil_jax import config, methods
+from mcil_jax import methods
 from mcil_jax.methods import der
 from mcil_jax.methods.base import Task
 from mcil_jax.models.multimodal import Outputs
@@ -12,7 +13,7 @@ TASK = Task(index=np.int32(1), before=np.int32(2), seen=np.int32(3))
 
 
 def make(**changes):
-  c = config.default()
+  c = fakes.default()
   c.method = "der"
   c.train.label_smoothing = 0.0
   c.update_from_flattened_dict(changes)

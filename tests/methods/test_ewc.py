@@ -1,11 +1,12 @@
 import types
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, methods
+from mcil_jax import methods
 from mcil_jax.methods import ewc
 from mcil_jax.models.state import ModelState
 
@@ -19,7 +20,7 @@ KNOWN = ewc.Importance(
 
 
 def make(**changes):
-  c = config.default()
+  c = fakes.default()
   c.method = "ewc"
   c.update_from_flattened_dict(changes)
   return methods.make(c)

@@ -1,11 +1,11 @@
+import fakes
 import numpy as np
 import pytest
 
-from mcil_jax import config, methods
+from mcil_jax import methods
 from mcil_jax.continual import scenario
 from mcil_jax.methods.base import Task
 from mcil_jax.models.multimodal import Outputs
-from mcil_jax.report import comparability
 
 SCENARIO = scenario.make(["a", "b", "c"], increments=(1, 2), class_order=(0, 1, 2))
 LABELS = np.array([2, 0, 1, 0, 1])  # of tasks 1, 0, 1, 0, 1
@@ -13,7 +13,7 @@ MEMORY = np.array([3, 1, -1, -1])
 
 
 def make(name: str):
-  c = config.default()
+  c = fakes.default()
   c.method = name
   # What some methods need and none of the others minds.
   c.model.classifier = "local_similarity" if name == "afc" else "text"
@@ -47,15 +47,6 @@ def test_every_method_can_be_made_and_teaches_the_first_classes(name):
   assert (new, exemplars) == ([] if name == "ncm" else [1, 3], [])
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_comparisons_know_which_settings_a_method_reads(name):
-  method, read_by = make(name), comparability.READ_BY
-  assert (name in read_by["memory"]) == method.uses_memory
-  assert (name in read_by["distillation"]) == bool(method.teacher)
-  if name in config.default():
-    assert read_by[name] == (name,)
-
-
 def test_finetune_sees_the_new_classes_only():
   assert samples("finetune", 0) == ([1, 3], [])
   assert samples("finetune", 1) == ([0, 2, 4], [])
@@ -69,7 +60,7 @@ def test_joint_sees_all_classes_so_far():
 
 
 def test_joint_always_trains_the_towers():
-  c = config.default()
+  c = fakes.default()
   c.method, c.train.towers = "joint", "first_task"
   with pytest.raises(ValueError, match="joint training always trains the towers"):
     methods.make(c)

@@ -1,5 +1,6 @@
 import types
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ SCENARIO = scenario.make("abcd", increments=(2, 2), class_order=(0, 1, 2, 3))
 
 
 def settings(**overrides):
-  c = config.default()
+  c = fakes.default()
   c.method = "mife"
   c.update_from_flattened_dict(config.TRIMODAL | overrides)
   return c
@@ -76,7 +77,7 @@ def test_cross_entropy_and_weighted_contrast_by_hand(outputs):
 
 
 def test_released_is_cross_entropy_whatever_the_share(outputs):
-  overrides = {"model.variant": "released", "mife.mi_weight": 0.0}
+  overrides = {"reproduce": "released", "mife.mi_weight": 0.0}
   found = loss_of(outputs, **overrides)[0]
   plain = loss_of(outputs, **{"mife.wccl_share": 0.0, "mife.mi_weight": 0.0})[0]
   np.testing.assert_allclose(found, plain, rtol=1e-6)
@@ -131,7 +132,7 @@ def test_the_contrastive_loss_of_the_towers_is_on_in_the_first_task_only(outputs
 
 @pytest.mark.parametrize("method", ["mife", "zeroshot"])
 def test_it_needs_a_text_tower(method):
-  c = config.default()
+  c = fakes.default()
   c.method = method
   with pytest.raises(ValueError, match=r"needs config\.model\.classifier='text'"):
     methods.make(c)
@@ -174,6 +175,14 @@ def test_experts_with_many_samples_freeze():
   # A run that is stopped right afterwards does it again.
   again = mife.update_frozen(after, chosen, above=0.4, at_least=1, there=THERE)
   assert again.tolist() == after.tolist()
+
+
+def test_a_task_without_a_modality_freezes_none_of_its_experts():
+  before = np.array([[True, False, False]])
+  after = mife.update_frozen(
+    before, np.zeros((0, 1, 3)), above=0.0, at_least=1, there=THERE
+  )
+  assert after.tolist() == before.tolist()
 
 
 SECOND_EXPERT = {"image": np.array([[False, True, False]])}

@@ -1,9 +1,9 @@
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config
 from mcil_jax.continual import scenario
 from mcil_jax.data import prompts
 from mcil_jax.methods.base import Task
@@ -18,7 +18,7 @@ SCENARIO = scenario.make(
 
 
 def make(**overrides):
-  c = config.default()
+  c = fakes.default()
   c.model.classifier = "text"
   c.update_from_flattened_dict(overrides)
   return class_prompts.make(c, SCENARIO, "colours")
@@ -38,7 +38,7 @@ def task(index):
 
 
 def test_a_linear_classifier_reads_nothing():
-  assert class_prompts.make(config.default(), SCENARIO, "colours") is None
+  assert class_prompts.make(fakes.default(), SCENARIO, "colours") is None
 
 
 def test_own_templates_and_their_number():
@@ -119,7 +119,7 @@ def test_a_prompt_keeps_its_number():
 
 def test_a_compiled_function_serves_every_class_order():
   read = jax.jit(lambda reading: reading.for_test())
-  c = config.default()
+  c = fakes.default()
   c.model.classifier = "text"
   for order in ((0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0)):
     names = SCENARIO.class_names

@@ -2,13 +2,14 @@ import collections
 import dataclasses
 import types
 
+import fakes
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, methods
+from mcil_jax import methods
 from mcil_jax.continual import scenario
 from mcil_jax.methods.base import Task
 from mcil_jax.models.fusion import Fused
@@ -26,7 +27,7 @@ AUDIO = np.array([[0, 2, 0, 0], [0, 0, 9, 0], [9, 0, 0, 4], [0, 0, 0, 7]], np.fl
 # Their sums: [4, 5, 9, 0], [5, 6, 9, 9], [9, 9, 1, 6], [0, 1, 8, 9].
 
 
-METHOD = methods.make(config.default())
+METHOD = methods.make(fakes.default())
 
 
 class Stub(nn.Module):
@@ -37,7 +38,7 @@ class Stub(nn.Module):
   def preprocess(self, batch):
     return {key: batch[key] for key in ("image", "audio")}
 
-  def encode(self, inputs, route):
+  def encode(self, inputs, present, route):
     return inputs, {}
 
   def classify(self, features, present, theta, prototypes):
@@ -48,7 +49,7 @@ class Stub(nn.Module):
 class StubOfTasks(Stub):
   """Each task's router adds something to what the image says of class 3."""
 
-  def encode(self, inputs, route):
+  def encode(self, inputs, present, route):
     if route is None:
       return inputs, {}
     bonus = jnp.array([10.0, 6.0])[route.router]
@@ -63,6 +64,8 @@ def infer(task_means, features, present):
 
 
 class StubSplit:
+  present = dict.fromkeys(("image", "audio"), np.ones(4, bool))
+
   def __getitem__(self, index: int) -> dict:
     return {"image": IMAGE[index], "audio": AUDIO[index], "label": -7}
 
@@ -73,7 +76,7 @@ def task(seen: int) -> Task:
 
 @pytest.fixture(scope="module")
 def present():
-  c = config.default()
+  c = fakes.default()
   return evaluate.kinds(c, ("image", "audio"))
 
 
@@ -105,7 +108,7 @@ def run(step, eight_devices):
 
 
 def test_kinds_are_the_main_setting_and_each_modality_alone():
-  c = config.default()
+  c = fakes.default()
   c.eval.modalities = "audio"
   assert evaluate.kinds(c, ("image", "audio")) == {
     "main": ("audio",),
@@ -250,6 +253,7 @@ def test_one_compilation_serves_all_tasks(present, one_device):
   before = compile_count.count("eval_step")
   host = {"image": IMAGE, "audio": AUDIO, "label": LABELS, "valid": LABELS >= 0}
   host["id"] = np.arange(len(LABELS), dtype=np.int32)
+  host["present"] = StubSplit.present
   batch = sharding.place(host, one_device, 4)
   for seen in (2, 4):
     jax.block_until_ready(step(ModelState({}), batch, task(seen), None))
@@ -259,7 +263,7 @@ def test_one_compilation_serves_all_tasks(present, one_device):
 def test_exemplars_do_not_depend_on_the_modalities_of_the_evaluation(one_device):
   embeddings = []
   for main in ("image", "audio", "image,audio"):
-    c = config.default()
+    c = fakes.default()
     c.eval.modalities = main
     kinds = evaluate.kinds(c, ("image", "audio"))
     outcome = evaluate.evaluate(

@@ -1,10 +1,10 @@
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from mcil_jax import config
 from mcil_jax.methods.base import Task
 from mcil_jax.steps import optimizer
 
@@ -14,7 +14,7 @@ EXTRA = {"task": Task(*map(np.int32, (0, 0, 4))), "method_state": None, "rate": 
 
 @pytest.fixture
 def c():
-  c = config.default().train
+  c = fakes.default().train
   c.learning_rate = 2.0
   return c
 

@@ -9,6 +9,7 @@ import pytest
 
 from mcil_jax import config, methods
 from mcil_jax.data import source
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.methods.base import Samples
 from mcil_jax.models import audio_guided, build
 from mcil_jax.models.state import ModelState
@@ -25,6 +26,7 @@ class Features:
     self.image = rng.normal(size=(N, T, P, D)).astype(np.float32)
     self.audio = rng.normal(size=(N, D)).astype(np.float32)
     self.labels = np.arange(N, dtype=np.int32) % C
+    self.present = {m: np.ones(N, bool) for m in ("image", "audio")}
 
   def __len__(self):
     return N
@@ -35,9 +37,8 @@ class Features:
 
 @pytest.fixture(scope="module")
 def c():
-  c = config.default()
+  c = config.with_modalities(config.default(), image="features", audio="features")
   c.method = "avcil"
-  c.model.image.tower = c.model.audio.tower = "features"
   c.model.fusion = "audio_guided"
   c.train.batch_size, c.memory.batch_share, c.memory.size = 6, 0.5, 5
   return c
@@ -50,27 +51,21 @@ def dataset():
     name="features",
     version="1.0.0",
     class_names=tuple("abcd"),
-    modalities=("image", "audio"),
-    sample_rate_hz=None,
-    shapes={"image": (T, P, D), "audio": (D,)},
-    dtypes=dict.fromkeys(("image", "audio"), np.dtype(np.float32)),
+    modalities={
+      "image": ModalitySpec("image", "features", (T, P, D), "float32"),
+      "audio": ModalitySpec("audio", "features", (D,), "float32"),
+    },
     splits={"train": split},
     fingerprint="",
   )
 
 
 def shapes(c, dataset, mesh):
-  return teacher_cache.shapes(c, methods.make(c), dataset, dataset.modalities, C, mesh)
+  return teacher_cache.shapes(c, methods.make(c), N, dataset.modalities, C, mesh)
 
 
-def test_lessons_are_what_the_teacher_says(c, dataset, one_device):
-  model = build.classifier(
-    c.model,
-    modalities=dataset.modalities,
-    num_classes=C,
-    shapes=dataset.shapes,
-    sample_rate_hz=None,
-  )
+def test_what_is_kept_is_what_the_teacher_says(c, dataset, one_device):
+  model = build.classifier(c, specs=dataset.modalities, num_classes=C)
   split = dataset.splits["train"]
   everything = {"image": split.image, "audio": split.audio}
   present = {m: jnp.ones(N, bool) for m in everything}
@@ -79,9 +74,9 @@ def test_lessons_are_what_the_teacher_says(c, dataset, one_device):
     {"params": params}, everything, present, mutable=[audio_guided.ATTENTION]
   )
   exemplars = np.array([7, 2, 2, 5])  # herding may pick a sample twice
-  lessons = teacher_cache.teach(
+  cache = teacher_cache.fill(
     shapes(c, dataset, one_device),
-    teacher_cache.make_teach_step(model, one_device, attends=True),
+    teacher_cache.make_fill_step(model, one_device, attends=True),
     ModelState(params),
     split,
     split.labels,
@@ -90,7 +85,7 @@ def test_lessons_are_what_the_teacher_says(c, dataset, one_device):
     mesh=one_device,
   )
   ids = np.array([0, 3, -1, 5, 2, 7])  # new, padding, exemplars
-  said, taught = lessons.of(jnp.asarray(ids))
+  said, taught = cache.lookup(jnp.asarray(ids))
   real = ids >= 0
   np.testing.assert_allclose(said.logits[real], outputs.logits[ids[real]], rtol=1e-5)
   place = taught["fusion"]["place"]
@@ -102,7 +97,7 @@ def test_lessons_are_what_the_teacher_says(c, dataset, one_device):
 def test_a_first_task_has_no_teacher(c, dataset, one_device):
   split = dataset.splits["train"]
   nobody = np.empty(0, np.int64)
-  lessons = teacher_cache.teach(
+  cache = teacher_cache.fill(
     shapes(c, dataset, one_device),
     None,
     None,
@@ -112,7 +107,7 @@ def test_a_first_task_has_no_teacher(c, dataset, one_device):
     batch_size=2,
     mesh=one_device,
   )
-  assert not lessons.logits.any()
+  assert not cache.logits.any()
 
 
 @pytest.mark.parametrize(

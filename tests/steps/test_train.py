@@ -1,19 +1,18 @@
-import itertools
-
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import config, methods
-from mcil_jax.data.schema import RAW_DTYPES
+from mcil_jax import methods
 from mcil_jax.methods.base import WITHOUT_TOWERS, Stage, Task
 from mcil_jax.models import build
 from mcil_jax.models.state import ModelState, split
 from mcil_jax.runtime import compile_count, sharding
 from mcil_jax.steps import optimizer, train
+from mcil_jax.steps.carry import Carry, Constants, TrainState, init_model
 
-SHAPES = {"image": (2, 8, 8, 3), "audio": (80,)}
+SHAPES = {m: spec.shape for m, spec in fakes.SPECS.items()}
 BATCH_SIZE, NUM_CLASSES = 16, 6
 VALID = np.arange(BATCH_SIZE) < 13
 EVERYTHING = Stage()
@@ -21,26 +20,20 @@ EVERYTHING = Stage()
 
 @pytest.fixture(scope="module")
 def c():
-  c = config.default()
+  c = fakes.default()
   c.model.width, c.model.num_heads = 16, 2
-  c.model.image.depth, c.model.audio.depth = 0, 1  # one encoder block shows it all
-  c.model.image.patch_size = 4
-  c.model.audio.num_mels = 4
-  c.model.audio.window_seconds, c.model.audio.hop_seconds = 0.016, 0.008
-  c.augment.mask_frames, c.augment.mask_mels = 2, 1
-  c.augment.audio_shift_seconds = 0.002
+  image, audio = c.model.towers.image, c.model.towers.audio
+  image.depth, audio.depth = 0, 1  # one encoder block shows it all
+  image.patch_size, audio.num_mels = 4, 4
+  audio.window_seconds, audio.hop_seconds = 0.016, 0.008
+  c.augment.audio.mask_frames, c.augment.audio.mask_mels = 2, 1
+  c.augment.audio.shift_seconds = 0.002
   return c
 
 
 @pytest.fixture(scope="module")
 def model(c):
-  return build.classifier(
-    c.model,
-    modalities=("image", "audio"),
-    num_classes=NUM_CLASSES,
-    shapes=SHAPES,
-    sample_rate_hz=1000,
-  )
+  return build.classifier(c, specs=fakes.SPECS, num_classes=NUM_CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +41,18 @@ def steps(c, model, one_device, eight_devices):
   """The train step on one device and on eight."""
   method = methods.make(c)
   return {
-    mesh.size: train.make_train_step(model, method, Stage(), c, mesh)
+    mesh.size: train.make_train_step(model, method, Stage(), c, fakes.SPECS, mesh)
     for mesh in (one_device, eight_devices)
   }
 
 
-def make_carry(c, model, stage=EVERYTHING, shapes=SHAPES) -> train.Carry:
+def make_carry(c, model, stage=EVERYTHING, specs=fakes.SPECS) -> Carry:
   """What the first step of a stage begins with, on the host."""
-  made = train.init_model(model, shapes, RAW_DTYPES, None, jax.random.key(0))
+  made = init_model(model, specs, None, jax.random.key(0))
   params, _ = split(made.params, stage.trains)
   opt_state = optimizer.make(stage.config(c)).init(params)
   zero = jnp.zeros((), jnp.int32)
-  return host(train.Carry(params, made.stats, train.TrainState(opt_state, zero, zero)))
+  return host(Carry(params, made.stats, TrainState(opt_state, zero, zero)))
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +68,14 @@ def create(initial):
   )
 
 
-def make_constants(seen: int = 4, steps: int = 10, frozen=None) -> train.Constants:
-  return train.Constants(
+def make_constants(seen: int = 4, steps: int = 10, frozen=None) -> Constants:
+  return Constants(
     frozen=ModelState(frozen),
     teacher=None,
     task=Task(*(np.int32(x) for x in (0, 0, seen))),
     method_state=None,
-    lessons=None,
-    reading=None,
+    teacher_cache=None,
+    prompts=None,
     key=np.array([0, 7], np.uint32),
     schedule_start=np.int32(0),
     schedule_steps=np.int32(steps),
@@ -101,7 +94,8 @@ def make_batch(mesh, padding: int = 0):
   }
   for x in host.values():
     x[13:] = padding
-  return sharding.place(host | {"valid": VALID}, mesh, BATCH_SIZE)
+  present = dict.fromkeys(SHAPES, VALID)
+  return sharding.place(host | {"valid": VALID, "present": present}, mesh, BATCH_SIZE)
 
 
 def host(tree):
@@ -195,17 +189,13 @@ def test_each_step_draws_its_own_augmentation(steps, create, one_device):
 
 
 def test_a_model_of_one_modality_ignores_the_other(c, one_device):
-  model = build.classifier(
-    c.model,
-    modalities=("image",),
-    num_classes=NUM_CLASSES,
-    shapes=SHAPES,
-    sample_rate_hz=1000,
-  )
-  image_only = {"image": SHAPES["image"]}
-  state = make_carry(c, model, shapes=image_only)
+  image_only = {"image": fakes.SPECS["image"]}
+  model = build.classifier(c, specs=image_only, num_classes=NUM_CLASSES)
+  state = make_carry(c, model, specs=image_only)
   assert state.params.keys() == {"towers_image", "classifier"}
-  step = train.make_train_step(model, methods.make(c), EVERYTHING, c, one_device)
+  step = train.make_train_step(
+    model, methods.make(c), EVERYTHING, c, image_only, one_device
+  )
   batch = make_batch(one_device)
   silent = batch | {"audio": jnp.zeros_like(batch["audio"])}
   outcomes = [
@@ -215,74 +205,14 @@ def test_a_model_of_one_modality_ignores_the_other(c, one_device):
   jax.tree.map(np.testing.assert_array_equal, *outcomes)
 
 
-def scalars_of(loss: float, gradient_norm: float = 1.0) -> dict:
-  return {"loss": jnp.float32(loss), "gradient_norm": jnp.float32(gradient_norm)}
-
-
-def test_means_are_over_the_steps_read_since_the_last_ones():
-  scalars = train.Scalars()
-  for step, loss in enumerate((1.0, 2.0, 6.0, 9.0)):
-    scalars.push(step, scalars_of(loss), jnp.arange(2))
-  scalars.read(keep=2)
-  assert scalars.means() == {"loss": 1.5, "gradient_norm": 1.0}
-  scalars.read(keep=1)
-  assert scalars.means()["loss"] == 6.0
-  scalars.read(keep=0)
-  assert scalars.means()["loss"] == 9.0
-
-
-@pytest.mark.parametrize(
-  ("loss", "norm", "said"),
-  [
-    (np.nan, 1.0, "loss nan, gradient norm 1.0"),
-    (np.inf, 1.0, "loss inf, gradient norm 1.0"),
-    (1.0, np.nan, "loss 1.0, gradient norm nan"),
-  ],
-)
-def test_a_loss_that_is_no_number_names_its_step_and_samples(loss, norm, said):
-  scalars = train.Scalars()
-  scalars.push(6, scalars_of(1.0), jnp.array([1, 2]))
-  scalars.push(7, scalars_of(loss, norm), jnp.array([30, 10, 30, -1]))  # -1: padding
-  scalars.read(keep=1)  # step 6
-  message = rf"{said} at step 7: look at .*: \[10, 30\]; or lower config"
-  with pytest.raises(FloatingPointError, match=message):
-    scalars.read(keep=0)
-
-
-def test_samples_of_all_devices_are_named(eight_devices):
-  scalars = train.Scalars()
-  ids = np.array([9, 8, 7, 6, 5, 4, -1, -1])
-  ids = jax.device_put(ids, sharding.batch_sharding(eight_devices))
-  scalars.push(1, scalars_of(np.nan), ids)
-  with pytest.raises(FloatingPointError, match=r": \[4, 5, 6, 7, 8, 9\]; or lower"):
-    scalars.read(keep=0)
-
-
-def test_timed_counts_waiting_and_leaves_out_what_is_no_step(monkeypatch):
-  clock = itertools.count()  # every look at the clock takes a second
-  monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(clock)))
-  compiled = iter([0, 1, 1, 1, 1, 1, 1])  # the first of three steps compiles
-  monkeypatch.setattr(train, "_compiled", lambda: next(compiled))
-  keys = "loop_seconds", "wait_seconds", "loop_steps", train.LEFT_OUT
-  seconds = dict.fromkeys(keys, 0.0)
-  for batch in train.timed(iter("abc"), seconds):
-    if batch != "b":  # what is left out of a step that does not count is no matter
-      seconds[train.LEFT_OUT] += 0.5
-  assert batch == "c"
-  assert seconds == {
-    "loop_seconds": 3.5,
-    "wait_seconds": 2.0,
-    "loop_steps": 2.0,
-    train.LEFT_OUT: 1.0,
-  }
-
-
 def test_a_stage_trains_its_groups_and_has_no_moments_of_others(
   c, model, initial, one_device
 ):
   stage = Stage("frozen_towers", trains=WITHOUT_TOWERS)
   assert train.step_name(stage) == "train_step_frozen_towers"
-  step = train.make_train_step(model, methods.make(c), stage, c, one_device)
+  step = train.make_train_step(
+    model, methods.make(c), stage, c, fakes.SPECS, one_device
+  )
   carry = make_carry(c, model, stage)
   assert not jax.tree.leaves(carry.params["towers_image"])
   # Adam's two moments of the classifier's kernel and bias, and its counter.
