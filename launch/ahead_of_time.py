@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.experimental import topologies
 
-from mcil_jax.data import pipeline, schema, source
+from mcil_jax.data import pipeline, source
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.experiment.components import Setup
 from mcil_jax.methods.base import Stage
 from mcil_jax.runtime import cli
@@ -93,14 +95,14 @@ def dataset_of(
   Raises:
     ValueError: the shapes are impossible.
   """
-  shapes: dict[str, tuple[int, ...]] = {}
+  specs: dict[str, ModalitySpec] = {}
   if image_shape is not None:
     sizes = [int(n) if n.strip().isdigit() else 0 for n in image_shape]
     if len(sizes) != 4 or min(sizes) < 1 or sizes[3] != 3:
       raise ValueError(
         f"--image_shape={','.join(image_shape)}: expected T,H,W,3 such as 4,224,224,3"
       )
-    shapes["image"] = tuple(sizes)
+    specs["image"] = ModalitySpec("image", "video", tuple(sizes), np.uint8)
   if (audio_samples is None) != (sample_rate_hz is None):
     raise ValueError("--audio_samples and --sample_rate_hz need each other")
   if audio_samples is not None:
@@ -109,17 +111,16 @@ def dataset_of(
         f"--audio_samples={audio_samples} --sample_rate_hz={sample_rate_hz}: expected "
         "numbers ≥ 1"
       )
-    shapes["audio"] = (audio_samples,)
-  if not shapes:
+    specs["audio"] = ModalitySpec(
+      "audio", "audio", (audio_samples,), np.int16, sample_rate_hz
+    )
+  if not specs:
     return None
   return source.Dataset(
     name="shapes",
     version="",
     class_names=tuple(f"class {n}" for n in range(sum(c.scenario.increments))),
-    modalities=tuple(shapes),
-    sample_rate_hz=sample_rate_hz,
-    shapes=shapes,
-    dtypes={modality: schema.RAW_DTYPES[modality] for modality in shapes},
+    modalities=specs,
     splits={},
     fingerprint="",
   )
@@ -171,7 +172,7 @@ def compile_step(setup: Setup, number: int, stage: Stage) -> Program:
     MisfitError: it needs more memory than a chip has.
   """
   c = setup.config
-  model, init_state = setup.model_shapes(), setup.method.init_state
+  model, init_state = setup.model_shapes, setup.method.init_state
   teacher = jax.eval_shape(lambda m: setup.teacher_of(m, number), model)
   constants = setup.constants(
     stage,
@@ -179,13 +180,12 @@ def compile_step(setup: Setup, number: int, stage: Stage) -> Program:
     teacher,
     init_state and init_state(setup.scenario, model),
     number,
-    lessons=setup.lessons,
+    cache=setup.programs.teacher_cache,
   )
-  data = setup.dataset
-  batch = pipeline.batch_shapes(data.shapes, data.dtypes, c.train.batch_size)
+  batch = pipeline.batch_shapes(setup.dataset.modalities, c.train.batch_size)
   started = time.perf_counter()
-  step = setup.train_step(stage)
-  lowered = step.lower(setup.carry_shapes(stage), constants, batch)
+  step = setup.programs.train_step(stage)
+  lowered = step.lower(setup.programs.carry_shapes(stage), constants, batch)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

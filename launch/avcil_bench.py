@@ -32,7 +32,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.", lower_bound=1
 _STEPS = flags.DEFINE_integer("steps", 5, "Timed in each turn.", lower_bound=1)
 _ROWS = flags.DEFINE_integer("rows", 16, "New samples of a batch, and exemplars.")
 _FRAMES = flags.DEFINE_integer("frames", 8, "T.")
-_PLACES = flags.DEFINE_integer("places", 196, "P.")
+_PATCHES = flags.DEFINE_integer("patches", 196, "P.")
 _WIDTH = flags.DEFINE_integer("width", 768, "D.")
 _NEW = flags.DEFINE_integer("new", 823, "New samples of the task; AVE has 823.")
 _EXEMPLARS = flags.DEFINE_integer(
@@ -45,6 +45,7 @@ _STORAGE = flags.DEFINE_enum(
 _FIGURES = flags.DEFINE_string("figures", None, "File for all figures, in JSON.")
 
 _TASKS, _TASK_SIZE = 4, 7  # as AVE
+_MODALITIES = ("image", "audio")
 
 
 class _Samples:
@@ -54,7 +55,7 @@ class _Samples:
 
   def __init__(self, size: int, dtype: np.dtype):
     rng = np.random.default_rng(0)
-    shape = _FRAMES.value, _PLACES.value, _WIDTH.value
+    shape = _FRAMES.value, _PATCHES.value, _WIDTH.value
     self._samples = [
       {
         "image": rng.standard_normal(shape, np.float32).astype(dtype),
@@ -64,6 +65,7 @@ class _Samples:
     ]
     self.labels = np.arange(size, dtype=np.int32) % (_TASKS * _TASK_SIZE)
     self.ids = [str(i) for i in range(size)]
+    self.present = {m: np.ones(size, bool) for m in _MODALITIES}
 
   def forget(self) -> None:
     """Frees their memory, which is not the step's."""
@@ -78,7 +80,7 @@ class _Samples:
 
 
 def _timed(step) -> list[float]:
-  """Seconds of each of `--steps` calls, after two that do not count."""
+  """Returns the seconds of each of `--steps` calls, after two that do not count."""
   for _ in range(2):
     step()
   times = []
@@ -89,86 +91,111 @@ def _timed(step) -> list[float]:
   return times
 
 
-def measure_jax() -> dict:
-  """Our side: a run's own train step."""
-  from mcil_jax.runtime import cpu_memory
-
-  cpu_memory.settle()
+def _components(dtype: np.dtype):
+  """Returns the components of a run of AV-CIL on random features, on one device."""
   import jax
 
   from mcil_jax.config import avcil
-  from mcil_jax.data import pipeline, schema, source
-  from mcil_jax.experiment import components, inference
-  from mcil_jax.methods.base import Samples
-  from mcil_jax.steps import teacher_cache
+  from mcil_jax.data import schema, source
+  from mcil_jax.data.modality import ModalitySpec
+  from mcil_jax.experiment import components
 
   c = avcil.get_config(
     "avcil",
     data="bench",
     increments=(_TASK_SIZE,) * _TASKS,
-    memory=max(_EXEMPLARS.value, _ROWS.value),
+    memory=max(_EXEMPLARS.value, _ROWS.value, _TASKS * _TASK_SIZE),
     instance_weight=0.5,
     epochs=_EPOCHS.value,
     baseline_epochs=_EPOCHS.value,
   )
   c.train.batch_size, c.memory.batch_share = 2 * _ROWS.value, 0.5
-  c.model.variant = "released"
+  c.reproduce = "released"
   c.eval.batch_size = _ROWS.value
   if not _EXEMPLARS.value:
     c.distillation.cache_gib = 0.0
-  dtype = schema.FEATURE_DTYPES[_STORAGE.value]
-  size = _NEW.value + c.memory.size
-  split = _Samples(size, dtype)
+  split = _Samples(_NEW.value + c.memory.size, dtype)
   dataset = source.Dataset(
     name="bench",
     version="1.0.0",
     class_names=tuple(f"class {i}" for i in range(_TASKS * _TASK_SIZE)),
-    modalities=("image", "audio"),
-    sample_rate_hz=None,
-    shapes={k: split[0][k].shape for k in ("image", "audio")},
-    dtypes={"image": dtype, "audio": np.dtype(np.float32)},
+    modalities={
+      m: ModalitySpec(m, "features", split[0][m].shape, split[0][m].dtype)
+      for m in _MODALITIES
+    },
     splits=dict.fromkeys(schema.SPLITS, split),
     fingerprint="bench",
   )
-  prepared = components.prepare(c, dataset=dataset, devices=jax.devices()[:1])
-  model, (stage,) = prepared.create_model(), prepared.stages(1)
-  asked = prepared.teacher_of(model, 1)
-  ids = np.arange(size)
-  samples = Samples(new=ids[: _NEW.value], exemplars=ids[_NEW.value :])
-  asking, kept, lessons = 0.0, 0, None
-  if prepared.lessons is not None:
-    for _ in range(2):  # the first compiles
-      lessons = None  # not two at once
-      start = time.perf_counter()
-      lessons = teacher_cache.teach(
-        prepared.lessons,
-        prepared.teach_step,
-        asked,
-        split,
-        prepared.labels["train"],
-        samples,
-        batch_size=c.eval.batch_size,
-        mesh=prepared.mesh,
-      )
-      asking = time.perf_counter() - start
-    kept = teacher_cache.num_bytes(lessons)
+  return components.prepare(c, dataset=dataset, devices=jax.devices()[:1])
+
+
+def _filled_cache(run, teacher, samples):
+  """Returns what is kept of the teacher, and the seconds that asking it took."""
+  from mcil_jax.steps import teacher_cache
+
+  programs = run.programs
+  for _ in range(2):  # the first compiles
+    cache = None  # not two at once
+    start = time.perf_counter()
+    cache = teacher_cache.fill(
+      programs.teacher_cache,
+      programs.fill_teacher_cache,
+      teacher,
+      run.dataset.splits["train"],
+      run.labels["train"],
+      samples,
+      batch_size=run.config.eval.batch_size,
+      mesh=run.mesh,
+    )
+    seconds = time.perf_counter() - start
+  return cache, seconds
+
+
+def _batch(run, samples) -> dict:
+  """Returns a batch of new samples and exemplars, on the devices."""
+  from mcil_jax.data import pipeline
+
   plan = pipeline.shuffled(
     samples.new[: _ROWS.value],
     samples.exemplars,
-    batch_size=c.train.batch_size,
-    exemplar_share=c.memory.batch_share,
+    batch_size=run.config.train.batch_size,
+    exemplar_share=run.config.memory.batch_share,
     rng=np.random.default_rng(0),
   )
-  (batch,) = pipeline.batches(split, prepared.labels["train"], plan, prepared.mesh)
+  split, labels = run.dataset.splits["train"], run.labels["train"]
+  (batch,) = pipeline.batches(split, labels, plan, run.mesh)
+  return batch
+
+
+def measure_jax() -> dict:
+  """Measures the train step of a run."""
+  from mcil_jax.runtime import cpu_memory
+
+  cpu_memory.settle()
+  import jax
+
+  from mcil_jax.experiment import inference
+  from mcil_jax.methods.base import Samples
+  from mcil_jax.steps import teacher_cache
+
+  run = _components(np.dtype(_STORAGE.value))
+  model, (stage,) = run.create_model(), run.stages(1)
+  teacher = run.teacher_of(model, 1)
+  split = run.dataset.splits["train"]
+  new, exemplars = np.split(np.arange(len(split)), [_NEW.value])
+  samples = Samples(new=new, exemplars=exemplars)
+  asking, kept, cache = 0.0, 0, None
+  if run.programs.teacher_cache is not None:
+    cache, asking = _filled_cache(run, teacher, samples)
+    kept = teacher_cache.num_bytes(cache)
+  batch = _batch(run, samples)
   split.forget()
-  train_step = prepared.train_step(stage)
-  carry = prepared.carry(stage, model, prepared.fresh_optimizer(model, 1))
-  constants = inference.on_devices(
-    prepared,
-    prepared.constants(
-      stage, model, asked, None, 1, lessons=lessons, schedule=(0, 1000)
-    ),
+  train_step = run.programs.train_step(stage)
+  carry = run.carry(stage, model, run.fresh_optimizer(model, 1))
+  constants = run.constants(
+    stage, model, teacher, None, 1, cache=cache, schedule=(0, 1000)
   )
+  constants = inference.on_devices(run, constants)
 
   def step():
     nonlocal carry
@@ -187,7 +214,7 @@ def measure_jax() -> dict:
 
 
 def measure_torch() -> dict:
-  """The other side."""
+  """Measures the step of `launch.avcil_torch`."""
   import torch
 
   from launch import avcil_torch
@@ -275,7 +302,7 @@ def main(argv: list[str]) -> None:
   without = ours["peak_bytes"] - ours["kept_bytes"]
   mib = 2**20
   print(
-    f"batch {_ROWS.value} + {_ROWS.value}, T={_FRAMES.value}, P={_PLACES.value}, "
+    f"batch {_ROWS.value} + {_ROWS.value}, T={_FRAMES.value}, P={_PATCHES.value}, "
     f"D={_WIDTH.value}; ours stored as {_STORAGE.value}\n"
     f"PyTorch     {theirs['seconds']:.3f} s a step, peak "
     f"{theirs['peak_bytes'] / mib:.0f} MiB\n"

@@ -37,7 +37,7 @@ class Network(torch.nn.Module):
     self.classifier = torch.nn.Linear(width, num_classes)
 
   def forward(self, audio: torch.Tensor, visual: torch.Tensor) -> dict:
-    """`audio` [B, D], `visual` [B, T, P, D] → logits, features, attention."""
+    """Computes logits, features, attention of `audio` [B, D], `visual` [B, T, P, D]."""
     query = torch.tanh(self.attn_audio_proj(audio))
     keys = torch.tanh(self.attn_visual_proj(visual))
     spatial = F.softmax(keys * query[:, None, None], dim=2)
@@ -63,7 +63,7 @@ def losses(
   task_size: int,
   settings: Settings,
 ) -> dict[str, torch.Tensor]:
-  """The terms of the loss, by the names of the golden file, and their sum.
+  """Returns the terms of the loss, by the names of the golden file, and their sum.
 
   Args:
     student: what the network returns.
@@ -108,7 +108,7 @@ def losses(
 
 
 def make_optimizer(network: Network, settings: Settings) -> torch.optim.Adam:
-  """Adam whose weight decay is added to the gradient."""
+  """Returns Adam whose weight decay is added to the gradient."""
   return torch.optim.Adam(
     network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
   )
@@ -126,7 +126,7 @@ def train_step(
   task_size: int,
   settings: Settings,
 ) -> float:
-  """One step; returns the loss."""
+  """Takes one step and returns the loss."""
   with torch.no_grad():
     old = teacher(audio, visual)
   found = losses(

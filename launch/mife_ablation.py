@@ -7,17 +7,16 @@ Resumable like `launch.table`, whose runs of `mife` it takes if they are in the 
 workdir. `--rows="k = 2,without MI"` runs some of the rows only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
 from launch import runs
-from mcil_jax.config import MODALITIES
 from mcil_jax.report import tables
 
 
 def _alone(modality: str) -> dict[str, object]:
-  """A model of one modality, which no sample can lack."""
+  """Returns the settings of a model of one modality, which no sample can lack."""
   return {"train.modalities": modality, "train.modality_dropout": 0.0}
 
 
@@ -45,7 +44,7 @@ ROWS = {
   # a batch has not chosen, and for what towers from scratch need instead of CLIP's: a
   # slow text tower, and modalities that are lost at times.
   "released": {
-    "model.variant": "released",
+    "reproduce": "released",
     "model.theta": "0.8",
     "moe.routers": "shared",
     "mife.mi": "released",
@@ -58,20 +57,23 @@ ROWS = {
 _ROWS = flags.DEFINE_list("rows", list(ROWS), "Rows of the table.")
 
 
-def columns() -> dict[str, Callable[[dict], float]]:
-  """Those of every table; and the final accuracy if all seen classes compete.
+def columns(modalities: Sequence[str]) -> dict[str, Callable[[dict], float]]:
+  """Returns the columns of every table, and the accuracy if all seen classes compete.
 
   Tasks are then inferred for the routers alone.
+
+  Args:
+    modalities: see `tables.columns`.
   """
 
   def all_compete(results: dict) -> float:
     return 100.0 * results["open"]["seen_accuracy"][-1]
 
-  return tables.columns(MODALITIES) | {"all compete": all_compete}
+  return tables.columns(modalities) | {"all compete": all_compete}
 
 
 def _known(label: str) -> str:
-  """The label of a row, if there is one."""
+  """Returns the label of a row, if there is one."""
   if label not in ROWS:
     raise ValueError(f"no row {label!r}; there are: {', '.join(ROWS)}")
   return label
@@ -87,7 +89,7 @@ def main(argv: list[str]) -> None:
     for config in runs.configs()
     for label in runs.distinct("rows", _ROWS.value, _known)
   ]
-  runs.print_table(("data", "mife"), columns(), rows)
+  runs.print_table(("data", "mife"), columns(runs.modalities()), rows)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ ROWS = {
 
 
 def routing_drift(results: dict) -> float:
-  """Percent: mean over old tasks, layers and modalities."""
+  """Returns the mean over old tasks, layers and modalities, in percent."""
   return 100.0 * np.mean(
     [
       np.mean([layers for layers in of_tasks[:-1] if layers is not None])
@@ -46,7 +46,7 @@ def routing_drift(results: dict) -> float:
 
 
 def max_over_mean_load(results: dict) -> float:
-  """1 if experts are used evenly over all tasks, E if all goes to one."""
+  """Returns 1 if experts are used evenly over all tasks, E if all goes to one."""
   of_modalities = [
     np.mean([layers for layers in of_tasks if layers is not None], axis=0)
     for of_tasks in results["expert_usage"].values()
@@ -57,7 +57,7 @@ def max_over_mean_load(results: dict) -> float:
 
 
 def columns() -> dict[str, Callable[[dict], float]]:
-  """Accuracy and forgetting as in every table, then what the routing did."""
+  """Returns accuracy and forgetting as in every table, then what the routing did."""
   known = tables.columns(())
   return {
     **{name: known[name] for name in ("average", "final", "forgetting (max)")},

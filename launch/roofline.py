@@ -62,7 +62,7 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-  """The chip of a topology such as "v5e:4x4" or "v5p:2x2x4".
+  """Returns the chip of a topology such as "v5e:4x4" or "v5p:2x2x4".
 
   Raises:
     ValueError: it is none; says how to write one.
@@ -103,7 +103,7 @@ class Times:
 def times(
   chip: Chip, flops: float, bytes_accessed: float, collectives: Sequence[Collective]
 ) -> Times:
-  """The three times of a program, whose figures are those of one chip."""
+  """Returns the three times of a program, whose figures are those of one chip."""
   sent = sum(collective.sent_bytes for collective in collectives)
   return Times(
     compute=flops / chip.flops_per_second,
@@ -115,7 +115,7 @@ def times(
 def on_slice(
   collective: Collective, num_chips: int, others: int, expert_chips: int
 ) -> Collective:
-  """A collective of a program for `num_chips` on a slice of `others`, weak scaling.
+  """Scales a collective of a program for `num_chips` to a slice of `others`.
 
   The slice grows along the data axis: so do the groups of all chips and of those that
   hold the same experts, not those that items and their experts meet in.
@@ -141,7 +141,7 @@ def weak_scaling(
   num_chips: int,
   expert_chips: int = 1,
 ) -> dict[int, Times]:
-  """Chips of a slice → times of a step there, for those `SLICES` that there can be.
+  """Returns chips of a slice → times of a step there, for the possible `SLICES`.
 
   Args:
     chip: of all slices.

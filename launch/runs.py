@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import app, flags
 
 from launch import HUGE_PAGES
+from mcil_jax import config as config_lib
+from mcil_jax.config import file
 from mcil_jax.report import access, comparability, tables
 from mcil_jax.runtime import cli, paths
 
@@ -60,8 +62,14 @@ class Run:
       )
 
 
+def config_file(config: str) -> str:
+  """Returns the value of `--config` for a config, NAME or NAME:VARIANT."""
+  name, colon, variant = config.partition(":")
+  return f"configs/{name}.py{colon}{variant}"
+
+
 def _flag(argument: str) -> str:
-  """The name of the flag that an argument sets."""
+  """Returns the name of the flag that an argument sets."""
   return re.sub(r"^--?(no(?=config))?|=.*", "", argument, flags=re.DOTALL)
 
 
@@ -122,6 +130,17 @@ def configs() -> list[str]:
   return distinct("configs", CONFIGS.value)
 
 
+def modalities() -> list[str]:
+  """Returns the modalities that models of `--configs` are trained on.
+
+  Raises:
+    ValueError: a config cannot be loaded.
+  """
+  loaded = [file.load(config_file(name)) for name in configs()]
+  trained = [config_lib.modalities(c, "train.modalities") for c in loaded]
+  return list(dict.fromkeys(name for names in trained for name in names))
+
+
 def mife(
   config: str,
   label: str,
@@ -129,7 +148,7 @@ def mife(
   changes: Mapping[str, object],
   passed_on: Sequence[str],
 ) -> Run:
-  """A run of `mife` on the tri-modal variant of a config, with some settings changed.
+  """Returns a run of `mife` on the tri-modal variant of a config.
 
   Without changes and labelled "mife", it is the run of `launch.table`.
 
@@ -161,11 +180,10 @@ def run_once(run: Run) -> dict:
     subprocess.CalledProcessError: it failed, and has said why.
     ValueError: `--workdir` is no path.
   """
-  name, _, variant = run.config.partition(":")
   folder = _workdir()
   command = [
     *(sys.executable, "-m", "mcil_jax.main"),
-    f"--config=configs/{name}.py{variant and ':'}{variant}",
+    f"--config={config_file(run.config)}",
     f"--workdir={folder / run.folder}",
     *run.arguments,
   ]
@@ -182,7 +200,7 @@ def _workdir() -> pathlib.Path:
 
 
 def _pool(jobs: int) -> concurrent.futures.ThreadPoolExecutor:
-  """Threads whose subprocesses have cores of their own, where the system can do that.
+  """Returns threads whose subprocesses have cores of their own, if the system allows.
 
   Runs that compete for the same cores are slower together than one after the other; on
   cores of their own they are faster, as a small model does not keep many cores busy.
@@ -217,9 +235,12 @@ def print_table(
   Raises:
     app.UsageError: two runs share a workdir.
     SystemExit: a run failed; those that had begun are finished, no others begin.
-    ValueError: `--workdir` is no path.
+    ValueError: `--workdir` is no path, or a config cannot be loaded.
   """
-  _workdir()  # fails now rather than in the first run
+  # What would fail in some run fails now, before anything is printed.
+  _workdir()
+  for config in dict.fromkeys(run.config for _, of_row in rows for run in of_row):
+    file.load(config_file(config))
   folders = [run.folder for _, of_row in rows for run in of_row]
   if twice := comparability.repeated(map(os.path.normpath, folders), folders):
     raise app.UsageError(
@@ -245,7 +266,7 @@ def print_table(
 def _experiments(
   results: Sequence[dict], reference: dict
 ) -> list[tuple[str, list[dict]]]:
-  """The runs of each experiment in a row, and a mark of what sets it apart.
+  """Returns the runs of each experiment in a row, and a mark of what sets it apart.
 
   Args:
     results: of the runs.

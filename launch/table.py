@@ -10,14 +10,13 @@ where it ended and repeats nothing. What follows `--` is passed on to every run.
 from absl import flags
 
 from launch import runs
-from mcil_jax.config import MODALITIES
 from mcil_jax.report import tables
 
 _METHODS = flags.DEFINE_list("methods", ["finetune", "replay", "joint"], "Methods.")
 
 
 def run(config: str, method: str, seed: str, passed_on: list[str]) -> runs.Run:
-  """One run of the table."""
+  """Returns one run of the table."""
   return runs.Run(
     config,
     f"{config.replace(':', '-')}/{method}-seed{seed}",
@@ -32,7 +31,8 @@ def main(argv: list[str]) -> None:
     for config in runs.configs()
     for method in runs.distinct("methods", _METHODS.value)
   ]
-  runs.print_table(("data", "method"), tables.columns(MODALITIES), rows)
+  columns = tables.columns(runs.modalities())
+  runs.print_table(("data", "method"), columns, rows)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,10 @@ from absl import flags
 # What imports JAX is imported in the functions, because the environment must be set
 # before.
 from launch import roofline
+from mcil_jax.config import flags as config_flags
 from mcil_jax.runtime import cli, collectives, paths
 
-_CONFIG = cli.define_config()
+_CONFIG = config_flags.define_config()
 _TOPOLOGIES = flags.DEFINE_list(
   "topology", None, "Slices, CHIP:SHAPE, separated by commas, such as v5e:4x4."
 )
@@ -156,7 +157,7 @@ def check(topology: str) -> list[dict[str, Any]]:
     raise ValueError(
       f"--programs: there is no {', '.join(sorted(unknown))}, only {', '.join(stages)}"
     )
-  model = setup.model_shapes()
+  model = setup.model_shapes
   about = {
     "topology": topology,
     "mesh": dict(setup.mesh.shape),
@@ -174,7 +175,7 @@ def check(topology: str) -> list[dict[str, Any]]:
       continue
     _, frozen = split(model.params, stage.trains)
     state = {
-      "state_bytes": ahead_of_time.bytes_per_chip(setup.carry_shapes(stage)),
+      "state_bytes": ahead_of_time.bytes_per_chip(setup.programs.carry_shapes(stage)),
       "frozen_bytes": ahead_of_time.bytes_per_chip(frozen),
     }
     trained, kept = (quantity(n, "B", 1024) for n in state.values())
@@ -219,4 +220,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, cli.parse_with_config)
+  config_flags.run(main)

@@ -17,13 +17,14 @@ import sys
 from absl import flags, logging
 
 from mcil_jax import config as config_lib
+from mcil_jax.config import flags as config_flags
 
 # What needs JAX is imported in the functions: that takes seconds, and a mistyped flag
 # or a Ctrl-C should not have to wait for it.
 from mcil_jax.runtime import cli, cpu_memory, storage
 from mcil_jax.runtime.paths import user_path
 
-_CONFIG = cli.define_config()
+_CONFIG = config_flags.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder where everything of the run is kept, such as runs/NAME."
 )
@@ -86,6 +87,27 @@ def _run(workdir: str) -> None:
       signals.end_at_once()
 
 
+def _one_line(error: Exception) -> Exception | str | None:
+  """Returns what to say of an error of a run; None where only its traceback helps."""
+  import jax
+
+  from mcil_jax.runtime import processes
+
+  if processes.lost(error):
+    return "another process of this run has ended; see what it says"
+  if full := storage.explain(error):
+    return full
+  if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+    return error
+  out_of_memory = "RESOURCE_EXHAUSTED" in str(error)
+  if out_of_memory and isinstance(error, jax.errors.JaxRuntimeError):
+    return (
+      "out of memory: lower config.train.batch_size or config.eval.batch_size, and use "
+      "another --workdir"
+    )
+  return None
+
+
 def main(argv: list[str]) -> None:
   """Runs the experiment that the flags describe."""
   if argv[1:]:
@@ -99,26 +121,22 @@ def main(argv: list[str]) -> None:
   except ValueError as error:
     cli.fail(error)
   cpu_memory.settle()
-  import jax
+  from mcil_jax.runtime import processes
 
-  try:
-    _join_processes()
-    _run(str(workdir))
-  except (ValueError, OSError, FloatingPointError, ImportError) as error:
-    logging.info("Where it happened:", exc_info=True)  # shown by --verbosity=0
-    cli.fail(storage.explain(error) or error)
-  except jax.errors.JaxRuntimeError as error:
-    if storage.explain(error) or "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    cli.fail(
-      "out of memory: lower config.train.batch_size or config.eval.batch_size, and use "
-      "another --workdir"
-    )
+  with processes.ending_together():
+    try:
+      _join_processes()
+      _run(str(workdir))
+    except Exception as error:
+      if (text := _one_line(error)) is None:
+        raise
+      logging.info("Where it happened:", exc_info=True)  # shown by --verbosity=0
+      cli.fail(text)
 
 
 def entry() -> None:
   """Entry point of `python -m mcil_jax.main`."""
-  cli.run(main, cli.parse_with_config)
+  config_flags.run(main)
 
 
 if __name__ == "__main__":

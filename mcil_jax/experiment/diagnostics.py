@@ -1,8 +1,8 @@
-"""What is watched besides predictions: fusion, experts, inferred tasks, features.
+"""What is known besides predictions: fusion, experts, inferred tasks, features.
 
-`Observed` holds what the last evaluation saw of every sample, and what each task's
-evaluation saw of its own samples; the functions below make sections of results.json of
-it.
+`Diagnostics` holds what the last evaluation found out about every sample, and what each
+task's evaluation found out about its own samples; the functions below make sections of
+results.json of it.
 """
 
 import functools
@@ -25,14 +25,14 @@ BINS = 40
 
 
 @struct.dataclass
-class Observed:
+class Diagnostics:
   """What is known of the N samples of the evaluated split, NaN where nothing is.
 
   Attributes:
     inferred_task: int16 [N], by the last evaluation; −1 before.
-    correlation: float32 [N], of the fusion, by the θ of the sample's own task; None for
-      a fusion without.
-    masked: bool [N], as `correlation`.
+    correlation: float32 [N, M−1], of the fusion, see `fusion.Fused`, by the θ of the
+      sample's own task; None for a fusion without.
+    masked: bool [N, M−1], as `correlation`.
     routing: modality → what the experts did, by the last evaluation.
     first_usage: modality → float32 [N, layers, E], `usage` when the task was learned.
     prompts: what the experts of the text tower did, rows are prompts; None without.
@@ -60,12 +60,12 @@ def empty(
   prototypes: Any | None,
   scenario: Scenario,
   num_samples: int,
-) -> Observed:
-  """Nothing seen yet.
+) -> Diagnostics:
+  """Returns diagnostics of nothing.
 
   Args:
     outcome: shapes of what the evaluation step returns for a batch.
-    prototypes: shapes of what the read step returns, None without a text tower.
+    prototypes: shapes of the classes' prototypes, None without a text tower.
     scenario: class order and increments.
     num_samples: N of the evaluated split.
   """
@@ -75,7 +75,7 @@ def empty(
     return np.full((rows, *x.shape[1:]), value, x.dtype)
 
   routing = jax.tree.map(unknown, outcome.routing)
-  observed = Observed(
+  diagnostics = Diagnostics(
     inferred_task=np.full(num_samples, -1, np.int16),
     correlation=jax.tree.map(unknown, outcome.correlation),
     masked=jax.tree.map(unknown, outcome.masked),
@@ -83,58 +83,58 @@ def empty(
     first_usage={m: x.usage.copy() for m, x in routing.items()},
   )
   if prototypes is None:
-    return observed
+    return diagnostics
   nowhere = (scenario.num_tasks, prototypes.features.shape[-1])
-  observed = observed.replace(
+  diagnostics = diagnostics.replace(
     feature_means={m: np.full(nowhere, np.nan, np.float32) for m in outcome.features},
     text_means=np.full(nowhere, np.nan, np.float32),
     nmi={m: np.array(np.nan) for m in outcome.features},
   )
   if prototypes.routing is None:
-    return observed
+    return diagnostics
   count = prototypes.num_prompts
   by_prompt = functools.partial(moe.by_sample, num_samples=count)
   shapes = jax.eval_shape(by_prompt, prototypes.routing)
   prompts = jax.tree.map(lambda x: unknown(x, count), shapes)
-  return observed.replace(prompts=prompts, first_prompt_usage=prompts.usage.copy())
+  return diagnostics.replace(prompts=prompts, first_prompt_usage=prompts.usage.copy())
 
 
 def update(
-  observed: Observed,
+  diagnostics: Diagnostics,
   outcome: EvalOutputs,
   prototypes: Any | None,
   *,
   ids: np.ndarray,
   labels: np.ndarray,
   scenario: Scenario,
-  number: int,
-) -> Observed:
-  """With what the evaluation after task `number` saw.
+  task: int,
+) -> Diagnostics:
+  """Returns the diagnostics with what the evaluation after a task found out.
 
   Args:
-    observed: before.
+    diagnostics: before.
     outcome: of `evaluate.evaluate`, in the order of `ids`.
     prototypes: of all classes, on the host; None without a text tower.
     ids: [n], the samples, those of all seen classes.
     labels: [n], positions in the class order.
     scenario: class order and increments.
-    number: the current task.
+    task: index of the current one.
   """
-  observed = jax.tree.map(np.copy, observed)
-  own = scenario.task_of_class[labels] == number
-  observed.inferred_task[ids] = outcome.inferred_task
+  diagnostics = jax.tree.map(np.copy, diagnostics)
+  own = scenario.task_of_class[labels] == task
+  diagnostics.inferred_task[ids] = outcome.inferred_task
   for rows, found in (
-    (observed.correlation, outcome.correlation),
-    (observed.masked, outcome.masked),
+    (diagnostics.correlation, outcome.correlation),
+    (diagnostics.masked, outcome.masked),
   ):
     if rows is not None:
       rows[ids[own]] = found[own]
   for m, found in outcome.routing.items():
-    observed.first_usage[m][ids[own]] = found.usage[own]
-    _write(observed.routing[m], ids, found)
+    diagnostics.first_usage[m][ids[own]] = found.usage[own]
+    _write(diagnostics.routing[m], ids, found)
   if prototypes is None:
-    return observed
-  return _update_features(observed, outcome, prototypes, own, scenario, number)
+    return diagnostics
+  return _update_features(diagnostics, outcome, prototypes, own, scenario, task)
 
 
 def _write(routing: moe.SampleRouting, ids: np.ndarray, found: moe.SampleRouting):
@@ -145,40 +145,42 @@ def _write(routing: moe.SampleRouting, ids: np.ndarray, found: moe.SampleRouting
 
 
 def _update_features(
-  observed: Observed,
+  diagnostics: Diagnostics,
   outcome: EvalOutputs,
   prototypes: Any,
   own: np.ndarray,
   scenario: Scenario,
-  number: int,
-) -> Observed:
-  """Of a model with a text tower; `own` bool [n] are the samples of task `number`."""
-  of_task = scenario.task_of_class == number
-  nmi = dict(observed.nmi)
+  task: int,
+) -> Diagnostics:
+  """Updates what needs a text tower; `own` bool [n] are the samples of the task."""
+  of_task = scenario.task_of_class == task
+  nmi = dict(diagnostics.nmi)
   for m, features in outcome.features.items():
     seen = outcome.present[m]
     if (own & seen).any():
-      observed.feature_means[m][number] = features[own & seen].mean(axis=0)
+      diagnostics.feature_means[m][task] = features[own & seen].mean(axis=0)
     if seen.any():
       nmi[m] = np.array(_nmi(outcome.fused, features, seen), np.float64)
-  observed.text_means[number] = prototypes.features[of_task].mean(axis=0)
+  diagnostics.text_means[task] = prototypes.features[of_task].mean(axis=0)
   if prototypes.routing is not None:
     count = prototypes.num_prompts
     now = jax.device_get(moe.by_sample(prototypes.routing, count))
-    _write(observed.prompts, np.arange(count), now)
+    _write(diagnostics.prompts, np.arange(count), now)
     prompts_of_task = np.repeat(of_task, count // len(of_task))
-    observed.first_prompt_usage[prompts_of_task] = now.usage[prompts_of_task]
-  return observed.replace(nmi=nmi)
+    diagnostics.first_prompt_usage[prompts_of_task] = now.usage[prompts_of_task]
+  return diagnostics.replace(nmi=nmi)
 
 
 def _nmi(fused: np.ndarray, features: np.ndarray, where: np.ndarray) -> float:
-  """Normalised mutual information over samples, on the host's one device."""
+  """Returns the normalised mutual information over samples, on one device."""
   fused = fused / np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), 1e-12)
   return float(mi.normalised_mutual_information(fused, features, where=where))
 
 
-def expert_usage(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
-  """modality → [T][layers][E]: share of assignments of each task's items.
+def expert_usage(
+  diagnostics: Diagnostics, labels: np.ndarray, scenario: Scenario
+) -> dict:
+  """Returns modality → [T][layers][E], the share of assignments of a task's items.
 
   None in place of a task that has not been learned.
   """
@@ -187,11 +189,13 @@ def expert_usage(observed: Observed, labels: np.ndarray, scenario: Scenario) -> 
     counts = usage.sum(axis=0, dtype=np.float64)
     return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
 
-  return _by_task(observed, labels, scenario, lambda r, _: [r.usage], shares)
+  return _by_task(diagnostics, labels, scenario, lambda r, _: [r.usage], shares)
 
 
-def routing_drift(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
-  """modality → [T][layers]: how much the routing of a task's items has moved since.
+def routing_drift(
+  diagnostics: Diagnostics, labels: np.ndarray, scenario: Scenario
+) -> dict:
+  """Returns modality → [T][layers], how far the routing of a task's items has moved.
 
   0 if every item goes where it went just after its task was learned, 1 if none goes to
   any of its experts of then: half the sum over experts of |share then − share now|,
@@ -204,43 +208,45 @@ def routing_drift(observed: Observed, labels: np.ndarray, scenario: Scenario) ->
     )
     return 0.5 * np.abs(now - then).sum(axis=-1, dtype=np.float64).mean(axis=0)
 
-  return _by_task(observed, labels, scenario, lambda r, then: [then, r.usage], drift)
+  return _by_task(diagnostics, labels, scenario, lambda r, then: [then, r.usage], drift)
 
 
-def dropped(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
-  """modality → [T][layers]: assignments per item that found their expert full."""
-  return _by_task(observed, labels, scenario, lambda r, _: [r.dropped], _mean)
+def dropped(diagnostics: Diagnostics, labels: np.ndarray, scenario: Scenario) -> dict:
+  """Returns modality → [T][layers], assignments per item that found no room."""
+  return _by_task(diagnostics, labels, scenario, lambda r, _: [r.dropped], _mean)
 
 
-def routing_entropy(observed: Observed, labels: np.ndarray, scenario: Scenario) -> dict:
-  """modality → [T][layers]: mean entropy of an item's probabilities, in nats."""
-  return _by_task(observed, labels, scenario, lambda r, _: [r.entropy], _mean)
+def routing_entropy(
+  diagnostics: Diagnostics, labels: np.ndarray, scenario: Scenario
+) -> dict:
+  """Returns modality → [T][layers], the mean entropy of an item's routing in nats."""
+  return _by_task(diagnostics, labels, scenario, lambda r, _: [r.entropy], _mean)
 
 
 _mean = functools.partial(np.mean, axis=0, dtype=np.float64)
 
 
 def _by_task(
-  observed: Observed,
+  diagnostics: Diagnostics,
   labels: np.ndarray,
   scenario: Scenario,
   arrays: Callable[[moe.SampleRouting, np.ndarray], Sequence[np.ndarray]],
   of_rows: Callable[..., np.ndarray],
 ) -> dict[str, list]:
-  """modality → a value per task, of the known rows of its samples or prompts.
+  """Returns modality → a value per task, of known rows of its samples or prompts.
 
   Args:
-    observed: what is known.
+    diagnostics: what is known.
     labels: [N] of the split, positions in the class order.
     scenario: class order and increments.
     arrays: (routing, first usage) → arrays whose first axis is that of rows.
     of_rows: those rows of these arrays → [layers, ...].
   """
-  routing = {m: (x, observed.first_usage[m]) for m, x in observed.routing.items()}
+  routing = {m: (x, diagnostics.first_usage[m]) for m, x in diagnostics.routing.items()}
   task_of_row = dict.fromkeys(routing, scenario.task_of_class[labels])
-  if observed.prompts is not None:
-    routing["text"] = observed.prompts, observed.first_prompt_usage
-    templates = len(observed.first_prompt_usage) // scenario.num_classes
+  if diagnostics.prompts is not None:
+    routing["text"] = diagnostics.prompts, diagnostics.first_prompt_usage
+    templates = len(diagnostics.first_prompt_usage) // scenario.num_classes
     task_of_row["text"] = np.repeat(scenario.task_of_class, templates)
   result = {}
   for m, (now, then) in routing.items():
@@ -257,23 +263,24 @@ def _by_task(
 
 
 def fusion(
-  observed: Observed, labels: np.ndarray, scenario: Scenario, theta: np.ndarray
+  diagnostics: Diagnostics, labels: np.ndarray, scenario: Scenario, theta: np.ndarray
 ) -> dict | None:
-  """Distribution of r over each task's samples, θ and the share that was masked.
+  """Returns the distribution of r over each task's samples, θ and the masked share.
 
-  All of them as they were just after the task was learned; None where no sample had
-  both modalities.
+  All of them are as they were just after the task was learned; with more than two
+  modalities, each that is compared with the anchor counts. None stands where no sample
+  had both modalities.
   """
-  if observed.correlation is None:
+  if diagnostics.correlation is None:
     return None
   edges = np.linspace(-1.0, 1.0, BINS + 1)
   task_of_row = scenario.task_of_class[labels]
   counts, masked = [], []
   for t in range(scenario.num_tasks):
-    rows = (task_of_row == t) & ~np.isnan(observed.correlation)
-    histogram = np.histogram(observed.correlation[rows], edges)[0]
-    counts.append(histogram.tolist() if rows.any() else None)
-    masked.append(float(observed.masked[rows].mean()) if rows.any() else None)
+    known = (task_of_row == t)[:, None] & ~np.isnan(diagnostics.correlation)
+    histogram = np.histogram(diagnostics.correlation[known], edges)[0]
+    counts.append(histogram.tolist() if known.any() else None)
+    masked.append(float(diagnostics.masked[known].mean()) if known.any() else None)
   return {
     "theta": [None if np.isnan(x) else float(x) for x in theta],
     "correlation": {"edges": edges.tolist(), "counts": counts},
@@ -282,43 +289,51 @@ def fusion(
 
 
 def task_inference_accuracy(
-  observed: Observed, labels: np.ndarray, scenario: Scenario
+  diagnostics: Diagnostics, labels: np.ndarray, scenario: Scenario
 ) -> float | None:
-  """Share of the samples of seen classes whose task was inferred."""
-  known = observed.inferred_task >= 0
-  right = observed.inferred_task == scenario.task_of_class[labels]
+  """Returns the share of samples of seen classes whose task was inferred correctly."""
+  known = diagnostics.inferred_task >= 0
+  right = diagnostics.inferred_task == scenario.task_of_class[labels]
   return float(right[known].mean()) if known.any() else None
 
 
 def mife_metrics(
-  observed: Observed, seen_accuracy, matrix, zero_shot, chance
+  diagnostics: Diagnostics,
+  seen_accuracy: list,
+  matrix: np.ndarray,
+  zero_shot: np.ndarray | None,
+  chance: np.ndarray,
+  anchor: str,
 ) -> metrics.Summary:
-  """MIFE's two metrics, or why a run has none."""
+  """Returns MIFE's two metrics, or why a run has none.
+
+  Args:
+    diagnostics: of the run.
+    seen_accuracy: see `mife.metric_1`, as are the next three.
+    matrix: the accuracy matrix.
+    zero_shot: accuracy on each task before it was learned.
+    chance: accuracy of guessing.
+    anchor: modality by which tasks are compared.
+  """
   values, undefined = {}, {}
 
   def metric_1():
-    if "image" not in observed.feature_means:
-      raise metrics.UndefinedMetricError("needs image features")
     similarity = mife.task_similarity(
-      observed.feature_means["image"], observed.text_means
+      diagnostics.feature_means[anchor], diagnostics.text_means
     )
     forgetting = mife.forgetting_after_tasks(matrix)
     # A fraction, as all of results.json.
     return mife.metric_1(seen_accuracy, forgetting, similarity) / 100.0
 
   def metric_2():
+    nmi = {m: float(x) for m, x in diagnostics.nmi.items()}
     return mife.metric_2(
-      seen_accuracy,
-      matrix,
-      zero_shot=zero_shot,
-      chance=chance,
-      nmi_image=observed.nmi.get("image"),
-      nmi_audio=observed.nmi.get("audio"),
+      seen_accuracy, matrix, zero_shot=zero_shot, chance=chance, nmi=nmi
     )
 
   for name, metric in {"mife_1": metric_1, "mife_2": metric_2}.items():
     try:
-      if observed.text_means is None:
+      if diagnostics.text_means is None:
         raise metrics.UndefinedMetricError("needs a model with a text tower")
       values[name] = metric()
     except metrics.UndefinedMetricError as reason:

@@ -1,4 +1,4 @@
-"""What is kept of a task's samples when it is learned: exemplars, means of classes."""
+"""What is kept of a task's samples after it: exemplars and class means."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,11 @@ from mcil_jax.continual import exemplars
 from mcil_jax.experiment import inference
 from mcil_jax.experiment.components import Setup
 from mcil_jax.experiment.state import RunState
+from mcil_jax.heads import nearest_mean
 from mcil_jax.steps import evaluate
 
 
-def remember(
+def update_exemplars(
   setup: Setup, state: RunState, stop: Callable[[], None] = lambda: None
 ) -> RunState:
   """Selects exemplars of the task's classes, and computes means, for who needs them.
@@ -19,7 +20,7 @@ def remember(
   Args:
     setup: of the run.
     state: with the memory that the task was trained with.
-    stop: see `look.outcome`.
+    stop: see `inference.outcome`.
   """
   if setup.method.uses_memory:
     ids = setup.scenario.samples_of(setup.labels["train"], [int(state.task)])
@@ -38,33 +39,33 @@ def _embedding(setup, state, ids, stop) -> np.ndarray:
 
 
 def _class_means(setup: Setup, state: RunState, stop: Callable[[], None]) -> np.ndarray:
-  """[C, D]: of all seen classes' exemplars; without a memory, of the task's samples."""
-  means, labels = np.array(state.model.class_means), setup.labels["train"]
+  """Returns class means [C, D], see `nearest_mean.fit`.
+
+  They are those of all exemplars; without a memory, of the task's samples.
+  """
+  labels = setup.labels["train"]
   if setup.method.uses_memory:
     ids = exemplars.stored(state.memory)
   else:
     ids = setup.scenario.samples_of(labels, [int(state.task)])
-  x = _embedding(setup, state, ids, stop).astype(np.float64)
-  x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-  for c in np.unique(labels[ids]):
-    means[c] = x[labels[ids] == c].mean(axis=0)
-  return means
+  embeddings = _embedding(setup, state, ids, stop)
+  return nearest_mean.fit(state.model.class_means, embeddings, labels[ids])
 
 
 def _select(
   setup: Setup, state: RunState, ids: np.ndarray, embedding: np.ndarray | None
 ) -> np.ndarray:
-  """The memory with exemplars of the current task, whose samples are `ids`."""
-  c, number = setup.config, int(state.task)
-  before, seen = (int(n) for n in setup.scenario.boundaries[number : number + 2])
-  rng = np.random.default_rng([0x3E3, c.seed, number])
+  """Returns the memory with exemplars of the current task, whose samples are `ids`."""
+  c, task = setup.config, int(state.task)
+  before, seen = (int(n) for n in setup.scenario.boundaries[task : task + 2])
+  rng = np.random.default_rng([0x3E3, c.seed, task])
 
   def select(of_class: np.ndarray, count: int) -> np.ndarray:
     if c.memory.selection == "random":
       return rng.permutation(of_class)[:count]
     rows = embedding[np.searchsorted(ids, of_class)]
     # As the released code of AV-CIL's benchmark, which picks some samples twice.
-    replacement = c.model.variant == "released"
+    replacement = c.reproduce == "released"
     return of_class[exemplars.herding(rows, count, replacement=replacement)]
 
   return exemplars.update(

@@ -22,7 +22,7 @@ def outcome(
   *,
   only: str = "",
 ) -> evaluate.EvalOutputs:
-  """What the evaluation step returns for samples of a split.
+  """Returns what the evaluation step returns for samples of a split.
 
   Args:
     setup: of the run.
@@ -34,7 +34,7 @@ def outcome(
     only: what is asked for, see `Setup.eval_step`.
   """
   return evaluate.evaluate(
-    setup.eval_step(only),
+    setup.programs.eval_step(only),
     on_devices(setup, state.model),
     setup.dataset.splits[split],
     setup.labels[split],
@@ -48,14 +48,14 @@ def outcome(
 
 
 def prototypes(setup: Setup, model: ModelState) -> multimodal.Prototypes | None:
-  """Of all classes; None without a text tower."""
-  if setup.read_step is None:
+  """Returns the prototypes of all classes; None without a text tower."""
+  if setup.programs.encode_prompts is None:
     return None
-  return setup.read_step(on_devices(setup, model))
+  return setup.programs.encode_prompts(on_devices(setup, model))
 
 
 def on_devices(setup: Setup, tree):
-  """The same with its host arrays replicated over the mesh."""
+  """Returns a tree whose host arrays are replicated over the mesh."""
   replicate = sharding.replicated(setup.mesh)
 
   def put(x):

@@ -33,7 +33,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-  """Of this package, Python and the libraries that numbers may depend on."""
+  """Returns the versions of this package, Python and the libraries below it."""
   return {
     "mcil_jax": __version__,
     "python": platform.python_version(),
@@ -51,7 +51,7 @@ def _accuracies(predictions: np.ndarray, labels: np.ndarray, increments) -> dict
 
 
 def _lists(values: np.ndarray) -> list:
-  """Nested lists with None for what is not defined."""
+  """Returns nested lists with None for what is not defined."""
   return np.where(np.isnan(values), None, values.astype(object)).tolist()
 
 
@@ -62,16 +62,17 @@ def progress(setup: Setup, state: RunState) -> dict:
   """
   c, increments = setup.config, setup.scenario.increments
   labels = setup.labels[c.eval.split]
-  by_kind = {
-    kind: _accuracies(rows, labels, increments)
-    for kind, rows in state.predictions.items()
-  }
+  by_kind = {}
+  for kind, rows in state.predictions.items():
+    counts = counted(setup, kind)
+    if _every_task_has_samples(setup, labels[counts]):
+      by_kind[kind] = _accuracies(rows[:, counts], labels[counts], increments)
   return {
     "method": c.method,
     "data": c.data.name,
     "seed": c.seed,
     "split": c.eval.split,
-    "modalities": list(setup.modalities),
+    "modalities": list(setup.specs),
     "increments": list(increments),
     "class_names": list(setup.scenario.class_names),
     # Whether the tasks of test samples are told, in the main accuracy too.
@@ -79,12 +80,40 @@ def progress(setup: Setup, state: RunState) -> dict:
     **by_kind[evaluate.MAIN],
     "task_incremental": by_kind[evaluate.TASK_INCREMENTAL],
     "open": by_kind[evaluate.OPEN] if setup.method.tasks else None,
-    "per_modality": {m: by_kind[m] for m in setup.modalities},
+    "per_modality": {m: by_kind[m] for m in setup.specs if m in by_kind},
+    # Samples that each modality alone is evaluated on: those that have it.
+    "samples": {m: int(counted(setup, m).sum()) for m in setup.specs},
+  }
+
+
+def counted(setup: Setup, kind: str) -> np.ndarray:
+  """Returns which samples of the evaluated split count for a kind of prediction.
+
+  For a modality alone, these are the samples that have it: bool [N].
+  """
+  split = setup.config.eval.split
+  if kind in setup.specs:
+    return setup.dataset.splits[split].present[kind]
+  return np.ones(len(setup.labels[split]), bool)
+
+
+def _every_task_has_samples(setup: Setup, labels: np.ndarray) -> bool:
+  tasks = setup.scenario.task_of_class[labels]
+  return len(np.unique(tasks)) == setup.scenario.num_tasks
+
+
+def _reads(setup: Setup) -> dict[str, bool]:
+  """Returns setting or section → whether it matters to the run's method."""
+  method = setup.method
+  return {
+    "memory": method.uses_memory,
+    "distillation": method.teacher is not None,
+    "model.anchor": setup.config.model.fusion == "aavfm" or method.tasks is not None,
   }
 
 
 def summarise(setup: Setup, state: RunState) -> dict:
-  """The contents of results.json; see the README for its keys.
+  """Returns the contents of results.json; see the README for its keys.
 
   All processes call this together: it gathers the parameters.
   """
@@ -95,6 +124,7 @@ def summarise(setup: Setup, state: RunState) -> dict:
   of_classes = metrics.per_class_accuracy(main, labels, setup.scenario.increments)
   infers = setup.method.tasks and setup.method.tasks.infer
   return accuracies | {
+    "reads": _reads(setup),
     "benchmark": setup.dataset.benchmark,
     "data_version": setup.dataset.version,
     "fingerprints": comparability.fingerprints(
@@ -106,12 +136,14 @@ def summarise(setup: Setup, state: RunState) -> dict:
     "confusion_matrix": _confusion(setup, state, labels),
     "zero_shot": None if zero_shot is None else _lists(zero_shot),
     "task_inference_accuracy": diagnostics.task_inference_accuracy(
-      state.observed, labels, setup.scenario
+      state.diagnostics, labels, setup.scenario
     )
     if infers
     else None,
     **of_experts(setup, state),
-    "fusion": diagnostics.fusion(state.observed, labels, setup.scenario, state.theta),
+    "fusion": diagnostics.fusion(
+      state.diagnostics, labels, setup.scenario, state.theta
+    ),
     **_cost(state),
     "exemplars": 0 if state.memory is None else len(exemplars.stored(state.memory)),
     "params": sum(x.size for x in jax.tree.leaves(state.model.params)),
@@ -137,33 +169,34 @@ def of_experts(setup: Setup, state: RunState) -> dict[str, dict]:
   }
   labels = setup.labels[setup.config.eval.split]
   return {
-    key: of(state.observed, labels, setup.scenario) for key, of in functions.items()
+    key: of(state.diagnostics, labels, setup.scenario) for key, of in functions.items()
   }
 
 
 def _metrics(
   setup: Setup, state: RunState, seen_accuracy: list, zero_shot: np.ndarray | None
 ) -> tuple[dict[str, float], dict[str, str]]:
-  """The metrics by name, and why the others have no value."""
+  """Returns the metrics by name, and why the others have no value."""
   main, increments = state.predictions[evaluate.MAIN], setup.scenario.increments
   labels = setup.labels[setup.config.eval.split]
   summary = metrics.summary(main, labels, increments, zero_shot=zero_shot)
   mife = diagnostics.mife_metrics(
-    state.observed,
+    state.diagnostics,
     seen_accuracy,
     metrics.accuracy_matrix(main, labels, increments),
     zero_shot,
     metrics.chance_accuracy(increments),
+    config_lib.anchor(setup.config, tuple(setup.specs)),
   )
   return summary.values | mife.values, summary.undefined | mife.undefined
 
 
 def _cost(state: RunState) -> dict:
-  """Where the time went, over all starts of the run."""
+  """Returns where the time went, over all starts of the run."""
   seconds = {key: float(value) for key, value in state.seconds.items()}
   loop = seconds["loop_seconds"]
   return {
-    "compilations": {name: int(n) for name, n in state.compilations.items()},
+    "compilations": {name: int(n) for name, n in sorted(state.compilations.items())},
     "train_seconds": seconds["train_seconds"],
     "steps": int(state.train.step),
     "steps_per_second": seconds["loop_steps"] / loop if loop else None,
@@ -172,8 +205,8 @@ def _cost(state: RunState) -> dict:
 
 
 def _zero_shot(setup: Setup, state: RunState, labels: np.ndarray) -> np.ndarray | None:
-  """[T]: accuracy on each task just before learning it; NaN where there is none."""
-  if setup.reading is None:
+  """Returns the accuracy on each task before learning it, [T]; NaN for none."""
+  if setup.prompts is None:
     return None
   right = np.where(state.zero_shot >= 0, state.zero_shot == labels, np.nan)
   tasks = setup.scenario.task_of_class[labels]
@@ -181,7 +214,7 @@ def _zero_shot(setup: Setup, state: RunState, labels: np.ndarray) -> np.ndarray 
 
 
 def _confusion(setup: Setup, state: RunState, labels: np.ndarray) -> list | None:
-  """Of the last task learned, true classes in rows; None before the first."""
+  """Returns the confusion matrix after the last task learned; None before the first."""
   rows = state.predictions[evaluate.MAIN]
   learned = (rows >= 0).any(axis=1)
   if not learned.any():
@@ -216,7 +249,7 @@ def write(directory: pathlib.Path, summary: dict, *, keep: bool) -> dict:
 
 
 def _read(path: pathlib.Path) -> dict:
-  """What a results.json holds; nothing if it is not there or damaged."""
+  """Returns what a results.json holds; nothing if it is not there or damaged."""
   if path.exists():
     with contextlib.suppress(ValueError):  # no JSON, or no text
       found = json.loads(path.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ class StoppedError(Exception):
   """The run was asked to stop, and has saved a snapshot."""
 
 
-class Record:
+class RunIO:
   """Snapshots and log of one workdir, for as long as the run is at work.
 
   Attributes:
@@ -32,10 +32,12 @@ class Record:
     self.workdir = workdir
     self._stop = stop
     self._snapshots = checkpoint.Snapshots(workdir)
-    self._compiled_before = {name: compile_count.count(name) for name in setup.compiled}
+    self._compiled_before = {
+      name: compile_count.count(name) for name in setup.programs.names
+    }
     self.writer = writers.MetricsWriter(workdir / "metrics.jsonl", enabled=False)
 
-  def __enter__(self) -> "Record":
+  def __enter__(self) -> "RunIO":
     return self
 
   def __exit__(self, kind, *exc) -> None:
@@ -45,7 +47,7 @@ class Record:
       self.writer.close()
 
   def restore(self) -> RunState:
-    """The newest snapshot or the initial state; opens the log, cut back to it."""
+    """Restores the newest snapshot, or the initial state, and the log up to there."""
     restored = self._snapshots.restore(
       lambda position: state.initial(self._setup, *position)
     )

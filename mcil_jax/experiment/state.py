@@ -8,10 +8,11 @@ from flax import struct
 
 from mcil_jax.continual import exemplars
 from mcil_jax.data import pipeline
-from mcil_jax.experiment import diagnostics
+from mcil_jax.experiment import diagnostics as diagnostics_lib
 from mcil_jax.experiment.components import Setup
 from mcil_jax.models.state import ModelState, copied
-from mcil_jax.steps import evaluate, train
+from mcil_jax.steps import evaluate
+from mcil_jax.steps.carry import TrainState
 
 SECONDS = ("train_seconds", "loop_seconds", "wait_seconds", "loop_steps")
 
@@ -55,17 +56,17 @@ class RunState:
     memory: int64 [M], indices into the training split; None without a memory.
     predictions: kind → int32 [T, N] over the evaluated split, −1 where none was made.
     zero_shot: int32 [N], predictions just before each sample's task was learned.
-    observed: see `observe`.
+    diagnostics: see `Diagnostics`.
     best: if `config.train.select` asks for it, else None.
     theta: float32 [T], threshold of the fusion in each task, NaN before.
     log_bytes: int64, length of metrics.jsonl.
     seconds: where the time went, over all starts of the run, float64: `train_seconds`
-      (compilation, training, validation) and those of `train.timed`.
+      (compilation, training, validation) and those of `step_log.timed`.
     compilations: jitted function → int64, the most compilations in one start.
   """
 
   model: ModelState
-  train: train.TrainState
+  train: TrainState
   teacher: ModelState | None
   method_state: Any
   task: np.ndarray
@@ -74,7 +75,7 @@ class RunState:
   memory: np.ndarray | None
   predictions: dict[str, np.ndarray]
   zero_shot: np.ndarray
-  observed: diagnostics.Observed
+  diagnostics: diagnostics_lib.Diagnostics
   best: Best | None
   theta: np.ndarray
   log_bytes: np.ndarray
@@ -82,13 +83,17 @@ class RunState:
   compilations: dict[str, np.ndarray]
 
   def add_seconds(self, seconds: dict[str, float]) -> "RunState":
-    """With another stretch of time added."""
+    """Returns the state with another stretch of time added."""
     total = {key: np.array(self.seconds[key] + seconds[key]) for key in self.seconds}
     return self.replace(seconds=total)
 
+  def add_training_seconds(self, seconds: float) -> "RunState":
+    """Returns the state with so many more seconds counted as training."""
+    return self.add_seconds(dict.fromkeys(SECONDS, 0.0) | {"train_seconds": seconds})
+
 
 def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
-  """The state before the first task, laid out as that of a stage of some task.
+  """Returns the state before the first task, laid out as in a stage of some task.
 
   Args:
     setup: of the run.
@@ -108,7 +113,7 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
     model=model,
     train=setup.fresh_optimizer(model, task, stage),
     teacher=setup.teacher_of(model, task),
-    method_state=setup.place_method_state(
+    method_state=setup.programs.place_method_state(
       init_state and init_state(setup.scenario, model)
     ),
     task=np.array(0),
@@ -120,22 +125,22 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
       for kind in (*setup.present, evaluate.TASK_INCREMENTAL, evaluate.OPEN)
     },
     zero_shot=np.full(samples, -1, np.int32),
-    observed=diagnostics.empty(outcome, prototypes, setup.scenario, samples),
-    best=best(model) if setup.validates else None,
+    diagnostics=diagnostics_lib.empty(outcome, prototypes, setup.scenario, samples),
+    best=best(model) if setup.programs.selects else None,
     theta=np.full(tasks, np.nan, np.float32),
     log_bytes=np.array(0),
     seconds={key: np.array(0.0) for key in SECONDS},
-    compilations={name: np.array(0) for name in setup.compiled},
+    compilations={name: np.array(0) for name in setup.programs.names},
   )
 
 
 def _shapes(setup: Setup, model: ModelState) -> tuple[evaluate.EvalOutputs, Any]:
-  """Of what the evaluation and the reading step return, without running them."""
-  shapes = {m: setup.dataset.shapes[m] for m in setup.modalities}
-  batch_size = setup.config.eval.batch_size
-  batch = pipeline.batch_shapes(shapes, setup.dataset.dtypes, batch_size)
+  """Returns the shapes of what evaluation and prompts give, without running them."""
+  batch = pipeline.batch_shapes(setup.specs, setup.config.eval.batch_size)
   prototypes = None
-  if setup.read_step is not None:
-    prototypes = jax.eval_shape(setup.read_step, model)
-  outcome = jax.eval_shape(setup.eval_step(), model, batch, setup.task(0), prototypes)
+  if setup.programs.encode_prompts is not None:
+    prototypes = jax.eval_shape(setup.programs.encode_prompts, model)
+  outcome = jax.eval_shape(
+    setup.programs.eval_step(), model, batch, setup.task(0), prototypes
+  )
   return outcome, prototypes

@@ -55,33 +55,32 @@ def opened(
       problem = problem or (f"another process cannot use {workdir}" if failed else None)
     if problem:
       raise ValueError(problem) from cause
-    _check_kinds(workdir)
-    # In this order: the main process writes config.json before any makes checkpoints.
-    if (workdir / "checkpoints").exists() and not (workdir / "config.json").exists():
-      raise ValueError(
-        f"{workdir} has checkpoints, but no config.json: put that back, or use "
-        "another --workdir"
-      )
+    _check_contents(workdir)
     if (workdir / "results.json").exists() and not checkpoint.exist(workdir):
       raise ValueError(
         f"{workdir} holds a finished run, but none of its snapshots: put checkpoints/ "
         "back, use another --workdir, or remove results.json to start it again"
       )
-    record = config_lib.as_json(config)
-    record["dataset"] = {
+    kept = config_lib.as_json(config)
+    kept["dataset"] = {
       "name": dataset.name,
       "version": dataset.version,
       "fingerprint": dataset.fingerprint,
     }
     if (workdir / "config.json").exists():
-      config_lib.refuse_change(workdir / "config.json", record)
+      config_lib.refuse_change(workdir / "config.json", kept)
     if jax.process_index() == 0:
-      writers.write_json(workdir / "config.json", record)
+      writers.write_json(workdir / "config.json", kept)
     yield workdir
 
 
-def _check_kinds(workdir: pathlib.Path) -> None:
-  """Raises a ValueError where a file is a directory, or a directory a file."""
+def _check_contents(workdir: pathlib.Path) -> None:
+  """Checks what an earlier start may have left.
+
+  Raises:
+    ValueError: a file is a directory, a directory is a file, or there are checkpoints
+      without the config that they belong to.
+  """
   for name in ("config.json", "metrics.jsonl", "results.json"):
     if (workdir / name).is_dir():
       raise ValueError(f"{workdir / name} is a directory, not a file: remove it")
@@ -89,3 +88,9 @@ def _check_kinds(workdir: pathlib.Path) -> None:
     path = workdir / name
     if path.exists() and not path.is_dir():
       raise ValueError(f"{path} is a file, not a directory: remove it")
+  # In this order: the main process writes config.json before any makes checkpoints.
+  if (workdir / "checkpoints").exists() and not (workdir / "config.json").exists():
+    raise ValueError(
+      f"{workdir} has checkpoints, but no config.json: put that back, or use "
+      "another --workdir"
+    )

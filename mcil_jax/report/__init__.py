@@ -7,12 +7,14 @@ Everything here reads `results`, the content of results.json: a dictionary with
 stands for no value (yet). Everything else is shown where present; the README lists all
 keys. Results are fractions; what is shown is percent. Tasks are numbered from 0.
 
-  reading     checked access to results
+  access      checked access to results
   tables      of one run, for the terminal; of many, in Markdown and LaTeX
   plots       of one run, PNG
-  charts      what the charts of a page show: plain data, drawn by charts.js
+  charts      what the charts of a page show: plain data, drawn by charts.js; those
+              of experts and fusion are in `diagnostic_charts`
   page        the page of one run
-  experiments which runs are repetitions of one experiment, and its name
+  comparability, experiments
+              which runs are repetitions of one experiment, and its name
   joint       intransigence, against the joint run
   benchmark   the table of AV-CIL's benchmark
   comparison  the page and the tables of many

@@ -47,7 +47,7 @@ def _path(workdir: str) -> pathlib.Path:
 
 
 def _without_others(names: Sequence[str]) -> list[str]:
-  """The names of runs: without what is there and no run, of which a warning tells.
+  """Returns the names of runs; warns of what is there and no run.
 
   Raises:
     ValueError: a run is named twice, or none.
@@ -72,7 +72,7 @@ def _without_others(names: Sequence[str]) -> list[str]:
 
 
 def _identity(workdir: str) -> tuple:
-  """The same for all names of a folder, such as symbolic links and other mounts."""
+  """Returns what all names of a folder share, such as links and other mounts."""
   path = _path(workdir).resolve()
   if not path.exists():
     return (path,)
@@ -81,7 +81,7 @@ def _identity(workdir: str) -> tuple:
 
 
 def _load(workdirs: Sequence[str]) -> list[dict]:
-  """The results of all runs.
+  """Returns the results of all runs.
 
   Raises:
     FileNotFoundError: the only run has no results.json.

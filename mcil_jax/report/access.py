@@ -19,7 +19,7 @@ ALL_COMPETE = "all classes compete"
 
 
 def get(results: Results, key: str) -> Any:
-  """The value of a key that every run has.
+  """Returns the value of a key that every run has.
 
   Raises:
     ValueError: it is missing.
@@ -38,7 +38,7 @@ _TYPES = {
   **dict.fromkeys(("accuracy_matrix", "seen_accuracy"), (list,)),
   **dict.fromkeys(("metrics", "task_incremental", "undefined"), (dict,)),
   **dict.fromkeys(("per_modality", "open", "fusion"), (dict, _NONE)),
-  **dict.fromkeys(("config", "fingerprints"), (dict, _NONE)),
+  **dict.fromkeys(("config", "fingerprints", "reads"), (dict, _NONE)),
   **dict.fromkeys(("expert_usage", "routing_drift"), (dict, _NONE)),
   **dict.fromkeys(("routing_entropy", "dropped_assignments"), (dict, _NONE)),
   **dict.fromkeys(("confusion_matrix", "zero_shot"), (list, _NONE)),
@@ -52,6 +52,7 @@ _ELEMENTS = {
   "modalities": (str,),
   "metrics": _NUMBER,
   "per_modality": (dict,),
+  "reads": (bool,),
   "undefined": (str,),
 }
 
@@ -108,7 +109,7 @@ def require_fingerprints(results: Results, path: os.PathLike) -> None:
 
 
 def floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-  """The values as float64, with None as NaN.
+  """Returns the values as float64, with None as NaN.
 
   Raises:
     ValueError: they are no numbers, or have another shape; names it after `name`.
@@ -125,7 +126,7 @@ def floats(name: str, values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def accuracy_matrix(results: Results, part: Results | None = None) -> np.ndarray:
-  """The accuracy matrix [T, T], NaN where there is no value.
+  """Returns the accuracy matrix [T, T], NaN where there is no value.
 
   Args:
     results: the run, for its increments.
@@ -140,18 +141,18 @@ def accuracy_matrix(results: Results, part: Results | None = None) -> np.ndarray
 
 
 def method(results: Results) -> str:
-  """The method, and whether it was told the tasks at test."""
+  """Returns the method, and whether it was told the tasks at test."""
   told = f", {TASKS_TOLD}" if results.get("task_told") else ""
   return results["method"] + told
 
 
 def main_name(results: Results) -> str:
-  """Of the first of `accuracy_curves`, the result that counts."""
+  """Returns the name of the first of `accuracy_curves`, the result that counts."""
   return TASKS_TOLD if results.get("task_told") else CLASS_INCREMENTAL
 
 
 def accuracy_curves(results: Results) -> dict[str, np.ndarray]:
-  """Accuracy on seen classes after each task, [T], by the way to classify.
+  """Returns the accuracy on seen classes after each task, [T], by the way to classify.
 
   Raises:
     ValueError: a key is missing, or shapes disagree.
@@ -168,13 +169,13 @@ def accuracy_curves(results: Results) -> dict[str, np.ndarray]:
 
 
 def num_learned(results: Results) -> int:
-  """How many tasks were learned so far."""
+  """Returns how many tasks were learned so far."""
   seen = accuracy_curves(results)[main_name(results)]
   return int(np.count_nonzero(~np.isnan(seen)))
 
 
 def title(results: Results) -> str:
-  """What was run, in one line; all of it is optional."""
+  """Returns what was run, in one line, as far as the results say it."""
   text = str(results.get("method", "run"))
   if "data" in results:
     text += f" on {results['data']}"
@@ -184,6 +185,6 @@ def title(results: Results) -> str:
 
 
 def percent(fraction: float) -> str:
-  """The fraction in percent with one decimal, without the sign; empty for NaN."""
+  """Returns a fraction as percent with one decimal, without "%"; empty for NaN."""
   # Adding zero turns a rounded "-0.0" into "0.0".
   return "" if np.isnan(fraction) else f"{round(100 * fraction, 1) + 0.0:.1f}"

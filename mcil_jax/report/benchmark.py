@@ -19,6 +19,8 @@ DATASETS = {
   "kinetics_sounds": [6] * 5,
   "vggsound100": [10] * 10,
 }
+# What its models are trained and tested on.
+MODALITIES = ["image", "audio"]
 
 # Mean accuracies, percent: method → dataset.
 PUBLISHED = {
@@ -34,7 +36,7 @@ _COLUMNS = {
 
 
 def rows(groups: Sequence[Group], notes: tables.Notes | None = None) -> list[list[str]]:
-  """The table as plain text: headings, a row per method, then what is published only.
+  """Returns the table: headings, a row per method, then what is published only.
 
   What is published stands beside runs of the benchmark as it is: the released data, its
   tasks and class order, both modalities. Other runs on data of these names have columns
@@ -99,7 +101,7 @@ def _settings(g: Group) -> str:
 
 
 def _block(g: Group) -> str:
-  """The dataset's name if the group's runs are the benchmark's; else what they are."""
+  """Returns the dataset's name for runs of the benchmark, for others what they are."""
   run = g.runs[0]
   differences = dict.fromkeys(
     text for of_run in g.runs for text in _differences(of_run)
@@ -111,17 +113,17 @@ def _block(g: Group) -> str:
 
 
 def _differences(run: Results) -> list[str]:
-  """What a run has otherwise than the benchmark, beside split and classes per task."""
+  """Returns in what a run differs from the benchmark, beside split and increments."""
   settings = config_lib.flatten(run.get("config") or {})
   in_order = list(range(sum(DATASETS[run["data"]])))
-  both = list(config_lib.MODALITIES)
-  trained = run.get("modalities", both)
-  tested = settings.get("eval.modalities", ",".join(both))
+  trained = run.get("modalities", MODALITIES)
+  tested = settings.get("eval.modalities", "all")
+  lacking = set(MODALITIES) - {name.strip() for name in tested.split(",")}
   differences = {
     "not the released data": run.get("benchmark") != run["data"],
     "another class order": settings.get("scenario.class_order", in_order) != in_order,
-    f"trained on {' and '.join(trained)} only": trained != both,
-    f"tested with {tested} only": len(config_lib.modalities(tested, "")) < len(both),
+    f"trained on {' and '.join(trained)} only": list(trained) != MODALITIES,
+    f"tested with {tested} only": tested != "all" and lacking,
     "modalities dropped at test": bool(settings.get("eval.modality_dropout")),
     access.TASKS_TOLD: bool(run.get("task_told")),
   }

@@ -12,20 +12,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mcil_jax import config
+from mcil_jax.config import plugins
 
 # What makes the class order, beside the seed and the data.
 CLASS_ORDER = ("scenario.class_order", "scenario.shuffle_within")
 
-# Sections that some methods only read → those methods.
-READ_BY = {
-  "afc": ("afc",),
-  "avcil": ("avcil",),
-  "der": ("der",),
-  "distillation": ("afc", "avcil", "icarl", "lwf", "ssil"),
-  "ewc": ("ewc",),
-  "memory": ("afc", "avcil", "der", "icarl", "replay", "ssil"),
-  "mife": ("mife",),
-}
 # What only a model with a text tower reads.
 _OF_TEXT = (
   *("model.text", "train.text_rate"),
@@ -74,22 +65,29 @@ def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
   return {k: value for k, value in flat.items() if not config.is_among(k, others)}
 
 
-def concerns(key: str, settings: Mapping[str, Any]) -> bool:
+def concerns(
+  key: str, settings: Mapping[str, Any], reads: Mapping[str, bool] | None = None
+) -> bool:
   """Returns whether a run with these settings reads the setting `key`.
 
   Args:
     key: dotted.
     settings: dotted key → value, "method" among them. Where others are absent, the run
       is taken to read what depends on them.
+    reads: of the run's results: setting or section → whether its method reads that;
+      what is not in there is read.
   """
   section = key.partition(".")[0]
-  if section in READ_BY:
-    return settings["method"] in READ_BY[section]
+  if section in plugins.names("methods"):
+    return settings["method"] == section
+  if any(
+    config.is_among(key, [name]) for name, read in (reads or {}).items() if not read
+  ):
+    return False
   if section == "moe" and key != "moe.num_experts":
     return settings.get("moe.num_experts") != 0
-  aavfm = settings.get("model.fusion", "aavfm") == "aavfm"
-  if key in ("model.theta", "model.anchor"):
-    return aavfm or (key == "model.anchor" and settings["method"] == "mife")
+  if key == "model.theta":
+    return settings.get("model.fusion", "aavfm") == "aavfm"
   if config.is_among(key, _OF_TEXT):
     return settings.get("model.classifier", "text") == "text"
   return True

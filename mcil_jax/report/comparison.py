@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mcil_jax import config as config_lib
 from mcil_jax.report import access, benchmark, charts, joint, page, tables
 from mcil_jax.report.access import Results
 from mcil_jax.report.experiments import Group
@@ -21,7 +20,7 @@ _KEYS = (
 
 
 def load(workdir: str | os.PathLike) -> dict[str, Any]:
-  """The results of a finished run.
+  """Returns the results of a finished run.
 
   Raises:
     FileNotFoundError: there is no results.json.
@@ -54,7 +53,7 @@ def load(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def rows(groups: Sequence[Group], notes: tables.Notes | None = None) -> list[list[str]]:
-  """The table as plain text: headings, then a row per group.
+  """Returns the table as plain text: headings, then a row per group.
 
   Settings in which groups of a task differ are a column, if there are any.
 
@@ -74,7 +73,7 @@ def rows(groups: Sequence[Group], notes: tables.Notes | None = None) -> list[lis
 
 
 def _labels(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
-  """The columns in front of the numbers."""
+  """Returns the columns in front of the numbers."""
   settings = {"settings": lambda g: ", ".join(g.settings)}
   return {
     "data": lambda g: g.task,
@@ -85,10 +84,11 @@ def _labels(groups: Sequence[Group]) -> dict[str, Callable[[Group], str]]:
 
 
 def modalities(runs: Sequence[Results]) -> list[str]:
-  """All that any of the runs was tested with alone, in the usual order."""
-  tested = {modality for run in runs for modality in run["per_modality"] or {}}
-  usual = [modality for modality in config_lib.MODALITIES if modality in tested]
-  return usual + sorted(tested - set(usual))
+  """Returns the modalities that any of the runs was tested with alone, in order."""
+  tested = [run["per_modality"] or {} for run in runs]
+  trained = [run.get("modalities", ()) for run in runs]
+  known = dict.fromkeys(itertools.chain(*trained, *tested))
+  return [m for m in known if any(m in names for names in tested)]
 
 
 def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.Path]:
@@ -119,7 +119,7 @@ def write(groups: Sequence[Group], out_dir: str | os.PathLike) -> list[pathlib.P
 def _text_files(
   name: str, table: list[list[str]], num_labels: int, notes: tables.Notes
 ) -> dict[str, str]:
-  """The table in Markdown and LaTeX, by the names of the files."""
+  """Returns the table in Markdown and LaTeX, by the names of the files."""
   arguments = table, num_labels, notes.lines()
   return {
     f"{name}.md": tables.markdown(*arguments),
@@ -128,7 +128,7 @@ def _text_files(
 
 
 def comparison_page(groups: Sequence[Group]) -> str:
-  """The HTML page: for each task a table, and a chart with a line per method."""
+  """Returns the HTML page: for each task a table, and a chart of all methods."""
   by_task = itertools.groupby(groups, key=lambda g: g.task)
   sections = [_section(task, list(members)) for task, members in by_task]
   notes = tables.Notes()
@@ -144,7 +144,7 @@ def comparison_page(groups: Sequence[Group]) -> str:
 
 
 def _section(task: str, members: Sequence[Group]) -> str:
-  """The part of the page about groups of the same task."""
+  """Returns the part of the page about groups of the same task."""
   notes = tables.Notes()
   table = [row[1:] for row in rows(members, notes)]
   series = []
@@ -158,7 +158,7 @@ def _section(task: str, members: Sequence[Group]) -> str:
 
 
 def _html(table: list[list[str]], num_labels: int, notes: tables.Notes) -> str:
-  """A table with its notes below."""
+  """Returns a table with its notes below."""
   heading, *body = table
   shown = page.table(body, num_labels=num_labels, heading=heading)
   return "\n".join([shown, *map(page.note, notes.lines())])

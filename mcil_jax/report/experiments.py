@@ -65,7 +65,7 @@ def group(runs: Sequence[Results], names: Sequence[str] = ()) -> list[Group]:
 
 
 def _split(runs: Sequence[Results]) -> list[list[int]]:
-  """The positions of each experiment's runs, experiments in their first order.
+  """Returns the positions of each experiment's runs, experiments in their first order.
 
   Where the seed orders the classes, repetitions have orders of their own. But runs of
   one seed with different orders are no repetitions.
@@ -83,7 +83,7 @@ def _split(runs: Sequence[Results]) -> list[list[int]]:
 
 
 def _identity(run: Results) -> tuple:
-  """What repetitions of an experiment have in common, beside the class order itself."""
+  """Returns what repetitions of an experiment share, beside the class order itself."""
   settings = run.get("config") or {}
   flat = config_lib.flatten(settings)
   return (
@@ -124,7 +124,7 @@ def _task(run: Results) -> tuple:
 
 
 def _label(task: tuple) -> str:
-  """Data, split and classes per task, such as "avdigits, test, 4 + 3×2 classes"."""
+  """Returns data, split and increments, such as "avdigits, test, 4 + 3×2 classes"."""
   data, split_name, sizes, _ = task
   increments = [
     str(size) if count == 1 else f"{count}\N{MULTIPLICATION SIGN}{size}"
@@ -135,7 +135,7 @@ def _label(task: tuple) -> str:
 
 
 def _task_labels(tasks: Sequence[tuple]) -> dict[tuple, str]:
-  """The tasks' labels; data of the same name are told apart by their fingerprints."""
+  """Returns the tasks' labels; fingerprints tell data of the same name apart."""
   fingerprints = collections.defaultdict(set)
   for name, *_, data in tasks:
     fingerprints[name].add(data)
@@ -157,16 +157,20 @@ def short(fingerprints: Iterable[str | None]) -> dict[str | None, str]:
 
 
 def _groups_of_task(label: str, experiments: Sequence[list[Results]]) -> list[Group]:
-  """The experiments of a task, methods together, and what tells them apart."""
+  """Returns the experiments of a task, methods together, and what tells them apart."""
   methods = list(dict.fromkeys(members[0]["method"] for members in experiments))
   experiments = sorted(experiments, key=lambda e: methods.index(e[0]["method"]))
   described = _described(experiments)
-  between = _varied([_concerning(settings) for settings in described])
+  concerning = [
+    _concerning(settings, members[0].get("reads"))
+    for members, settings in zip(experiments, described, strict=True)
+  ]
+  between = _varied(concerning)
   groups = []
-  for members, settings in zip(experiments, described, strict=True):
+  for members, settings, read in zip(experiments, described, concerning, strict=True):
     method = settings["method"]
     within = _varied([other for other in described if other["method"] == method])
-    shown = sorted(within | (between & _concerning(settings).keys()) - {"method"})
+    shown = sorted(within | (between & read.keys()) - {"method"})
     pairs = {key: f"{key}={_value(settings.get(key))}" for key in shown}
     of_name = [pairs[key] for key in shown if key in within and key != _SEEDS]
     told = [access.TASKS_TOLD] if members[0].get("task_told") else []
@@ -176,7 +180,7 @@ def _groups_of_task(label: str, experiments: Sequence[list[Results]]) -> list[Gr
 
 
 def _described(experiments: Sequence[list[Results]]) -> list[dict[str, Any]]:
-  """What may tell the experiments of a task apart: key → value, in words."""
+  """Returns what may tell the experiments of a task apart: key → value, in words."""
   described = [
     comparability.compared(members[0].get("config") or {})
     | {"method": members[0]["method"], _CLASS_ORDER: _class_order(members[0])}
@@ -198,7 +202,7 @@ def _described(experiments: Sequence[list[Results]]) -> list[dict[str, Any]]:
 
 
 def _class_order(run: Results) -> str:
-  """Where the order of the classes comes from."""
+  """Returns where the order of the classes comes from."""
   flat = config_lib.flatten(run.get("config") or {})
   given, blocks = (flat.get(key) for key in comparability.CLASS_ORDER)
   if given is not None:
@@ -207,13 +211,19 @@ def _class_order(run: Results) -> str:
   return f"by seed within {_value(blocks)}" if blocks else "by seed"
 
 
-def _concerning(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings that a run with all of these reads."""
-  return {k: x for k, x in settings.items() if comparability.concerns(k, settings)}
+def _concerning(
+  settings: Mapping[str, Any], reads: Mapping[str, bool] | None
+) -> dict[str, Any]:
+  """Returns the settings that a run with all of these reads."""
+  return {
+    key: value
+    for key, value in settings.items()
+    if comparability.concerns(key, settings, reads)
+  }
 
 
 def _varied(described: Sequence[Mapping[str, Any]]) -> set[str]:
-  """The keys whose value is not the same wherever they have one."""
+  """Returns the keys whose value is not the same wherever they have one."""
   values = collections.defaultdict(set)
   for settings in described:
     for key, value in settings.items():
@@ -222,7 +232,7 @@ def _varied(described: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _value(value: Any) -> str:
-  """The value of a setting in full, such that others can follow it after a comma."""
+  """Returns the value of a setting in full, such that a comma can follow."""
   if isinstance(value, list | tuple):
     return f"({', '.join(map(_value, value))})"
   return "none" if value is None else str(value)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mcil_jax import config as config_lib
-from mcil_jax.report import access, charts, tables
+from mcil_jax.report import access, charts, diagnostic_charts, tables
 from mcil_jax.report.access import Results
 from mcil_jax.report.charts import Chart
 from mcil_jax.runtime import writers
@@ -35,7 +35,7 @@ def write_page(results: Results, path: str | os.PathLike) -> None:
 
 
 def run_page(results: Results) -> str:
-  """The HTML of a run's page; see `write_page`."""
+  """Returns the HTML of a run's page; see `write_page`."""
   increments = access.get(results, "increments")
   learned = access.num_learned(results)
   lead = f"{learned} of {len(increments)} tasks learned, {sum(increments)} classes"
@@ -58,7 +58,7 @@ def run_page(results: Results) -> str:
 
 
 def document(title: str, lead: str, sections: Iterable[str]) -> str:
-  """A page of sections, styles and scripts included.
+  """Returns a page of sections, styles and scripts included.
 
   Args:
     title: plain text.
@@ -76,13 +76,13 @@ def document(title: str, lead: str, sections: Iterable[str]) -> str:
 
 
 def section(heading: str, *parts: str) -> str:
-  """A section of HTML parts below a heading of plain text."""
+  """Returns a section of HTML parts below a heading of plain text."""
   content = "\n".join(part for part in parts if part)
   return f"<section>\n<h2>{html.escape(heading)}</h2>\n{content}\n</section>"
 
 
 def figures(shown: Sequence[Chart], small: bool = False) -> str:
-  """Charts side by side where there is room; more of them if they may be small."""
+  """Returns charts side by side where there is room; more of them if small ones do."""
   content = "\n".join(map(_figure, shown))
   return f'<div class="charts{" small" if small else ""}">\n{content}\n</div>'
 
@@ -90,7 +90,7 @@ def figures(shown: Sequence[Chart], small: bool = False) -> str:
 def table(
   rows: Iterable[Sequence[str]], num_labels: int = 1, heading: Sequence[str] = ()
 ) -> str:
-  """A table of plain text; the columns after the first `num_labels` are numbers."""
+  """Returns a table of plain text; columns after the first `num_labels` are numbers."""
 
   def line(cells: Sequence[str], is_heading: bool) -> str:
     marked = []
@@ -106,7 +106,7 @@ def table(
 
 
 def note(text: str) -> str:
-  """A paragraph of plain text."""
+  """Returns a paragraph of plain text."""
   return f'<p class="note">{html.escape(text)}</p>'
 
 
@@ -186,7 +186,7 @@ def _optional(
   heading: str,
   content: Callable[[Results], Sequence[str]],
 ) -> str | None:
-  """A section for a key that a run may lack; then its reason, or no section."""
+  """Returns a section for a key that a run may lack; then its reason, or no section."""
   if results.get(key):
     return section(heading, *content(results))
   reason = (results.get("undefined") or {}).get(key)
@@ -206,8 +206,12 @@ def _experts(results: Results) -> list[str]:
     "Share of a task's assignments that each expert got, after the last task. The "
     "shares of a layer sum to 100 %."
   )
-  shown = [note(text), figures(charts.expert_usage(results)), _balance(results)]
-  if dropped := results.get("dropped_assignments") and charts.per_layer(
+  shown = [
+    note(text),
+    figures(diagnostic_charts.expert_usage(results)),
+    _balance(results),
+  ]
+  if dropped := results.get("dropped_assignments") and diagnostic_charts.per_layer(
     results, "dropped_assignments", "Assignments per item that found no place"
   ):
     text = "Assignments per item, in percent, whose expert was full."
@@ -216,7 +220,7 @@ def _experts(results: Results) -> list[str]:
 
 
 def _balance(results: Results) -> str:
-  """A row per modality and layer: means over the tasks that were learned."""
+  """Returns a row per modality and layer: means over the tasks that were learned."""
   rows = []
   for modality, of_tasks in results["expert_usage"].items():
     entropies = (results.get("routing_entropy") or {}).get(modality, [])
@@ -231,13 +235,15 @@ def _balance(results: Results) -> str:
 
 
 def _mean_of_tasks(of_tasks: Sequence) -> np.ndarray:
-  """[layers, ...]; without a task, no layers."""
+  """Returns means [layers, ...] over tasks; without a task, of no layers."""
   known = [x for x in of_tasks if x is not None]
   return np.mean(known, axis=0) if known else np.empty(0)
 
 
 def _drift(results: Results) -> list[str]:
-  drifted = charts.per_layer(results, "routing_drift", "Share of routing that moved")
+  drifted = diagnostic_charts.per_layer(
+    results, "routing_drift", "Share of routing that moved"
+  )
   if not drifted:
     return [note("The routing of every sample and prompt is that of its own task.")]
   text = (
@@ -249,10 +255,10 @@ def _drift(results: Results) -> list[str]:
 
 def _fusion(results: Results) -> list[str]:
   text = (
-    "r is the correlation of a sample's image and sound features. Where it is below "
-    "the threshold θ, one of them is masked and the other, the anchor, stands alone."
+    "r is the correlation of a sample's features with those of the anchor. Where it is "
+    "below the threshold θ, they are masked, and the anchor stands alone."
   )
-  shown = charts.correlation(results)
+  shown = diagnostic_charts.correlation(results)
   return [note(text), figures(shown, small=len(shown) > 2)]
 
 
@@ -288,7 +294,7 @@ def _settings(results: Results) -> str | None:
 
 
 def _provenance(results: Results) -> str | None:
-  """Everything else that is known about how the numbers came about."""
+  """Returns what else is known about how the numbers came about."""
   keys = ("seed", "benchmark", "data_version", "fingerprints", "steps", "exemplars")
   keys += ("train_seconds", "steps_per_second", "input_wait_share", "params_sha256")
   keys += ("compilations", "devices", "versions")
@@ -302,7 +308,7 @@ def _provenance(results: Results) -> str | None:
 
 
 def plain(value: Any) -> str:
-  """The value of a setting as people write it."""
+  """Returns the value of a setting as people write it."""
   if isinstance(value, float):
     return f"{value:.6g}"
   if isinstance(value, list | tuple):
@@ -315,6 +321,6 @@ _OPTIONAL = {
   "confusion_matrix": ("Confusion", _confusion),
   "expert_usage": ("Expert usage", _experts),
   "routing_drift": ("Routing drift", _drift),
-  "fusion": ("Correlation of image and sound", _fusion),
+  "fusion": ("Correlation with the anchor", _fusion),
   "zero_shot": ("Before learning", _zero_shot),
 }

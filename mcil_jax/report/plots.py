@@ -93,7 +93,7 @@ class LivePlots:
 
 
 def accuracy_figure(results: Results) -> Figure:
-  """Accuracy on all seen classes after each task, one line per way to classify."""
+  """Plots the accuracy on seen classes after each task, a line per way to classify."""
   curves = access.accuracy_curves(results)
   classes = np.cumsum(results["increments"])
   figure, axes = _axes(results, len(classes))
@@ -120,7 +120,7 @@ def accuracy_figure(results: Results) -> Figure:
 
 
 def matrix_figure(results: Results) -> Figure:
-  """The accuracy matrix as a heat map with its numbers, in percent."""
+  """Plots the accuracy matrix as a heat map with its numbers, in percent."""
   num_tasks = len(access.get(results, "increments"))
   matrix = 100 * access.accuracy_matrix(results)
   side_inches = np.clip(0.5 * num_tasks, 2.5, 8)
@@ -150,7 +150,7 @@ def matrix_figure(results: Results) -> Figure:
 
 
 def forgetting_figure(results: Results) -> Figure:
-  """How much of its first accuracy each task has lost, and the mean over old tasks."""
+  """Plots what each task has lost of its first accuracy, and the mean of old tasks."""
   matrix = 100 * access.accuracy_matrix(results)
   num_tasks = len(matrix)
   figure, axes = _axes(results, num_tasks)
@@ -171,7 +171,7 @@ def forgetting_figure(results: Results) -> Figure:
 
 
 def _few_tasks(figure: Figure, axes: Axes, drops: np.ndarray) -> None:
-  """A line and an entry of the legend for each old task, and for their mean."""
+  """Plots a line with an entry in the legend for each old task, and their mean."""
   num_old = drops.shape[1]
   for j, colour in enumerate(_TASK_COLOURS(np.linspace(0, 1, num_old))):
     axes.plot(drops[:, j], label=f"task {j}", color=colour, marker="o", markersize=4)
@@ -180,7 +180,7 @@ def _few_tasks(figure: Figure, axes: Axes, drops: np.ndarray) -> None:
 
 
 def _many_tasks(figure: Figure, axes: Axes, drops: np.ndarray) -> None:
-  """A thin line for each old task, which a colour bar tells apart, and their mean."""
+  """Plots a thin line for each old task, told apart by colour, and their mean."""
   after = np.arange(len(drops))
   lines = LineCollection(
     [np.column_stack([after, lost]) for lost in drops.T],
@@ -195,7 +195,7 @@ def _many_tasks(figure: Figure, axes: Axes, drops: np.ndarray) -> None:
 
 
 def _mean(axes: Axes, drops: np.ndarray, **style) -> None:
-  """The mean over the tasks that are old after each task, of drops [T, old tasks]."""
+  """Returns the mean of drops [T, old tasks] over the tasks that are old, [T]."""
   means = [np.nan] + [drops[t, :t].mean() for t in range(1, len(drops))]
   style |= {"color": "black", "linestyle": "--", "linewidth": 2, "zorder": 3}
   halo = [Stroke(linewidth=4, foreground="white"), Normal()]
@@ -203,7 +203,7 @@ def _mean(axes: Axes, drops: np.ndarray, **style) -> None:
 
 
 def _axes(results: Results, num_tasks: int) -> tuple[Figure, Axes]:
-  """Empty axes over tasks in the common style."""
+  """Returns empty axes over tasks in the common style."""
   figure = Figure((6.4, 4), layout="constrained")
   axes = figure.subplots()
   _set_title(figure, results)
@@ -233,15 +233,15 @@ def _set_title(figure: Figure, results: Results) -> None:
 
 
 def _width(line: str, font: FontProperties) -> float:
-  """Width of a text in points."""
+  """Returns the width of a text in points."""
   return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
 
 
 def _plain(text: str) -> str:
-  """The text such that matplotlib takes no part of it for a formula."""
+  """Returns the text such that matplotlib takes no part of it for a formula."""
   return text.replace("$", r"\$")
 
 
 def _task_ticks(num_tasks: int) -> range:
-  """At most 12 of the tasks, evenly spaced."""
+  """Returns at most 12 of the tasks, evenly spaced."""
   return range(0, num_tasks, -(-num_tasks // 12))

@@ -108,7 +108,7 @@ def _newest_row(
   seen_accuracy: np.ndarray | None,
   newest: int,
 ) -> str:
-  """A row of the matrix in lines of ten, below what it is of."""
+  """Returns a row of the matrix in lines of ten, below what it is of."""
   classes = sum(increments[: newest + 1])
   lead = f"after task {newest}, {classes} of {sum(increments)} classes seen"
   if seen_accuracy is not None:
@@ -121,7 +121,7 @@ def _newest_row(
 
 
 def results_table(results: Results) -> str:
-  """The summary that a user sees at the end: accuracies, metrics, time, what is absent.
+  """Returns the summary at the end: accuracies, metrics, time, and what is absent.
 
   Raises:
     ValueError: a key that every run has is missing, or shapes disagree.
@@ -152,7 +152,7 @@ def _accuracy_rows(
 def metric_rows(
   metrics: Mapping[str, float], without: Sequence[str] = ()
 ) -> list[list[str]]:
-  """Name and value of each metric, known ones first, as people read them."""
+  """Returns name and value of each metric, known ones first, as people read them."""
   known = [name for name in METRIC_NAMES if name in metrics and name not in without]
   rows = [[METRIC_NAMES[k], f"{access.percent(metrics[k])} %"] for k in known]
   # What a method adds need not be a fraction, and is shown as it is.
@@ -178,7 +178,7 @@ def _cost_line(results: Results) -> str:
 
 
 def _align(rows: list[list[str]]) -> str:
-  """Text with the first column flush left and the others flush right."""
+  """Returns text with the first column flush left and the others flush right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = (
     [row[0].ljust(widths[0])]
@@ -192,7 +192,7 @@ def _align(rows: list[list[str]]) -> str:
 
 
 def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
-  """What a comparison shows of a run, by heading: percent, at the end minutes.
+  """Returns the columns of a comparison by heading: percent, at the end minutes.
 
   Args:
     modalities: those with a column for the accuracy with this modality alone at test.
@@ -212,7 +212,11 @@ def columns(modalities: Sequence[str]) -> dict[str, Callable[[Results], float]]:
 def metric_columns(
   names: Mapping[str, str],
 ) -> dict[str, Callable[[Results], float]]:
-  """Columns as in `columns`, of metrics alone: heading → name of the metric."""
+  """Returns columns as `columns` does, of metrics alone.
+
+  Args:
+    names: heading → name of the metric.
+  """
   return {
     heading: functools.partial(_metric, name=name) for heading, name in names.items()
   }
@@ -238,7 +242,7 @@ def cells(
   values: Mapping[str, Callable[[Results], float]],
   notes: Notes | None = None,
 ) -> list[str]:
-  """A cell per column: mean ± standard deviation (n − 1) over runs.
+  """Returns a cell per column: mean ± standard deviation (n − 1) over runs.
 
   Args:
     runs: results of one run or more; one has no deviation.
@@ -272,7 +276,7 @@ def _number(value: float) -> float:
 
 
 def _reason(reasons: Mapping[str, Sequence[Results]], num_runs: int) -> str:
-  """Why runs have no value; names their seeds unless it is true of all of them."""
+  """Returns why runs have no value, with their seeds unless it is true of all."""
 
   def seeds(runs: Sequence[Results]) -> str:
     return f" (seed {', '.join(str(run['seed']) for run in runs)})"
@@ -284,12 +288,12 @@ def _reason(reasons: Mapping[str, Sequence[Results]], num_runs: int) -> str:
 
 
 def markdown_row(row: Sequence[str]) -> str:
-  """One line of a Markdown table; what Markdown or HTML would interpret is escaped."""
+  """Returns a line of a Markdown table; what Markdown or HTML interprets is escaped."""
   return f"| {' | '.join(cell.translate(_MARKDOWN) for cell in row)} |"
 
 
 def markdown_heading(row: Sequence[str], num_labels: int) -> str:
-  """The first two lines of a Markdown table.
+  """Returns the first two lines of a Markdown table.
 
   Args:
     row: the headings.
@@ -300,14 +304,14 @@ def markdown_heading(row: Sequence[str], num_labels: int) -> str:
 
 
 def markdown_notes(notes: Sequence[str]) -> str:
-  """Paragraphs below a Markdown table; empty without notes."""
+  """Returns paragraphs below a Markdown table; none without notes."""
   return "".join(f"\n{note.translate(_MARKDOWN)}\n" for note in notes)
 
 
 def markdown(
   rows: Sequence[Sequence[str]], num_labels: int, notes: Sequence[str] = ()
 ) -> str:
-  """A Markdown table; arguments as those of `latex`."""
+  """Returns a Markdown table; arguments as those of `latex`."""
   lines = [markdown_heading(rows[0], num_labels), *map(markdown_row, rows[1:])]
   return "\n".join(lines) + "\n" + markdown_notes(notes)
 
@@ -315,7 +319,7 @@ def markdown(
 def latex(
   rows: Sequence[Sequence[str]], num_labels: int, notes: Sequence[str] = ()
 ) -> str:
-  r"""A LaTeX table; it needs \usepackage{booktabs}.
+  r"""Returns a LaTeX table; it needs \usepackage{booktabs}.
 
   Args:
     rows: the headings, then the cells, as plain text.
@@ -339,13 +343,13 @@ def _metric(results: Results, name: str) -> float:
 
 
 def _final_task_known(results: Results) -> float:
-  """Final accuracy if the task of each sample is known, percent."""
+  """Returns the final accuracy if the task of each sample is known, in percent."""
   accuracies = access.get(results, "task_incremental")
   return 100 * access.get(accuracies, "seen_accuracy")[-1]
 
 
 def _final(results: Results, modality: str) -> float:
-  """Final accuracy with one modality present, percent."""
+  """Returns the final accuracy with one modality present, in percent."""
   accuracies = (access.get(results, "per_modality") or {}).get(modality)
   if not accuracies:
     raise UndefinedMetricError(f"the model has no {modality}")

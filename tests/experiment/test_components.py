@@ -1,5 +1,6 @@
 import dataclasses
 
+import fakes
 import jax
 import numpy as np
 import pytest
@@ -7,12 +8,16 @@ import tensorflow_datasets as tfds
 
 from mcil_jax import config
 from mcil_jax.data import schema, source
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.experiment import components
-from mcil_jax.models.audio import AudioTower
-from mcil_jax.models.image import ImageTower
+from mcil_jax.models.towers.spectrogram_transformer import SpectrogramTransformer
+from mcil_jax.models.towers.vit import ViT
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog")
-IMAGE_SHAPE, AUDIO_SAMPLES, SAMPLE_RATE_HZ = (2, 4, 4, 3), 50, 1000
+SPECS = {
+  "image": ModalitySpec("image", "video", (2, 4, 4, 3), np.uint8),
+  "audio": ModalitySpec("audio", "audio", (50,), np.int16, 1000),
+}
 
 
 class Tiny(schema.Builder, skip_registration=True):
@@ -20,7 +25,7 @@ class Tiny(schema.Builder, skip_registration=True):
 
   VERSION = tfds.core.Version("1.0.0")
 
-  def __init__(self, data_dir, name, modalities=schema.MODALITIES, without=None):
+  def __init__(self, data_dir, name, modalities=tuple(SPECS), without=None):
     self.name, self.modalities = name, modalities
     self.labels = {
       split: [c for c in range(4) if c not in (without or {}).get(split, ())]
@@ -29,29 +34,23 @@ class Tiny(schema.Builder, skip_registration=True):
     super().__init__(data_dir=str(data_dir))
 
   def _info(self):
-    audio = "audio" in self.modalities
     return schema.dataset_info(
       self,
       description="Tiny.",
       class_names=CLASS_NAMES,
-      image_shape=IMAGE_SHAPE if "image" in self.modalities else None,
-      audio_samples=AUDIO_SAMPLES if audio else None,
-      sample_rate_hz=SAMPLE_RATE_HZ if audio else None,
+      modalities=[SPECS[m] for m in self.modalities],
     )
 
   def _split_generators(self, dl_manager):
     return {split: self._generate_examples(split) for split in schema.SPLITS}
 
   def _generate_examples(self, split):
-    arrays = {
-      "image": np.zeros(IMAGE_SHAPE, np.uint8),
-      "audio": np.zeros(AUDIO_SAMPLES, np.int16),
-    }
     for label in self.labels[split]:
       yield schema.encode_sample(
+        [SPECS[m] for m in self.modalities],
         sample_id=f"{split}-{label}",
         label=label,
-        **{m: arrays[m] for m in self.modalities},
+        arrays={m: SPECS[m].zeros() for m in self.modalities},
       )
 
 
@@ -68,14 +67,14 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def prepare(data_dir):
-  """Changed settings → what `setup.prepare` makes of them."""
+  """Changed settings → what `components.prepare` makes of them."""
 
   def prepare(**changes):
-    c = config.default()
+    c = fakes.default()
     c.data.name, c.data.data_dir = "both", str(data_dir)
     c.scenario.increments = (3, 1)
-    c.model.audio.num_mels = 8  # the sounds have 1 kHz
-    c.update_from_flattened_dict(changes)
+    c.model.towers.audio.num_mels = 8  # the sounds have 1 kHz
+    config.update(c, changes)
     return components.prepare(c)
 
   return prepare
@@ -91,11 +90,13 @@ def test_the_parts_fit_together(prepare):
     assert sorted(labels) == [0, 1, 2, 3]
   assert made.labels.keys() == {"train", "validation", "test"}
   assert dict(made.mesh.shape) == {"data": 4, "expert": 1}
-  assert made.modalities == ("image", "audio")
+  assert made.specs == SPECS
   assert made.present.keys() == {"main", "image", "audio"}
-  assert (made.model.num_classes, made.model.sample_rate_hz) == (4, SAMPLE_RATE_HZ)
-  assert isinstance(made.model.towers["image"], ImageTower)
-  assert isinstance(made.model.towers["audio"], AudioTower)
+  assert made.model.num_classes == 4
+  assert isinstance(made.model.towers["image"], ViT)
+  audio = made.model.towers["audio"]
+  assert isinstance(audio, SpectrogramTransformer)
+  assert audio.front_end.sample_rate_hz == 1000
 
 
 def test_what_the_steps_know_of_a_task(prepare):
@@ -118,17 +119,18 @@ def test_the_class_order_is_drawn_by_the_seed(prepare):
 @pytest.mark.parametrize(
   ("name", "trained", "expected"),
   [
-    ("both", "image,audio", ("image", "audio")),
+    ("both", "all", ("image", "audio")),
+    ("both", "audio,image", ("image", "audio")),  # in the order of the dataset
     ("both", "audio", ("audio",)),
-    ("silent", "image,audio", ("image",)),
-    ("dark", "image,audio", ("audio",)),
+    ("silent", "all", ("image",)),
+    ("dark", "all", ("audio",)),
   ],
 )
 def test_the_model_has_the_modalities_that_it_is_trained_on(
   prepare, name, trained, expected
 ):
   made = prepare(**{"data.name": name, "train.modalities": trained})
-  assert made.modalities == tuple(made.model.towers) == expected
+  assert tuple(made.specs) == tuple(made.model.towers) == expected
   assert made.present.keys() == {"main", *expected}
 
 
@@ -137,11 +139,19 @@ def test_the_model_has_the_modalities_that_it_is_trained_on(
   [
     (
       {"data.name": "silent", "train.modalities": "audio"},
-      r"config\.train\.modalities='audio': silent has only image$",
+      r"config\.train\.modalities='audio': silent has only image, not audio$",
     ),
     (
       {"data.name": "dark", "eval.modalities": "image"},
-      r"config\.eval\.modalities='image': the model of 'image,audio' has only audio$",
+      r"config\.eval\.modalities='image': the model of 'all' has only audio$",
+    ),
+    (
+      {"data.name": "silent", "train.modalities": "image,audio"},
+      r"config\.train\.modalities='image,audio': silent has only image, not audio$",
+    ),
+    (
+      {"modalities.audio": "video"},
+      r"config\.modalities\.audio='video': both has it as 'audio'; set --config\.moda",
     ),
     (
       {"train.modalities": "image", "eval.modalities": "audio"},
@@ -173,6 +183,29 @@ def test_a_sample_cannot_lack_its_only_modality(prepare, changes, key, only):
     prepare(**changes, **rate)
   prepare(**changes)
   prepare(**rate)  # of two
+
+
+class Incomplete(Tiny, skip_registration=True):
+  """Sample 2 of each split has no sound."""
+
+  def _generate_examples(self, split):
+    for key, sample in super()._generate_examples(split):
+      if sample["label"] == 2:
+        sample["present"] = np.array([1, 0], np.uint8)
+      yield key, sample
+
+
+def test_a_sample_of_which_the_model_would_see_nothing(tmp_path, prepare):
+  schema.write(Incomplete(tmp_path, "incomplete"))
+  place = {"data.name": "incomplete", "data.data_dir": str(tmp_path)}
+  prepare(**place)
+  prepare(**place, **{"train.modalities": "image"})
+  message = (
+    r"train\.modalities='audio': sample 'train-2' of split 'train' of incomplete has "
+    "none of audio; prepare"
+  )
+  with pytest.raises(ValueError, match=message):
+    prepare(**place, **{"train.modalities": "audio"})
 
 
 def test_a_mistyped_method_is_refused_before_the_data_are_read(prepare):
@@ -231,7 +264,7 @@ def test_classes_without_samples_are_named_in_the_order_they_are_learned(prepare
 
 def test_the_last_classes_may_be_the_empty_ones(data_dir, tmp_path):
   schema.write(Tiny(tmp_path, "gap", without={"test": (3,)}))
-  c = config.default()
+  c = fakes.default()
   c.data.name, c.data.data_dir = "gap", str(tmp_path)
   c.scenario.increments, c.scenario.class_order = (4,), (0, 1, 2, 3)
   with pytest.raises(ValueError, match=r"no sample in the test split: dog; prepare"):
@@ -286,7 +319,11 @@ def test_batches_that_do_not_divide_over_the_devices(prepare, key):
     ("scenario.class_order", (0, 1), r"class_order is no permutation of 0 … 3"),
     ("scenario.shuffle_within", (4, 1), r"shuffle_within=\(4, 1\) .* 4 classes"),
     ("model.num_heads", 3, r"config\.model\.width=128 is no multiple of .*num_heads=3"),
-    ("model.image.tubelet_frames", 4, r"tubelet_frames=4 does not divide the 2 frames"),
+    (
+      "model.towers.image.tubelet_frames",
+      4,
+      r"tubelet_frames=4 does not divide the 2 frames",
+    ),
   ],
 )
 def test_impossible_settings_fail_before_anything_is_trained(

@@ -26,8 +26,8 @@ def routing(usage, dropped, entropy) -> moe.SampleRouting:
 OUTCOME_SHAPES = EvalOutputs(
   predictions={"main": shape(8, dtype=np.int32)},  # not kept
   inferred_task=shape(8, dtype=np.int32),
-  correlation=shape(8),
-  masked=shape(8, dtype=bool),
+  correlation=shape(8, 1),
+  masked=shape(8, 1, dtype=bool),
   routing={"image": routing(shape(8, 2, 3), shape(8, 2), shape(8, 2))},
   features={"image": shape(8, 2)},
 )
@@ -54,8 +54,8 @@ def observed():
   seen = diagnostics.empty(OUTCOME_SHAPES, PROTOTYPES, SCENARIO, 4)
   first = EvalOutputs(
     inferred_task=np.array([0, 0]),
-    correlation=np.array([0.5, -0.5], F32),
-    masked=np.array([False, True]),
+    correlation=np.array([[0.5], [-0.5]], F32),
+    masked=np.array([[False], [True]]),
     routing={
       "image": routing(
         usage=one_hot([[0, 1], [2, 1]]),
@@ -74,13 +74,13 @@ def observed():
     ids=np.array([0, 2]),
     labels=LABELS[[0, 2]],
     scenario=SCENARIO,
-    number=0,
+    task=0,
   )
 
 
 def test_only_what_was_evaluated_is_known(observed):
   assert observed.inferred_task.tolist() == [0, -1, 0, -1]
-  assert np.isnan(observed.correlation).tolist() == [False, True, False, True]
+  assert np.isnan(observed.correlation[:, 0]).tolist() == [False, True, False, True]
   np.testing.assert_array_equal(
     observed.feature_means["image"], [[0.5, 0.5], [np.nan] * 2]
   )
@@ -102,7 +102,7 @@ def test_what_lacks_the_image_does_not_count_in_its_mean():
     ids=np.array([0, 2]),
     labels=LABELS[[0, 2]],
     scenario=SCENARIO,
-    number=0,
+    task=0,
   )
   assert seen.feature_means["image"][0].tolist() == [3, 1]
 
@@ -139,8 +139,8 @@ def test_routing_drifts_by_the_share_that_moved(observed):
   usage[2, 1] = [1, 1, 0]
   later = EvalOutputs(
     inferred_task=np.zeros(4, np.int32),
-    correlation=np.zeros(4, F32),
-    masked=np.zeros(4, bool),
+    correlation=np.zeros((4, 1), F32),
+    masked=np.zeros((4, 1), bool),
     routing={"image": routing(usage, np.zeros((4, 2), F32), np.zeros((4, 2), F32))},
     features={"image": np.ones((4, 2), F32)},
     present={"image": np.ones(4, bool)},
@@ -153,7 +153,7 @@ def test_routing_drifts_by_the_share_that_moved(observed):
     ids=np.arange(4),
     labels=LABELS,
     scenario=SCENARIO,
-    number=1,
+    task=1,
   )
   # Of two samples: one of one; and one whose half moved.
   assert diagnostics.routing_drift(after, LABELS, SCENARIO) == {
@@ -191,14 +191,14 @@ def test_metrics_of_mife_have_reasons_where_they_have_no_value(observed):
   matrix = np.array([[1.0, np.nan], [1.0, 1.0]])
   plain = diagnostics.empty(EvalOutputs(), None, SCENARIO, 4)
   without = diagnostics.mife_metrics(
-    plain, [1.0, 1.0], matrix, None, np.array([0.5, 0.3])
+    plain, [1.0, 1.0], matrix, None, np.array([0.5, 0.3]), "image"
   )
   assert set(without.undefined) == {"mife_1", "mife_2"}
   assert without.undefined["mife_1"] == "needs a model with a text tower"
   unfinished = diagnostics.mife_metrics(
-    observed, [1.0, 1.0], matrix, None, np.array([0.5, 0.3])
+    observed, [1.0, 1.0], matrix, None, np.array([0.5, 0.3]), "image"
   )
-  assert "image mean of task 1" in unfinished.undefined["mife_1"]
+  assert "anchor mean of task 1" in unfinished.undefined["mife_1"]
 
 
 def test_metric_1_of_a_run_by_hand(observed):
@@ -206,7 +206,7 @@ def test_metric_1_of_a_run_by_hand(observed):
   # Tasks of orthogonal images (cosine 0 → 1/2) and equal texts (1): s_1 = 3/4.
   matrix = np.array([[1.0, np.nan], [0.5, 1.0]])
   found = diagnostics.mife_metrics(
-    observed, [1.0, 0.75], matrix, None, np.array([0.5, 0.3])
+    observed, [1.0, 0.75], matrix, None, np.array([0.5, 0.3]), "image"
   ).values["mife_1"]
   # (mean accuracy + mean((1 − 1)(1 − 0), (1 − 3/4)(1 − 1/2))) / 2
   assert found == pytest.approx((0.875 + 0.0625) / 2)

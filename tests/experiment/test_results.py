@@ -3,12 +3,13 @@ import hashlib
 import json
 import types
 
+import fakes
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax import __version__, config, methods
+from mcil_jax import __version__, config, methods, report
 from mcil_jax.continual import scenario
 from mcil_jax.experiment import diagnostics, results, task_loop
 from mcil_jax.experiment.components import Setup
@@ -43,14 +44,25 @@ PREDICTIONS = {
 }
 
 
-DATASET = types.SimpleNamespace(
-  name="letters", version="2.0.0", fingerprint="3fa4", benchmark=None
-)
+EVERYTHING = dict.fromkeys(("image", "audio"), np.ones(4, bool))
+
+
+def dataset(present=EVERYTHING):
+  return types.SimpleNamespace(
+    name="letters",
+    version="2.0.0",
+    fingerprint="3fa4",
+    benchmark=None,
+    splits={"validation": types.SimpleNamespace(present=present)},
+  )
+
+
+DATASET = dataset()
 
 
 @pytest.fixture
 def setup() -> Setup:
-  c = config.default()
+  c = fakes.default()
   c.method, c.data.name, c.seed, c.eval.split = "replay", "letters", 3, "validation"
   return Setup(
     config=c,
@@ -60,8 +72,8 @@ def setup() -> Setup:
     mesh=sharding.make_mesh(2, 2),
     model=None,
     method=methods.make(c),
-    reading=None,
-    modalities=("image", "audio"),
+    prompts=None,
+    specs=dict.fromkeys(("image", "audio")),
     present={},
   )
 
@@ -80,7 +92,7 @@ def state(setup) -> RunState:
     memory=np.array([7, 5, -1]),
     predictions={k: np.array(rows, np.int32) for k, rows in PREDICTIONS.items()},
     zero_shot=np.full(len(LABELS), -1, np.int32),
-    observed=diagnostics.empty(
+    diagnostics=diagnostics.empty(
       evaluate.EvalOutputs(), None, setup.scenario, len(LABELS)
     ),
     best=None,
@@ -129,6 +141,24 @@ def test_accuracies_by_hand(setup, state):
   assert "fwt" in summary["undefined"]
 
 
+def test_a_modality_alone_is_evaluated_on_the_samples_that_have_it(setup, state):
+  # The second of two samples of class 1 has no image.
+  present = EVERYTHING | {"image": np.array([True, True, False, True])}
+  object.__setattr__(setup, "dataset", dataset(present))
+  summary = results.summarise(setup, state)
+  assert summary["samples"] == {"image": 3, "audio": 4}
+  assert summary["per_modality"]["image"]["accuracy_matrix"] == [[0.5, None], [0.5, 1]]
+  whole = results.summarise(
+    setup.__class__(**vars(setup) | {"dataset": DATASET}), state
+  )
+  assert summary["per_modality"]["audio"] == whole["per_modality"]["audio"]
+  assert summary["accuracy_matrix"] == whole["accuracy_matrix"]
+  # Without any sample of the last task, it has no accuracies.
+  present = EVERYTHING | {"image": np.array([True, True, True, False])}
+  object.__setattr__(setup, "dataset", dataset(present))
+  assert results.summarise(setup, state)["per_modality"].keys() == {"audio"}
+
+
 def test_what_the_run_was(setup, state):
   summary = results.summarise(setup, state)
   expected = {
@@ -165,7 +195,7 @@ def sha256(content) -> str:
 
 def test_fingerprints_tell_what_can_be_compared(setup, state):
   def fingerprints(**changes):
-    c = config.default()
+    c = fakes.default()
     c.update_from_flattened_dict(config.flatten(setup.config.to_dict()) | changes)
     made = dataclasses.replace(setup, config=c)
     return results.summarise(made, state)["fingerprints"]
@@ -196,7 +226,8 @@ def test_fingerprints_tell_what_can_be_compared(setup, state):
 
 
 def test_other_data_and_another_class_order_have_other_fingerprints(setup, state):
-  other = types.SimpleNamespace(version="2.0.0", fingerprint="9b1c", benchmark="ave")
+  other = dataset()
+  other.fingerprint, other.benchmark = "9b1c", "ave"
   summary = results.summarise(dataclasses.replace(setup, dataset=other), state)
   assert summary["fingerprints"]["data"] == "9b1c"
   assert summary["benchmark"] == "ave"
@@ -205,6 +236,17 @@ def test_other_data_and_another_class_order_have_other_fingerprints(setup, state
     dataclasses.replace(setup, scenario=reversed_order), state
   )
   assert summary["fingerprints"]["class_order"] == sha256(["b", "a", "c"])
+
+
+@pytest.mark.parametrize(
+  ("method", "memory", "distillation"),
+  [("replay", True, False), ("lwf", False, True), ("icarl", True, True)],
+)
+def test_a_run_says_what_its_method_reads(setup, state, method, memory, distillation):
+  setup.config.method = method
+  made = dataclasses.replace(setup, method=methods.make(setup.config))
+  reads = results.summarise(made, state)["reads"]
+  assert (reads["memory"], reads["distillation"]) == (memory, distillation)
 
 
 def test_a_summary_is_json_without_loss(setup, state):
@@ -225,7 +267,7 @@ def test_tasks_that_were_not_learned_yet_are_none(setup, state):
 
 
 def test_a_run_without_memory_or_loop_time_or_one_modality(setup, state):
-  object.__setattr__(setup, "modalities", ("audio",))
+  object.__setattr__(setup, "specs", {"audio": None})
   del state.predictions["image"]
   state = state.replace(memory=None, seconds=dict.fromkeys(state.seconds, np.array(0)))
   summary = results.summarise(setup, state)
@@ -240,6 +282,14 @@ def test_write_leaves_results_and_plots(setup, state, tmp_path):
   assert results.write(tmp_path, summary, keep=False) == summary
   assert json.loads((tmp_path / "results.json").read_text()) == summary
   assert list((tmp_path / "plots").glob("*.png"))
+
+
+def test_a_run_that_is_started_again_prints_what_it_printed(setup, state, tmp_path):
+  summary = results.summarise(setup, state)
+  printed = report.results_table(results.write(tmp_path, summary, keep=False))
+  assert printed.index("image alone") < printed.index("audio alone")
+  again = results.write(tmp_path, summary, keep=True)
+  assert report.results_table(again) == printed
 
 
 def test_a_finished_run_keeps_what_it_wrote(setup, state, tmp_path):
@@ -275,8 +325,8 @@ def test_damaged_results_of_a_finished_run_are_written_again(
 # --- Meanwhile.
 
 
-class Record:
-  """Stands for `record.Record`, with the lines that were written."""
+class RunIO:
+  """Stands for `record.RunIO`, with the lines that were written."""
 
   def __init__(self, is_main: bool = True):
     self.is_main, self.lines, self.writer = is_main, [], self
@@ -294,7 +344,7 @@ def without_params(state: RunState, task: int) -> RunState:
 
 
 def test_a_task_s_line_and_table_by_hand(setup, state, capsys):
-  record, drawn = Record(), []
+  record, drawn = RunIO(), []
   plots = types.SimpleNamespace(draw=lambda shown: drawn.append(shown()))
   task_loop.announce(setup, without_params(state, 0), record, 0.25, plots)
   ((step, scalars, context),) = record.lines
@@ -315,7 +365,7 @@ def test_a_task_s_line_and_table_by_hand(setup, state, capsys):
 
 
 def test_a_task_s_line_is_that_of_the_results(setup, state):
-  record = Record()
+  record = RunIO()
   plots = types.SimpleNamespace(draw=lambda shown: None)
   task_loop.announce(setup, without_params(state, 1), record, 0.25, plots)
   summary = results.progress(setup, state)
@@ -327,6 +377,6 @@ def test_a_task_s_line_is_that_of_the_results(setup, state):
 
 
 def test_the_main_process_alone_has_work_with_that(setup, state, capsys):
-  record = Record(is_main=False)
+  record = RunIO(is_main=False)
   task_loop.announce(setup, without_params(state, 1), record, 0.25, plots=None)
   assert (record.lines, capsys.readouterr().out) == ([], "")

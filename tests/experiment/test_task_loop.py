@@ -29,7 +29,7 @@ from small_runs import (
 from mcil_jax.experiment import components, state
 from mcil_jax.experiment.run_io import StoppedError
 from mcil_jax.report import comparison
-from mcil_jax.runtime import checkpoint, storage, writers
+from mcil_jax.runtime import checkpoint, checksums, storage, writers
 
 
 @pytest.fixture(scope="module")
@@ -185,14 +185,14 @@ def test_a_stop_while_classifying_or_selecting_repeats_nothing(
 def test_a_full_disk_stops_the_run_and_leaves_the_snapshot_before(
   data_dir, tmp_path, monkeypatch
 ):
-  write_checksums = checkpoint._write_checksums
+  write_checksums = checksums.write
 
   def full(path, *rest):
     if "snapshots/2" in str(path):
       raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code=28]")
     write_checksums(path, *rest)
 
-  monkeypatch.setattr(checkpoint, "_write_checksums", full)
+  monkeypatch.setattr(checksums, "write", full)
   message = (
     rf"^cannot write {tmp_path}/checkpoints/snapshots/2: No space left on device;"
   )
@@ -310,6 +310,36 @@ def test_two_processes_give_the_result_of_one(data_dir, one_device, tmp_path):
   assert results["accuracy_matrix"] == one_device[0]["accuracy_matrix"]
   prepared = components.prepare(settings(data_dir))
   assert_close(params_of(prepared, tmp_path), one_device[1])
+
+
+FULL_DISK = """
+import resource
+from mcil_jax import main
+from mcil_jax.runtime import checkpoint
+write = checkpoint._write_unverified
+def full(*args):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+  write(*args)
+checkpoint._write_unverified = full
+main.entry()
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_process_ends_both(data_dir, tmp_path):
+  first, second = start_pair(command(data_dir, tmp_path), code=FULL_DISK)
+  _, err = finish(second, status=1)
+  assert err.endswith(
+    f"error: cannot write {tmp_path}/checkpoints/snapshots/0: File too large; raise "
+    "the limit of a file's size (ulimit -f)\n"
+  )
+  started = time.monotonic()
+  _, err = finish(first, status=1)
+  assert err.endswith(
+    "error: another process of this run has ended; see what it says\n"
+  )
+  assert time.monotonic() - started < 30
+  assert list((tmp_path / "checkpoints" / "snapshots").iterdir()) == []
 
 
 def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import fakes
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ def start(path, c, dataset=DATASET) -> dict:
 
 @pytest.fixture
 def c():
-  return config.default()
+  return fakes.default()
 
 
 def test_the_first_start_makes_the_directory_and_writes_the_config(tmp_path, c):

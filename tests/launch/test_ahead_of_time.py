@@ -1,9 +1,9 @@
+import fakes
 import jax
 import pytest
 from tiny_trimodal import RATE_HZ, SHAPES, settings
 
 from launch import ahead_of_time
-from mcil_jax import config
 from mcil_jax.experiment import components
 from mcil_jax.methods.base import Stage
 from mcil_jax.models import state
@@ -31,18 +31,18 @@ def programs(prepared):
 def gradient_bytes(prepared, stage):
   """Of the parameters that train, but for the text's, which no batch is split over."""
   trained = set(stage.trains) - {state.TEXT, state.TEXT_PROJECTION, state.TEXT_ADAPTERS}
-  params, _ = state.split(prepared.model_shapes().params, trained)
+  params, _ = state.split(prepared.model_shapes.params, trained)
   return 4 * ahead_of_time.count(params)
 
 
 def test_a_dataset_of_shapes(prepared):
-  assert prepared.dataset.shapes == SHAPES
+  assert {m: s.shape for m, s in prepared.dataset.modalities.items()} == SHAPES
   assert prepared.dataset.class_names == ("class 0", "class 1", "class 2")
-  assert prepared.modalities == ("image", "audio")
-  c = config.default()
+  assert tuple(prepared.specs) == ("image", "audio")
+  c = fakes.default()
   assert ahead_of_time.dataset_of(c, None, None, None) is None
   silent = ahead_of_time.dataset_of(c, ["1", "4", "5", "3"], None, None)
-  assert (silent.shapes, silent.modalities) == ({"image": (1, 4, 5, 3)}, ("image",))
+  assert {m: s.shape for m, s in silent.modalities.items()} == {"image": (1, 4, 5, 3)}
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_a_dataset_of_shapes(prepared):
 )
 def test_impossible_shapes(flags, message):
   with pytest.raises(ValueError, match=message):
-    ahead_of_time.dataset_of(config.default(), *flags)
+    ahead_of_time.dataset_of(fakes.default(), *flags)
 
 
 def test_a_state_of_shapes(prepared):
-  carry = prepared.carry_shapes(Stage())
+  carry = prepared.programs.carry_shapes(Stage())
   # Parameters and two moments of Adam, its count, two counters of steps.
-  expected = 12 * ahead_of_time.count(prepared.model_shapes().params) + 4 + 8
+  expected = 12 * ahead_of_time.count(prepared.model_shapes.params) + 4 + 8
   assert ahead_of_time.bytes_per_chip(carry) == expected
   assert {x.sharding.mesh for x in jax.tree.leaves(carry)} == {prepared.mesh}
 
@@ -80,8 +80,8 @@ def test_bytes_of_what_is_split(prepared):
 @pytest.mark.parametrize("name", ["train_step", "train_step_frozen_towers"])
 def test_a_program_holds_the_state_and_reduces_the_gradient(prepared, programs, name):
   program, (_, stage) = programs[name], ahead_of_time.stages(prepared)[name]
-  carry_bytes = ahead_of_time.bytes_per_chip(prepared.carry_shapes(stage))
-  params, frozen = state.split(prepared.model_shapes().params, stage.trains)
+  carry_bytes = ahead_of_time.bytes_per_chip(prepared.programs.carry_shapes(stage))
+  params, frozen = state.split(prepared.model_shapes.params, stage.trains)
   frozen_bytes = ahead_of_time.bytes_per_chip(frozen)
   # A chip has 2 of 16 samples: uint8 clips, int16 sounds.
   batch_bytes = 2 * (2 * 8 * 8 * 3 + 2 * 400)

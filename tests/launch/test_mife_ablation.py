@@ -1,5 +1,6 @@
 import types
 
+import fakes
 import pytest
 from absl import app
 
@@ -9,7 +10,7 @@ from mcil_jax import config
 
 @pytest.mark.parametrize("label", mife_ablation.ROWS)
 def test_every_row_changes_settings_that_exist(label):
-  c = config.default()
+  c = fakes.default()
   c.update_from_flattened_dict(config.TRIMODAL | {"method": "mife"})
   plain = config.as_json(c)
   c.update_from_flattened_dict(mife_ablation.ROWS[label])
@@ -45,7 +46,7 @@ def test_a_column_shows_what_inferred_tasks_leave_out():
     "task_incremental": {"seen_accuracy": [1.0, 0.75]},
     "open": {"seen_accuracy": [1.0, 0.25]},
   }
-  columns = mife_ablation.columns()
+  columns = mife_ablation.columns(["image"])
   assert columns["task known"](results) == 75.0
   assert columns["all compete"](results) == 25.0
 

@@ -1,3 +1,4 @@
+import fakes
 import pytest
 
 from launch import mife_ablation, moe_study, runs
@@ -6,7 +7,7 @@ from mcil_jax import config
 
 @pytest.mark.parametrize("label", moe_study.ROWS)
 def test_every_row_changes_settings_that_exist(label):
-  c = config.default()
+  c = fakes.default()
   c.update_from_flattened_dict(config.TRIMODAL | {"method": "mife"})
   _, changes = moe_study.ROWS[label]
   c.update_from_flattened_dict(changes)

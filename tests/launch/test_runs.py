@@ -12,6 +12,7 @@ from absl import app
 from launch import runs
 from mcil_jax.metrics.continual import UndefinedMetricError
 
+CONFIG = "gridwords"
 SHOWS_FINAL = {"final": lambda results: results["final"]}
 
 
@@ -58,7 +59,27 @@ def test_the_command_that_is_printed_works_where_it_is_pasted(
 def test_a_workdir_that_is_no_path_is_told_before_anything_runs(monkeypatch, capsys):
   monkeypatch.setattr(runs, "WORKDIR", types.SimpleNamespace(value=""))
   with pytest.raises(ValueError, match=r"^--workdir is empty; it has to be a path\.$"):
-    runs.print_table(("row",), SHOWS_FINAL, [(("1",), [runs.Run("a", "1", ())])])
+    runs.print_table(("row",), SHOWS_FINAL, [(("1",), [runs.Run(CONFIG, "1", ())])])
+  assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("name", "reason"),
+  [
+    (
+      "gridword",
+      "configs/gridword.py does not exist; did you mean configs/gridwords.py",
+    ),
+    ("gridwords:big", "there is no variant 'big' of this config, only "),
+  ],
+)
+def test_a_config_that_does_not_exist_is_told_before_anything_runs(
+  monkeypatch, capsys, name, reason
+):
+  monkeypatch.setattr(runs, "run_once", lambda run: pytest.fail("a run began"))
+  rows = [((n,), [runs.Run(n, n, ())]) for n in (CONFIG, name)]
+  with pytest.raises(ValueError, match=re.escape(reason)):
+    runs.print_table(("row",), SHOWS_FINAL, rows)
   assert not capsys.readouterr().out
 
 
@@ -86,7 +107,7 @@ def test_rows_come_in_order_while_runs_go_on_at_the_same_time(monkeypatch, capsy
     return {"final": float(run.folder)}
 
   monkeypatch.setattr(runs, "run_once", run_once)
-  rows = [((name,), [runs.Run("a", name, ())]) for name in ("1", "2", "3")]
+  rows = [((name,), [runs.Run(CONFIG, name, ())]) for name in ("1", "2", "3")]
   runs.print_table(("row",), SHOWS_FINAL, rows)
   assert capsys.readouterr().out.splitlines() == [
     "| row | final |",
@@ -110,7 +131,7 @@ def test_runs_at_the_same_time_share_the_cores_out(cores, monkeypatch):
   monkeypatch.setattr(runs, "run_once", run_once)
   monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores, raising=False)
   monkeypatch.setattr(os, "sched_setaffinity", set_affinity, raising=False)
-  rows = [((name,), [runs.Run("a", name, ())]) for name in ("1", "2")]
+  rows = [((name,), [runs.Run(CONFIG, name, ())]) for name in ("1", "2")]
   runs.print_table(("row",), SHOWS_FINAL, rows)
   if len(cores) == 1:  # which nothing can share
     assert list(shares.values()) == [[3]]
@@ -127,7 +148,7 @@ def test_after_a_failure_no_other_run_begins(monkeypatch):
 
   monkeypatch.setattr(runs, "run_once", run_once)
   monkeypatch.setattr(runs, "_JOBS", types.SimpleNamespace(value=1))
-  rows = [((n,), [runs.Run("a", n, ())]) for n in map(str, range(50))]
+  rows = [((n,), [runs.Run(CONFIG, n, ())]) for n in map(str, range(50))]
   with pytest.raises(SystemExit) as error:
     runs.print_table(("row",), SHOWS_FINAL, rows)
   assert error.value.code == 7
@@ -143,7 +164,7 @@ def test_after_ctrl_c_no_other_run_begins(monkeypatch):
 
   monkeypatch.setattr(runs, "run_once", run_once)
   monkeypatch.setattr(runs, "_JOBS", types.SimpleNamespace(value=1))
-  rows = [((n,), [runs.Run("a", n, ())]) for n in map(str, range(50))]
+  rows = [((n,), [runs.Run(CONFIG, n, ())]) for n in map(str, range(50))]
   with pytest.raises(KeyboardInterrupt):
     runs.print_table(("row",), SHOWS_FINAL, rows)
   assert len(began) < 50
@@ -193,7 +214,7 @@ def test_a_config_named_twice(monkeypatch):
 @pytest.mark.parametrize("folder", ["a/b-seed0", "a//b-seed0", "./a/b-seed0"])
 def test_runs_that_share_a_workdir_are_refused_before_any_begins(folder, monkeypatch):
   monkeypatch.setattr(runs, "run_once", lambda run: pytest.fail("a run began"))
-  rows = [((n,), [runs.Run("a", n, ())]) for n in ("a/b-seed0", folder)]
+  rows = [((n,), [runs.Run(CONFIG, n, ())]) for n in ("a/b-seed0", folder)]
   with pytest.raises(app.UsageError, match="2 runs share the workdir a/b-seed0"):
     runs.print_table(("row",), SHOWS_FINAL, rows)
 
@@ -247,7 +268,7 @@ def print_rows(
   }
   monkeypatch.setattr(runs, "run_once", lambda run: found[run.folder])
   arguments = [
-    (("data", name), [runs.Run("a", f"{name}-{i}", ()) for i in range(len(of_row))])
+    (("data", name), [runs.Run(CONFIG, f"{name}-{i}", ()) for i in range(len(of_row))])
     for name, of_row in rows.items()
   ]
   runs.print_table(("data", "row"), SHOWS_FINAL, arguments)
@@ -286,7 +307,7 @@ def test_why_there_is_no_value_stands_below_the_table(monkeypatch, capsys):
     raise UndefinedMetricError("tasks learned: 1, needed: 2")
 
   monkeypatch.setattr(runs, "run_once", lambda run: {})
-  rows = [((name,), [runs.Run("a", name, ())]) for name in ("1", "2")]
+  rows = [((name,), [runs.Run(CONFIG, name, ())]) for name in ("1", "2")]
   runs.print_table(("row",), {"final": final}, rows)
   assert capsys.readouterr().out.splitlines()[2:] == [
     "| 1 | n/a (1) |",

@@ -135,7 +135,9 @@ def test_no_experiment_is_left_out(finished):
     run(finished, "avcil", "ave", average, config={"memory": {"size": size}})
     for size, average in ((340, 0.6), (680, 0.7))
   ]
-  runs.append(run(finished, "lwf", "ave", 0.5, config={"memory": {"size": 340}}))
+  reads = {"memory": False}
+  config = {"memory": {"size": 340}}
+  runs.append(run(finished, "lwf", "ave", 0.5, config=config, reads=reads))
   heading, *rows = table(runs)
   assert heading[1] == "ave: settings"
   assert benchmark.num_labels([heading]) == 2

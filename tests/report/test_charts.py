@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mcil_jax.metrics import continual as metrics
-from mcil_jax.report import access, charts
+from mcil_jax.report import access, charts, diagnostic_charts
 
 
 def test_accuracy(finished):
@@ -138,7 +138,7 @@ def test_a_confusion_matrix_of_the_wrong_shape(finished):
 
 
 def test_expert_usage(finished):
-  image, text = charts.expert_usage(finished())
+  image, text = diagnostic_charts.expert_usage(finished())
   assert (image["title"], text["title"]) == ("Image", "Text")
   assert image["columns"]["names"] == ["0", "1", "0", "1"]
   assert image["columns"]["groups"] == [["layer 0", 2], ["layer 1", 2]]
@@ -151,13 +151,15 @@ def test_expert_usage(finished):
 
 def test_expert_usage_of_a_task_that_was_not_learned(finished):
   usage = {"image": [[[1.0, 0.0]], [[0.0, 1.0]], None]}
-  (chart,) = charts.expert_usage(finished(expert_usage=usage))
+  (chart,) = diagnostic_charts.expert_usage(finished(expert_usage=usage))
   assert chart["cells"] == [[0, 0, 100, None], [1, 1, 100, None]]
   assert chart["rows"]["names"] == ["0", "1", "2"]
 
 
 def test_expert_usage_before_the_first_task(finished):
-  assert charts.expert_usage(finished(expert_usage={"image": [None] * 3})) == []
+  assert (
+    diagnostic_charts.expert_usage(finished(expert_usage={"image": [None] * 3})) == []
+  )
 
 
 @pytest.mark.parametrize(
@@ -170,11 +172,13 @@ def test_expert_usage_before_the_first_task(finished):
 )
 def test_expert_usage_of_the_wrong_shape(finished, usage, message):
   with pytest.raises(ValueError, match=f"expert_usage of .*{message}"):
-    charts.expert_usage(finished(expert_usage={"image": usage}))
+    diagnostic_charts.expert_usage(finished(expert_usage={"image": usage}))
 
 
 def test_a_share_per_layer(finished):
-  (image,) = charts.per_layer(finished(), "routing_drift", "Moved")  # no text has moved
+  (image,) = diagnostic_charts.per_layer(
+    finished(), "routing_drift", "Moved"
+  )  # no text has moved
   assert image["title"] == "Image"
   assert image["label"] == "Moved in each layer of the image tower, for 3 tasks"
   assert image["cells"][:4] == [
@@ -184,18 +188,22 @@ def test_a_share_per_layer(finished):
     [1, 1, 100, None],
   ]
   unfinished = {"image": [[0.5], None, None]}
-  (chart,) = charts.per_layer(finished(routing_drift=unfinished), "routing_drift", "")
+  (chart,) = diagnostic_charts.per_layer(
+    finished(routing_drift=unfinished), "routing_drift", ""
+  )
   assert chart["cells"] == [[0, 0, 50, None]]
 
 
 @pytest.mark.parametrize("shares", [[[0.5]], [[0.5], [0.5, 0.5], [0.5]]])
 def test_shares_per_layer_of_the_wrong_shape(finished, shares):
   with pytest.raises(ValueError, match=r"routing_drift of image has \d tasks with"):
-    charts.per_layer(finished(routing_drift={"image": shares}), "routing_drift", "")
+    diagnostic_charts.per_layer(
+      finished(routing_drift={"image": shares}), "routing_drift", ""
+    )
 
 
 def test_correlation(finished):
-  first, second, third = charts.correlation(finished())
+  first, second, third = diagnostic_charts.correlation(finished())
   assert [chart["title"] for chart in (first, second, third)] == [
     "Task 0",
     "Task 1: θ = 0.50, 75.0 % masked",
@@ -215,14 +223,14 @@ def test_correlation_of_many_tasks_is_one_chart(finished):
   theta, masked = [0.5] * 12 + [None] * 2, [None, *[0.25] * 12, None]
   histogram = {"edges": [-1.0, -0.5, 0.0, 0.5, 1.0], "counts": counts}
   fusion = {"theta": theta, "masked_share": masked, "correlation": histogram}
-  shares, shown = charts.correlation(finished(fusion=fusion))
+  shares, shown = diagnostic_charts.correlation(finished(fusion=fusion))
   assert shares["rows"]["names"] == [str(task) for task in range(13)]
   assert shares["columns"]["names"][2] == "0.00 to 0.50"
   assert shares["cells"][:2] == [[0, 1, 25, 1], [0, 2, 75, 3]]
   assert len(shares["cells"]) == 2 * 13
   tips = [tip for *_, tip in shown["bars"]]
   assert tips[0] == "task 1: 25.0 %, θ = 0.50" and tips[-1] == "task 12: 25.0 %"
-  (alone,) = charts.correlation(finished(fusion={"correlation": histogram}))
+  (alone,) = diagnostic_charts.correlation(finished(fusion={"correlation": histogram}))
   assert alone == shares
 
 
@@ -230,14 +238,14 @@ def test_correlation_of_a_task_that_was_not_learned(finished):
   fusion = finished()["fusion"]
   fusion["correlation"]["counts"][2] = None
   del fusion["theta"], fusion["masked_share"]
-  shown = charts.correlation(finished(fusion=fusion))
+  shown = diagnostic_charts.correlation(finished(fusion=fusion))
   assert [chart["title"] for chart in shown] == ["Task 0", "Task 1"]
 
 
 def test_a_histogram_without_a_sample(finished):
   fusion = finished()["fusion"]
   fusion["correlation"]["counts"][0] = [0, 0, 0, 0]
-  shown = charts.correlation(finished(fusion=fusion))
+  shown = diagnostic_charts.correlation(finished(fusion=fusion))
   assert [bar[2] for bar in shown[0]["bars"]] == [0, 0, 0, 0]
 
 
@@ -246,17 +254,17 @@ def test_a_histogram_with_the_wrong_number_of_edges(finished):
   fusion["correlation"]["edges"].pop()
   message = "fusion.correlation of task 0 has 4 counts between 4 edges"
   with pytest.raises(ValueError, match=message):
-    charts.correlation(finished(fusion=fusion))
+    diagnostic_charts.correlation(finished(fusion=fusion))
 
 
 def test_a_fusion_without_its_histogram(finished):
   with pytest.raises(ValueError, match=r"no 'correlation', only \['theta'\]"):
-    charts.correlation(finished(fusion={"theta": [0.8]}))
+    diagnostic_charts.correlation(finished(fusion={"theta": [0.8]}))
 
 
 def test_charts_are_json(finished):
   run = finished()
   shown = [charts.accuracy(run), charts.forgetting(run), charts.confusion(run)]
   shown.append(charts.zero_shot(run))
-  shown += [*charts.expert_usage(run), *charts.correlation(run)]
+  shown += [*diagnostic_charts.expert_usage(run), *diagnostic_charts.correlation(run)]
   assert json.loads(json.dumps(shown, allow_nan=False)) == shown

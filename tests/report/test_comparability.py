@@ -1,9 +1,10 @@
+import fakes
 import pytest
 
 from mcil_jax import config
 from mcil_jax.report import comparability
 
-DEFAULT = config.as_json(config.default())
+DEFAULT = config.as_json(fakes.default())
 
 
 def test_all_but_the_seed_the_place_and_the_class_order_is_compared():
@@ -24,21 +25,26 @@ def test_all_but_the_seed_the_place_and_the_class_order_is_compared():
     ("train.epochs", {"method": "ncm"}, True),
     ("avcil.class_weight", {"method": "avcil"}, True),
     ("avcil.class_weight", {"method": "ssil"}, False),
-    ("memory.size", {"method": "lwf"}, False),
-    ("distillation.temperature", {"method": "lwf"}, True),
     ("moe.num_experts", {"method": "joint", "moe.num_experts": 0}, True),
     ("moe.top_k", {"method": "joint", "moe.num_experts": 0}, False),
     ("moe.top_k", {"method": "joint", "moe.num_experts": 4}, True),
     ("model.text.depth", {"method": "joint", "model.classifier": "linear"}, False),
     ("eval.templates", {"method": "joint", "model.classifier": "text"}, True),
     ("model.theta", {"method": "mife", "model.fusion": "concat"}, False),
-    ("model.anchor", {"method": "mife", "model.fusion": "concat"}, True),
-    ("model.anchor", {"method": "joint", "model.fusion": "concat"}, False),
     ("model.theta", {"method": "joint", "model.fusion": "aavfm"}, True),
   ],
 )
 def test_what_a_run_reads(key, settings, expected):
   assert comparability.concerns(key, settings) == expected
+
+
+@pytest.mark.parametrize(
+  ("reads", "expected"),
+  [({"memory": False}, False), ({"memory": True}, True), ({}, True), (None, True)],
+)
+def test_a_run_says_whether_its_method_reads_a_section(reads, expected):
+  assert comparability.concerns("memory.size", {"method": "own"}, reads) == expected
+  assert comparability.concerns("train.epochs", {"method": "own"}, reads)
 
 
 def test_what_is_named_twice_is_found_with_its_names():

@@ -129,7 +129,7 @@ def test_runs_over_different_data_are_sections_of_their_own(finished):
   assert "±" not in comparison.rows(groups)[1][3]
 
 
-def test_modalities_have_their_usual_order(finished):
+def test_modalities_have_the_order_of_the_runs(finished):
   text = finished(per_modality={"text": finished()["per_modality"]["image"]})
   order = ["image", "audio", "text"]
   assert comparison.modalities([finished(), text]) == order

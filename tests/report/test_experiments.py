@@ -158,6 +158,7 @@ def test_a_setting_counts_where_it_is_read(finished):
   ]
   # Each has what the others lack, but nobody reads of it.
   for run in runs:
+    run["reads"] = {"memory": False, "distillation": False}
     run["config"] = {"avcil": {"x": 0}, "distillation": {"x": 0}} | run["config"]
     run["config"]["memory"] = {"size": 100} | run["config"].get("memory", {})
   assert settings_of(runs) == [()] * 5
@@ -166,7 +167,10 @@ def test_a_setting_counts_where_it_is_read(finished):
 def test_a_setting_of_exemplars_counts_for_methods_with_exemplars(finished):
   sizes = {"replay": 100, "icarl": 200, "finetune": 300, "joint": 100}
   runs = [
-    with_settings(finished(method=method), memory={"size": size})
+    with_settings(
+      finished(method=method, reads={"memory": method in ("replay", "icarl")}),
+      memory={"size": size},
+    )
     for method, size in sizes.items()
   ]
   assert settings_of(runs) == [("memory.size=100",), ("memory.size=200",), (), ()]

@@ -1,16 +1,17 @@
 """A run is taken against the joint run of the same data and network, or none."""
 
+import fakes
 import pytest
 
 from mcil_jax import config
 from mcil_jax.metrics.continual import UndefinedMetricError
 from mcil_jax.report import joint
 
-SETTINGS = config.as_json(config.default())
+SETTINGS = config.as_json(fakes.default())
 
 
 def changed(run: dict, key: str, value) -> dict:
-  c = config.default()
+  c = fakes.default()
   c.update_from_flattened_dict({key: value})
   return run | {"config": config.as_json(c)}
 
@@ -68,7 +69,7 @@ def test_of_other_data_or_classes_it_is_not(run, joint_run, name, what):
     ("eval.modalities", "image"),
     ("eval.modality_dropout", 0.25),
     ("model.width", 64),
-    ("model.image.depth", 3),
+    ("model.towers.image.depth", 3),
     ("model.fusion", "audio"),
     ("model.classifier", "text"),
     ("moe.num_experts", 4),
