@@ -72,6 +72,7 @@ class FakeSplit:
 
   def __init__(self, size: int):
     self.labels = np.arange(size, dtype=np.int32) % 4
+    self.present = {m: np.ones(size, bool) for m in ("image", "audio")}
 
   def __len__(self) -> int:
     return len(self.labels)

@@ -67,13 +67,16 @@ def results_of(workdir):
   return json.loads((workdir / "results.json").read_text())
 
 
-def start_pair(arguments):
-  """Two processes of one device each that run together."""
+def start_pair(arguments, code=None):
+  """Two processes of one device each that run together; the second may run `code`."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
   together = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-  return [start([*arguments, *together, f"--process_id={i}"]) for i in range(2)]
+  return [
+    start([*arguments, *together, f"--process_id={i}"], code=code if i else None)
+    for i in range(2)
+  ]
 
 
 def assert_identical(workdir, reference):
@@ -87,12 +90,12 @@ def assert_identical(workdir, reference):
 # Each moment replaces one function, so that the process kills itself right there.
 MOMENTS = {
   "mid-epoch": """
-from mcil_jax.steps import train
-push = train.Scalars.push
+from mcil_jax.experiment import step_log
+push = step_log.Scalars.push
 def killed(self, step, *rest):
   if step == 12: die()
   push(self, step, *rest)
-train.Scalars.push = killed
+step_log.Scalars.push = killed
 """,
   "during a save": """
 import orbax.checkpoint._src.path.atomicity as atomicity
@@ -104,11 +107,11 @@ os.rename = killed
 """,
   "between tasks": """
 from mcil_jax.experiment import run_io
-save = run_io.Record.save
+save = run_io.RunIO.save
 def killed(self, run):
   if run.task == 2 and run.train.stage_step == 0: die()
   return save(self, run)
-run_io.Record.save = killed
+run_io.RunIO.save = killed
 """,
 }
 KILLER = """

@@ -2,6 +2,7 @@
 
 import signal
 
+import fakes
 import numpy as np
 
 from mcil_jax import config
@@ -13,11 +14,11 @@ SETTINGS = {
   "scenario.increments": (9, 4, 7),
   "model.width": 16,
   "model.num_heads": 2,
-  "model.image.depth": 1,
-  "model.audio.depth": 1,
-  "model.audio.patch_frames": 8,
-  "model.audio.num_mels": 32,
-  "model.image.tubelet_frames": 4,
+  "model.towers.image.depth": 1,
+  "model.towers.audio.depth": 1,
+  "model.towers.audio.patch_frames": 8,
+  "model.towers.audio.num_mels": 32,
+  "model.towers.image.tubelet_frames": 4,
   "train.epochs": 2,
   "train.batch_size": 16,
   "eval.batch_size": 16,
@@ -29,8 +30,9 @@ SETTINGS = {
 
 
 def settings(data_dir, **overrides):
-  c = config.default()
-  c.update_from_flattened_dict(SETTINGS | {"data.data_dir": str(data_dir)} | overrides)
+  c = fakes.default()
+  config.update(c, SETTINGS | {"data.data_dir": str(data_dir)})
+  config.update(c, overrides)
   return c
 
 

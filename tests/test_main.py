@@ -51,7 +51,7 @@ json.dump(answers, sys.stdout)
 MISTAKES = {
   "a variant": (
     [f"{CONFIG}:smokee", WORKDIR],
-    "configs/avdigits.py:smokee, line 31: there is no variant 'smokee' of this config, "
+    "configs/avdigits.py:smokee, line 32: there is no variant 'smokee' of this config, "
     "only trimodal, smoke; did you mean 'smoke'?",
   ),
   "a config file": (
@@ -248,11 +248,11 @@ def test_settings_are_given_in_all_ways_of_a_flag_before_and_after_the_config(tm
   code = (
     "import json\n"
     "from mcil_jax import config\n"
-    "from mcil_jax.runtime import cli\n"
-    "holder = cli.define_config()\n"
+    "from mcil_jax.config import flags\n"
+    "holder = flags.define_config()\n"
     "def main(argv):\n"
     "  print(json.dumps([argv[1:], config.as_json(holder.value)]))\n"
-    "cli.run(main, cli.parse_with_config)\n"
+    "flags.run(main)\n"
   )
   done = start(
     *("--config.train.epochs=3", "-config.seed", "7", "--config.log.tensorboard"),

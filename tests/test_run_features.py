@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 from small_runs import StopAt, assert_close, run_here
 
 from mcil_jax.data import schema
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.experiment.run_io import StoppedError
 
 CLASSES, FRAMES, TOKENS, WIDTH = 6, 2, 3, 8
@@ -14,8 +15,8 @@ SIZES = {"train": 12, "validation": 4, "test": 5}
 FEATURES = {
   "data.name": "tokens",
   "scenario.increments": (2, 3, 1),
-  "model.image.tower": "features",
-  "model.audio.tower": "features",
+  "modalities.image": "features",
+  "modalities.audio": "features",
   "model.fusion": "audio_guided",
   "train.optimizer": "adam",
   "train.schedule": "constant",
@@ -50,6 +51,12 @@ METHODS = {
 }
 
 
+SPECS = (
+  ModalitySpec("image", "features", (FRAMES, TOKENS, WIDTH), "bfloat16"),
+  ModalitySpec("audio", "features", (WIDTH,), "float32"),
+)
+
+
 class Tokens(schema.Builder, skip_registration=True):
   """Features of a class lie around a point of their own in both modalities."""
 
@@ -61,17 +68,13 @@ class Tokens(schema.Builder, skip_registration=True):
       self,
       description="Tokens.",
       class_names=[f"class {c}" for c in range(CLASSES)],
-      features={
-        "image": schema.Features((FRAMES, TOKENS, WIDTH), "bfloat16"),
-        "audio": schema.Features((WIDTH,), "float32"),
-      },
+      modalities=SPECS,
     )
 
   def _split_generators(self, dl_manager):
     return {split: self._generate_examples(split) for split in schema.SPLITS}
 
   def _generate_examples(self, split):
-    bfloat16 = schema.FEATURE_DTYPES["bfloat16"]
     centres = np.random.default_rng(0).normal(size=(2, CLASSES, WIDTH))
     rng = np.random.default_rng(schema.SPLITS.index(split) + 1)
     for n in range(CLASSES * SIZES[split]):
@@ -79,10 +82,13 @@ class Tokens(schema.Builder, skip_registration=True):
       image = centres[0, c] + 0.3 * rng.normal(size=(FRAMES, TOKENS, WIDTH))
       audio = centres[1, c] + 0.3 * rng.normal(size=WIDTH)
       yield schema.encode_sample(
+        SPECS,
         sample_id=f"{split}-{n}",
         label=c,
-        image=image.astype(bfloat16),
-        audio=audio.astype(np.float32),
+        arrays={
+          "image": image.astype(SPECS[0].dtype),
+          "audio": audio.astype(np.float32),
+        },
       )
 
 
@@ -111,7 +117,7 @@ def test_a_method_learns_compiles_once_and_goes_on(method, features_dir, tmp_pat
   once = {"train_step": trains, "eval_step": 1, "eval_step_prediction": trains}
   once["eval_step_embedding"] = method in ("icarl", "afc", "ncm")
   if method in ("avcil", "ssil", "lwf", "icarl"):
-    once["teach_step"] = 1
+    once["fill_teacher_cache"] = 1
   assert results["compilations"] == once
   # Chance is 1/2, and in the end 1/6.
   assert results["seen_accuracy"][0] > 0.7
@@ -135,7 +141,7 @@ def test_a_teacher_that_is_asked_once_says_the_same(method, features_dir, tmp_pa
   _, once = run_here(features_dir, tmp_path / "once", **chosen)
   asked = chosen | {"distillation.cache_gib": 0.0}
   results, always = run_here(features_dir, tmp_path / "always", **asked)
-  assert "teach_step" not in results["compilations"]
+  assert "fill_teacher_cache" not in results["compilations"]
   # Attention is kept in float16, and Adam turns what is next to nothing into steps.
   assert_close(once, always, 1e-4 if method == "lwf" else 1e-2)
 
@@ -179,10 +185,12 @@ def test_models_of_vectors_refuse_tokens(changes, features_dir, tmp_path):
 
 def test_features_need_no_tower_and_raw_data_do(features_dir, tmp_path):
   with pytest.raises(
-    ValueError, match=r"image\.tower='vit': image of tokens is frozen"
+    ValueError, match=r"modalities\.image='video': tokens has it as 'features'; set"
   ):
     run_here(
-      features_dir, tmp_path, **FEATURES | {"model.image.tower": "vit", "method": "lwf"}
+      features_dir,
+      tmp_path,
+      **FEATURES | {"modalities.image": "video", "method": "lwf"},
     )
 
 

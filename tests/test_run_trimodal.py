@@ -23,7 +23,7 @@ from small_runs import (
 )
 
 from mcil_jax import config
-from mcil_jax.experiment import components, state, task_loop
+from mcil_jax.experiment import components, method_calls, state
 from mcil_jax.experiment.run_io import StoppedError
 from mcil_jax.runtime import checkpoint
 
@@ -43,7 +43,7 @@ MIFE = TRIMODAL | {
   "model.theta": "quantile:0.25",
 }
 FOUR_EXPERTS = MIFE | {"moe.num_experts": 4}
-ONE_COMPILATION = {"train_step": 1, "eval_step": 1, "read_step": 1}
+ONE_COMPILATION = {"train_step": 1, "eval_step": 1, "encode_prompts": 1}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_other_methods_go_on_and_spread_over_devices(method, data_dir, tmp_path)
 
 @pytest.mark.slow
 def test_modalities_share_experts_through_routers_of_their_own(data_dir, tmp_path):
-  shared = MIFE | {"moe.share_experts": True, "model.audio.depth": 2}
+  shared = MIFE | {"moe.share_experts": True, "model.towers.audio.depth": 2}
   shared["mife.freeze_above"] = 1.0  # or biases would say what is frozen
   results, params = run_here(data_dir, tmp_path, **shared)
   flat = config.flatten(params)
@@ -310,7 +310,7 @@ def test_theta_is_of_all_modalities_whatever_is_there_at_test(data_dir):
   for present in ("image,audio", "audio"):
     settings_ = MIFE | {"eval.modalities": present}
     prepared = components.prepare(settings(data_dir, **settings_))
-    begun = task_loop.begin(
+    begun = method_calls.before_stage(
       prepared, state.initial(prepared), types.SimpleNamespace(stop_here=lambda _: None)
     )
     found.append(begun.theta.tolist())
@@ -319,7 +319,7 @@ def test_theta_is_of_all_modalities_whatever_is_there_at_test(data_dir):
 
 
 def test_routers_of_tasks_need_a_method_that_tells_tasks_apart(data_dir, tmp_path):
-  with pytest.raises(ValueError, match="use 'shared' or method 'mife'"):
+  with pytest.raises(ValueError, match="use 'shared', or a method that infers tasks"):
     run_here(data_dir, tmp_path, **TRIMODAL | {"moe.routers": "per_task"})
 
 

@@ -5,6 +5,7 @@ Everything is traced and nothing compiled.
 
 import functools
 
+import fakes
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def prepare(monkeypatch):
       monkeypatch.setitem(build.TOWERS[modality], name, builder)
 
   def prepare(image: str, audio: str, **changes) -> components.Setup:
-    c = config.default()
+    c = fakes.default()
     c.update_from_flattened_dict(config.TRIMODAL)
     c.update_from_flattened_dict(
       {
@@ -93,11 +94,11 @@ def prepare(monkeypatch):
         "scenario.increments": (2, 2),
         "model.width": 8,
         "model.num_heads": 2,
-        "model.image.tower": image,
-        "model.audio.tower": audio,
-        "model.audio.num_mels": 8,
-        "model.image.depth": 1,
-        "model.audio.depth": 2,
+        "model.towers.image.tower": image,
+        "model.towers.audio.tower": audio,
+        "model.towers.audio.num_mels": 8,
+        "model.towers.image.depth": 1,
+        "model.towers.audio.depth": 2,
         "model.text.depth": 1,
         "moe.num_experts": EXPERTS,
         "moe.router": "sigmoid_bias",  # whose parameters a step changes as well
@@ -120,7 +121,7 @@ def ones(shapes):
 def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
   """Goes through a task by shapes; returns those of the frozen experts after it."""
   method, stage = made.method, made.stages(1)[0]
-  model = made.model_shapes().replace(
+  model = made.model_shapes.replace(
     task_means=method.tasks.initial(made.scenario, made.modalities)
   )
   frozen = method.init_state(made.scenario, model)
@@ -144,13 +145,13 @@ def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
   )
   assert jax.tree.structure(begun) == jax.tree.structure(model.params)
   batch = pipeline.batch_shapes(DATASET.shapes, DATASET.dtypes, BATCH)
-  carry = made.carry_shapes(stage)
+  carry = made.programs.carry_shapes(stage)
   constants = made.constants(stage, model, None, frozen, 1)
-  after, _ = jax.eval_shape(made.train_step(stage), carry, constants, batch)
+  after, _ = jax.eval_shape(made.programs.train_step(stage), carry, constants, batch)
   assert jax.tree.structure(after) == jax.tree.structure(carry)
-  prototypes = jax.eval_shape(made.read_step, model)
+  prototypes = jax.eval_shape(made.programs.encode_prompts, model)
   outputs = ones(
-    jax.eval_shape(made.eval_step(), model, batch, made.task(1), prototypes)
+    jax.eval_shape(made.programs.eval_step(), model, batch, made.task(1), prototypes)
   )
   of_prompts = None
   if prototypes.routing is not None:
@@ -175,7 +176,7 @@ def test_a_tower_may_have_its_blocks_anywhere_or_none(prepare, image, audio, lay
 
 
 def test_shared_experts_are_those_of_the_towers_with_blocks(prepare):
-  changes = {"moe.share_experts": True, "model.audio.depth": 3}
+  changes = {"moe.share_experts": True, "model.towers.audio.depth": 3}
   made = prepare("vit", "plain", **changes)
   assert made.adapter_layers() == {multimodal.SHARED: 1}
   assert trace_a_task(made) == {multimodal.SHARED: (1, EXPERTS)}

@@ -1,5 +1,7 @@
 """The smallest model with every part, whose programs compile in a minute."""
 
+import fakes
+
 from mcil_jax import config
 
 SHAPES = {"image": (2, 8, 8, 3), "audio": (400,)}
@@ -9,9 +11,9 @@ SETTINGS = config.TRIMODAL | {
   "scenario.increments": (2, 1),
   "model.width": 16,
   "model.num_heads": 2,
-  "model.image.depth": 1,
-  "model.audio.depth": 1,
-  "model.audio.num_mels": 8,
+  "model.towers.image.depth": 1,
+  "model.towers.audio.depth": 1,
+  "model.towers.audio.num_mels": 8,
   "model.text.depth": 1,
   "model.text.num_templates": 1,
   "moe.num_experts": 2,
@@ -22,8 +24,8 @@ SETTINGS = config.TRIMODAL | {
 
 
 def settings():
-  c = config.default()
-  c.update_from_flattened_dict(SETTINGS)
+  c = fakes.default()
+  config.update(c, SETTINGS)
   return c
 
 
