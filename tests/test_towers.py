@@ -6,46 +6,50 @@ Everything is traced and nothing compiled.
 import functools
 
 import fakes
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mcil_jax import config, moe
-from mcil_jax.data import pipeline, schema, source
+from mcil_jax.data import pipeline, source
+from mcil_jax.data.modality import ModalitySpec
 from mcil_jax.experiment import components
 from mcil_jax.methods.base import TaskData
-from mcil_jax.models import build, multimodal
+from mcil_jax.models import multimodal
 
 EXPERTS, BATCH = 3, 16
 
 
-class Plain(nn.Module):
+PLAIN = '''
+import flax.linen as nn
+
+from mcil_jax.models.towers.base import Tower
+
+KINDS = ("video", "audio")
+
+
+class Plain(Tower):
   """No encoder, no adapters, no routing."""
 
   width: int
 
   @nn.compact
-  def __call__(self, x, train, route=None, experts=()):
+  def __call__(self, x, context):
     return nn.Dense(self.width)(x.reshape(len(x), -1)), None
 
 
-class Deep(nn.Module):
-  """Two encoders, in a module of their own, under names of their own."""
+def make(settings, spec, options):
+  return Plain(options.width)
+'''
+DEEP = '''
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
-  width: int
-  first: nn.Module
-  second: nn.Module
+from mcil_jax.models.towers.base import Tower
 
-  @nn.compact
-  def __call__(self, x, train, route=None, experts=()):
-    tokens = nn.Dense(self.width)(x.reshape(len(x), 4, -1))
-    _, below = self.first(tokens, train, route, experts)
-    feature, above = self.second(tokens, train, route, experts)
-    if below is None:
-      return feature, None
-    return feature, jax.tree.map(lambda *r: jnp.concatenate(r), below, above)
+KINDS = ("video",)
+SETTINGS = {"depth": (1, ">= 1")}
 
 
 class Wrapped(nn.Module):
@@ -57,48 +61,67 @@ class Wrapped(nn.Module):
     return self.trunk(*arguments)
 
 
-def build_plain(c, width, encoder):
-  return Plain(width)
+class Deep(Tower):
+  """Two encoders, in a module of their own, under names of their own."""
+
+  width: int
+  first: nn.Module
+  second: nn.Module
+
+  @property
+  def num_blocks(self):
+    return self.first.trunk.depth + self.second.depth
+
+  @nn.compact
+  def __call__(self, x, context):
+    tokens = nn.Dense(self.width)(x.reshape(len(x), 4, -1))
+    more = context.train, context.route, context.experts
+    _, below = self.first(tokens, *more)
+    feature, above = self.second(tokens, *more)
+    if below is None:
+      return feature, None
+    return feature, jax.tree.map(lambda *r: jnp.concatenate(r), below, above)
 
 
-def build_deep(c, width, encoder):
-  return Deep(width, Wrapped(encoder(summary="mean")), encoder(summary="mean"))
-
-
+def make(settings, spec, options):
+  first, second = (options.encoder(settings.depth, summary="mean") for _ in range(2))
+  return Deep(options.width, Wrapped(first), second)
+'''
+SPECS = {
+  "image": ModalitySpec("image", "video", (2, 4, 4, 3), "uint8"),
+  "audio": ModalitySpec("audio", "audio", (50,), "int16", 1000),
+}
 DATASET = source.Dataset(
   name="shapes",
   version="",
   class_names=("ant", "bee", "cat", "dog"),
-  modalities=("image", "audio"),
-  sample_rate_hz=1000,
-  shapes={"image": (2, 4, 4, 3), "audio": (50,)},
-  dtypes=schema.RAW_DTYPES,
+  modalities=SPECS,
   splits={},
   fingerprint="",
 )
 
 
 @pytest.fixture
-def prepare(monkeypatch):
+def prepare(monkeypatch, tmp_path):
   """Names of the towers → a run of mife with them."""
-  for name, builder in {"plain": build_plain, "deep": build_deep}.items():
-    for modality in ("image", "audio"):
-      monkeypatch.setitem(build.TOWERS[modality], name, builder)
+  for name, text in {"plain": PLAIN, "deep": DEEP}.items():
+    fakes.add_plugin(monkeypatch, tmp_path, "models.towers", name, text)
 
   def prepare(image: str, audio: str, **changes) -> components.Setup:
     c = fakes.default()
-    c.update_from_flattened_dict(config.TRIMODAL)
-    c.update_from_flattened_dict(
+    settings = {"model.towers.audio.tower": audio, "model.towers.image.tower": image}
+    if audio != "plain":
+      settings |= {"model.towers.audio.num_mels": 8, "model.towers.audio.depth": 2}
+    if image != "plain":
+      settings["model.towers.image.depth"] = 1
+    config.update(c, config.TRIMODAL | settings)
+    config.update(
+      c,
       {
         "method": "mife",
         "scenario.increments": (2, 2),
         "model.width": 8,
         "model.num_heads": 2,
-        "model.towers.image.tower": image,
-        "model.towers.audio.tower": audio,
-        "model.towers.audio.num_mels": 8,
-        "model.towers.image.depth": 1,
-        "model.towers.audio.depth": 2,
         "model.text.depth": 1,
         "moe.num_experts": EXPERTS,
         "moe.router": "sigmoid_bias",  # whose parameters a step changes as well
@@ -107,7 +130,7 @@ def prepare(monkeypatch):
         "eval.batch_size": BATCH,
         "mife.freeze_above": 0.5,
         **changes,
-      }
+      },
     )
     return components.prepare(c, dataset=DATASET, devices=jax.devices()[:1])
 
@@ -122,7 +145,7 @@ def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
   """Goes through a task by shapes; returns those of the frozen experts after it."""
   method, stage = made.method, made.stages(1)[0]
   model = made.model_shapes.replace(
-    task_means=method.tasks.initial(made.scenario, made.modalities)
+    task_means=method.tasks.initial(made.scenario, tuple(made.specs))
   )
   frozen = method.init_state(made.scenario, model)
   data = TaskData(
@@ -144,7 +167,7 @@ def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
     model.params,
   )
   assert jax.tree.structure(begun) == jax.tree.structure(model.params)
-  batch = pipeline.batch_shapes(DATASET.shapes, DATASET.dtypes, BATCH)
+  batch = pipeline.batch_shapes(SPECS, BATCH)
   carry = made.programs.carry_shapes(stage)
   constants = made.constants(stage, model, None, frozen, 1)
   after, _ = jax.eval_shape(made.programs.train_step(stage), carry, constants, batch)
@@ -161,25 +184,17 @@ def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
   return {owner: x.shape for owner, x in frozen.items()}
 
 
-@pytest.mark.parametrize(
-  ("image", "audio", "layers"),
-  [
-    ("plain", "spectrogram_transformer", {"audio": 2, "text": 1}),
-    ("plain", "plain", {"text": 1}),
-    ("deep", "plain", {"image": 2 * 1, "text": 1}),
-  ],
-)
-def test_a_tower_may_have_its_blocks_anywhere_or_none(prepare, image, audio, layers):
-  made = prepare(image, audio)
+def test_a_tower_may_have_its_blocks_anywhere(prepare):
+  layers = {"image": 2 * 1, "audio": 2, "text": 1}
+  made = prepare("deep", "spectrogram_transformer")
   assert made.adapter_layers() == layers
   assert trace_a_task(made) == {m: (n, EXPERTS) for m, n in layers.items()}
 
 
-def test_shared_experts_are_those_of_the_towers_with_blocks(prepare):
-  changes = {"moe.share_experts": True, "model.towers.audio.depth": 3}
-  made = prepare("vit", "plain", **changes)
-  assert made.adapter_layers() == {multimodal.SHARED: 1}
-  assert trace_a_task(made) == {multimodal.SHARED: (1, EXPERTS)}
+def test_shared_experts_are_as_many_as_the_deepest_tower_has_blocks(prepare):
+  made = prepare("vit", "spectrogram_transformer", **{"moe.share_experts": True})
+  assert made.adapter_layers() == {multimodal.SHARED: 2}
+  assert trace_a_task(made) == {multimodal.SHARED: (2, EXPERTS)}
 
 
 def test_blocks_are_counted_in_their_order():
@@ -199,13 +214,12 @@ def test_blocks_are_counted_in_their_order():
   assert found == [("image", i, bias) for i, bias in enumerate((0, 2, 9, 10))]
 
 
-def test_experts_that_would_stand_nowhere_are_refused(prepare):
-  message = r"^config\.moe\.num_experts=3: no tower .* adapters .*; set it to 0$"
-  changes = {
-    "method": "finetune",
-    "model.classifier": "linear",
-    "model.fusion": "concat",
-  }
+def test_a_tower_without_blocks_refuses_experts(prepare):
+  message = (
+    r"^config\.moe\.num_experts=3: config\.model\.towers\.image\.tower='plain' has no "
+    "blocks .*; set config.moe.num_experts=0"
+  )
   with pytest.raises(ValueError, match=message):
-    prepare("plain", "plain", **changes)
-  assert prepare("plain", "plain", **changes, **{"moe.num_experts": 0})
+    prepare("plain", "plain")
+  changes = {"method": "finetune", "moe.num_experts": 0}
+  assert prepare("plain", "plain", **changes).adapter_layers() == {}

@@ -5,6 +5,7 @@ from tiny_trimodal import RATE_HZ, SHAPES, settings
 
 from launch import ahead_of_time
 from mcil_jax.experiment import components
+from mcil_jax.experiment.programs import Programs
 from mcil_jax.methods.base import Stage
 from mcil_jax.models import state
 from mcil_jax.runtime import collectives
@@ -141,6 +142,6 @@ def test_a_program_that_does_not_fit(prepared, monkeypatch):
     def lower(self, *_):
       return Lowered()
 
-  monkeypatch.setattr(type(prepared), "train_step", lambda *_: Step())
+  monkeypatch.setattr(Programs, "train_step", lambda *_: Step())
   with pytest.raises(ahead_of_time.MisfitError, match=r"needs 20\.00 .*4\.00 GiB too"):
     ahead_of_time.compile_step(prepared, 0, Stage())
