@@ -12,7 +12,8 @@ The files are read once, sample by sample, so that memory does not depend on the
 
 A dataset is known to be of the same source by hashes of the small files, and of the
 large one by its size and a hash of sixteen blocks of it. A preparation that was killed
-leaves `DATA_DIR/NAME/incomplete.*`, which nothing reads and which may be deleted.
+leaves `DATA_DIR/NAME/incomplete.*`, which nothing reads and which may be deleted; one
+that was to replace a dataset leaves `DATA_DIR/.NAME-*.new`, which the next one tidies.
 
 A part of a benchmark is prepared like the whole. The metadata say whether it is the
 benchmark as released, `benchmark`, which takes its number of classes and its number of

@@ -64,9 +64,10 @@ def _differences(directory: Path, options: Mapping[str, Any]) -> str:
 def replacing(directory: Path) -> Iterator[Path]:
   """Yields the `data_dir` to write a dataset into; then replaces an earlier dataset.
 
-  At every moment one of the two is whole: if the writing fails, that is the earlier
-  one, in its place; between the two moves at the end the earlier one lies in the
-  folder that was yielded.
+  At every moment one of the two is whole: if anything fails, that is the earlier one,
+  in its place. A process that is killed leaves the folder that was yielded, which the
+  next try removes; between the two moves at the end the earlier dataset lies in there,
+  and the next try puts it back.
 
   Args:
     directory: `data_dir/name/version` of the dataset.
@@ -74,18 +75,27 @@ def replacing(directory: Path) -> Iterator[Path]:
   name, version = directory.parent.name, directory.name
   staging = directory.parent.parent / f".{name}-{version}.new"
   if staging.exists():  # of a try that was killed
+    _put_back(staging / "replaced", directory)
     shutil.rmtree(staging)
   if not directory.exists():
     yield directory.parent.parent
     return
   try:
     yield staging
+    directory.rename(staging / "replaced")
+    (staging / name / version).rename(directory)
   except BaseException:
+    _put_back(staging / "replaced", directory)
     shutil.rmtree(staging, ignore_errors=True)
     raise
-  directory.rename(staging / "replaced")
-  (staging / name / version).rename(directory)
   shutil.rmtree(staging)
+
+
+def _put_back(replaced: Path, directory: Path) -> None:
+  """Moves an earlier dataset back, if it is there and nothing has taken its place."""
+  if replaced.exists() and not directory.exists():
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    replaced.rename(directory)
 
 
 def check_written(

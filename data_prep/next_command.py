@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 
 from mcil_jax import config as config_lib
@@ -103,10 +104,15 @@ def _goes_with(path: Path, name: str, num_classes: int, num_frames: int | None) 
     return (
       c.data.name == name
       and c.memory.size >= num_classes
-      and (num_frames or 0) % c.model.towers.image.tubelet_frames == 0
+      and (num_frames is None or num_frames % _tubelet_frames(c) == 0)
     )
   except Exception:  # a user's file may raise whatever it likes
     return False
+
+
+def _tubelet_frames(c: ml_collections.ConfigDict) -> int:
+  """Returns of how many frames a tower for clips needs a multiple."""
+  return c.model.towers.image.get("tubelet_frames", 1)
 
 
 def _increments(num_classes: int, num_tasks: int) -> list[int]:

@@ -42,6 +42,8 @@ def test_pools_are_of_the_images_and_sounds_there_are(linked, seed, grouped):
     # The image alone, the sound alone, and the two together.
     assert of_validation.sum() == 3
   assert not carved.remade.any()  # every pair is there already
+  complete = (units["image"] >= 0) & (units["sound"] >= 0)
+  assert not (carved.dropped & ~complete).any()
   # Each of 2 images and 1 sound, or 1 image and 2 sounds, across: 2 + 2 of a class.
   assert carved.dropped.sum() == CLASSES * 4
 

@@ -589,6 +589,25 @@ def test_a_preparation_that_is_stopped_leaves_nothing(
   prepare(source, tmp_path / "data")
 
 
+def test_a_replacement_that_is_stopped_leaves_the_earlier_dataset(
+  source, tmp_path, monkeypatch
+):
+  prepare(source, tmp_path / "data")
+  before = source_lib.load("ave", tmp_path / "data").fingerprint
+  encode, count = schema.encode_sample, iter(range(10))
+
+  def encode_ten(specs, **sample):
+    if next(count, None) is None:
+      raise KeyboardInterrupt
+    return encode(specs, **sample)
+
+  monkeypatch.setattr(schema, "encode_sample", encode_ten)
+  with pytest.raises(KeyboardInterrupt):
+    prepare(source, tmp_path / "data", dtype="bfloat16", overwrite=True)
+  assert source_lib.load("ave", tmp_path / "data").fingerprint == before
+  assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["ave"]
+
+
 def test_a_disk_that_is_too_small_is_noticed_at_once(source, tmp_path, monkeypatch):
   usage = avcil_features.shutil.disk_usage(tmp_path)
   monkeypatch.setattr(

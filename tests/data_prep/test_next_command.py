@@ -127,6 +127,21 @@ def test_a_config_of_the_dataset_need_not_know_variants(tmp_path, monkeypatch):
   assert " --config=configs/tiny.py " in for_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("kinds", "frames"),
+  [("audio='audio'", None), ("image='features', audio='features'", 3)],
+)
+def test_a_config_need_not_have_a_tower_for_clips(tmp_path, monkeypatch, kinds, frames):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "configs").mkdir()
+  text = CONFIG.format(name="tiny", increments=(2, 2), tubelet_frames=2)
+  text = text.replace('image="video", audio="audio"', kinds)
+  text = "\n".join(line for line in text.splitlines() if "tubelet" not in line)
+  (tmp_path / "configs/tiny.py").write_text(text)
+  found = for_dataset(tmp_path, num_frames=frames)
+  assert " --config=configs/tiny.py " in found
+
+
 def test_the_configs_of_this_tree_are_recommended_from_everywhere(
   tmp_path, monkeypatch
 ):

@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -448,6 +449,56 @@ def test_images_and_sounds_that_are_all_linked_are_split_into_pools(save, tmp_pa
     assert sorted(split.ids) == sorted(dataset.splits[name].ids)
 
 
+def lacking(linked_arrays) -> dict[str, np.ndarray]:
+  """The same pairs, and each train image of the first class and sound alone as well."""
+  one, none = np.arange(4), np.full(4, -1)
+  images = np.r_[linked_arrays["image_index"], one, none]
+  sounds = np.r_[linked_arrays["audio_index"], none, one]
+  labels = np.r_[linked_arrays["labels"], np.zeros(8, int)]
+  split = np.r_[linked_arrays["split"], np.zeros(8, int)]
+  return linked_arrays | {
+    "labels": labels,
+    "split": split,
+    "image_index": images,
+    "audio_index": sounds,
+  }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pools_take_nothing_from_pairs_that_lack_something(save, tmp_path, seed):
+  arrays = lacking(linked())
+  path = save(**arrays)
+  done = npz.prepare(path, "tiny", tmp_path, validation_share=0.25, seed=seed)
+  assert done.splitlines()[0].endswith(" test; 4 without image; 4 without sound.")
+  splits = source_lib.load("tiny", tmp_path).splits
+  pixels = {image.tobytes(): i for i, image in enumerate(arrays["images"])}
+  sounds = {sound.tobytes(): i for i, sound in enumerate(arrays["audio"])}
+  incomplete, used = {}, {}
+  for name, split in splits.items():
+    used[name] = {"image": set(), "audio": set()}
+    for n, sample_id in enumerate(split.ids):
+      found = {}
+      for modality, numbers in (("image", pixels), ("audio", sounds)):
+        array = split[n][modality]
+        if split.present[modality][n]:
+          found[modality] = numbers[array.tobytes()]
+          used[name][modality].add(found[modality])
+        else:
+          assert not array.any()
+      if len(found) == 1:
+        incomplete[sample_id] = found
+  # None of them is lost, made anew, or has more or less than in the file.
+  assert incomplete == {
+    **{f"pair-{28 + i:06d}": {"image": i} for i in range(4)},
+    **{f"pair-{32 + i:06d}": {"audio": i} for i in range(4)},
+  }
+  for modality in ("image", "audio"):
+    assert not used["train"][modality] & used["validation"][modality]
+    # One of the four of each class, as without the pairs that lack something.
+    classes = sorted(i // 4 for i in used["validation"][modality])
+    assert classes == [0, 1]
+
+
 @pytest.mark.parametrize(
   ("loss", "message"),
   [
@@ -506,7 +557,24 @@ def changed(key: str, *entries, value) -> dict[str, np.ndarray]:
 
 
 TRAIN = np.arange(NUM_PAIRS) < 14
+NONE = np.full(NUM_PAIRS, -1)
 ERRORS = {
+  "neither": (
+    changed("image_index", 7, value=-1) | changed("audio_index", 7, 9, value=-1),
+    "sample 7 has neither image nor sound: its indices are -1; leave it out.",
+  ),
+  "no sound of a file without images": (
+    dict.fromkeys(IMAGE_KEYS) | changed("audio_index", 5, value=-1),
+    "sample 5 has neither image nor sound: its indices are -1; leave it out.",
+  ),
+  "no image at all": (
+    {"image_index": NONE},
+    "every image index is -1: leave out the keys of what no sample has.",
+  ),
+  "no sound at all": (
+    {"audio_index": NONE},
+    "every sound index is -1: leave out the keys of what no sample has.",
+  ),
   "no labels": ({"labels": None}, "key 'labels' is missing; there are audio, audio_gr"),
   "no split": ({"split": None}, "key 'split' is missing"),
   "no names": ({"class_names": None}, "key 'class_names' is missing"),
@@ -721,6 +789,37 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(save, tmp_path):
     f"error: {tmp_path}/data/tiny/1.0.0 was made"
   )
   assert "Traceback" not in refused.stderr
+
+
+KILLED = """
+import os, signal, sys
+from data_prep import npz
+from mcil_jax.data import schema
+
+encode, count = schema.encode_sample, iter(range(10))
+
+def encode_ten(*args, **sample):
+  if next(count, None) is None:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return encode(*args, **sample)
+
+schema.encode_sample = encode_ten
+npz.prepare(sys.argv[1], "tiny", sys.argv[2], overwrite=True)
+"""
+
+
+def test_a_killed_replacement_leaves_the_earlier_dataset(save, tmp_path):
+  data_dir = tmp_path / "data"
+  before = prepare_and_load(save(), tmp_path).fingerprint
+  path = save(class_names=np.array(["nein", "ja"]))
+  words = [sys.executable, "-c", KILLED, path, str(data_dir)]
+  done = subprocess.run(words, capture_output=True, text=True)
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert source_lib.load("tiny", str(data_dir)).fingerprint == before
+  # What it had written goes with the next try.
+  assert prepare_and_load(path, tmp_path, overwrite=True).class_names == ("nein", "ja")
+  assert [entry.name for entry in data_dir.iterdir()] == ["tiny"]
+  assert [entry.name for entry in (data_dir / "tiny").iterdir()] == ["1.0.0"]
 
 
 @pytest.mark.parametrize(

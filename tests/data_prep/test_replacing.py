@@ -51,7 +51,34 @@ def test_a_first_one_is_written_into_its_place(tmp_path):
     assert data_dir == tmp_path
 
 
-def test_a_failing_move_loses_neither(directory, tmp_path):
+def test_a_failing_move_leaves_the_earlier_one(directory, tmp_path):
   with pytest.raises(FileNotFoundError), existing.replacing(directory) as data_dir:
     data_dir.mkdir()  # and nothing is written
-  assert (data_dir / "replaced" / "content").read_text() == "old"
+  assert (directory / "content").read_text() == "old"
+  assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def killed_between_the_moves(directory):
+  """What is there if a process is killed after the first of the two."""
+  with existing.replacing(directory) as data_dir:
+    staging = data_dir
+    write(data_dir, "new")
+  write(staging, "new")
+  directory.rename(staging / "replaced")
+  (staging / "replaced" / "content").write_text("old")
+  return staging
+
+
+def test_a_try_that_was_killed_between_the_moves_is_undone(directory, tmp_path):
+  staging = killed_between_the_moves(directory)
+  with pytest.raises(OSError), existing.replacing(directory) as data_dir:
+    assert (directory / "content").read_text() == "old"
+    write(data_dir, "half")
+    raise OSError
+  assert (directory / "content").read_text() == "old"
+  assert not staging.exists()
+  killed_between_the_moves(directory)
+  with existing.replacing(directory) as data_dir:
+    write(data_dir, "newer")
+  assert (directory / "content").read_text() == "newer"
+  assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
