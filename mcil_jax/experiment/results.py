@@ -113,7 +113,7 @@ def _reads(setup: Setup) -> dict[str, bool]:
 
 
 def summarise(setup: Setup, state: RunState) -> dict:
-  """Returns the contents of results.json; see the README for its keys.
+  """Returns the contents of results.json; see docs/reports.md for its keys.
 
   All processes call this together: it gathers the parameters.
   """

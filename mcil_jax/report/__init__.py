@@ -4,8 +4,8 @@
 
 Everything here reads `results`, the content of results.json: a dictionary with
 `increments`, `accuracy_matrix` [T, T] and `seen_accuracy` [T], where null, None or NaN
-stands for no value (yet). Everything else is shown where present; the README lists all
-keys. Results are fractions; what is shown is percent. Tasks are numbered from 0.
+stands for no value (yet). Everything else is shown where present; docs/reports.md lists
+all keys. Results are fractions; what is shown is percent. Tasks are numbered from 0.
 
   access      checked access to results
   tables      of one run, for the terminal; of many, in Markdown and LaTeX
