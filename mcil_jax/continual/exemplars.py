@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mcil_jax.losses.similarity import normalise
+
 EMPTY = -1
 
 
@@ -52,8 +54,7 @@ def herding(
   Returns:
     int64 [min(count, N)] row numbers, best first.
   """
-  rows = features.astype(np.float64)
-  rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+  rows = normalise(features.astype(np.float64))
   mean = rows.mean(axis=0)
   picked: list[int] = []
   total = np.zeros_like(mean)

@@ -17,6 +17,7 @@ from flax import struct
 from mcil_jax import moe
 from mcil_jax.continual.scenario import Scenario
 from mcil_jax.losses import mutual_information as mi
+from mcil_jax.losses import similarity
 from mcil_jax.metrics import continual as metrics
 from mcil_jax.metrics import mife
 from mcil_jax.steps.evaluate import EvalOutputs
@@ -173,7 +174,7 @@ def _update_features(
 
 def _nmi(fused: np.ndarray, features: np.ndarray, where: np.ndarray) -> float:
   """Returns the normalised mutual information over samples, on one device."""
-  fused = fused / np.maximum(np.linalg.norm(fused, axis=1, keepdims=True), 1e-12)
+  fused = similarity.normalise(fused)
   return float(mi.normalised_mutual_information(fused, features, where=where))
 
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 from sklearn import cluster
 
-from mcil_jax.losses import nca
+from mcil_jax.losses import nca, similarity
 
 
 class LocalSimilarity(nn.Module):
@@ -60,8 +60,7 @@ def imprint(
   """
   proxies = np.array(params["proxies"])
   length = np.linalg.norm(proxies[:before], axis=-1).mean()
-  norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-  unit = embeddings / np.maximum(norms, 1e-12)
+  unit = similarity.normalise(embeddings)
   count = proxies.shape[1]
   for c in range(before, seen):
     distinct = np.unique(unit[labels == c], axis=0)

@@ -18,8 +18,7 @@ def fit(means: np.ndarray, embeddings: np.ndarray, labels: np.ndarray) -> np.nda
     embeddings: [N, D], of samples; they are L2-normalised first.
     labels: int [N], whose classes are computed.
   """
-  means, x = np.array(means), embeddings.astype(np.float64)
-  x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+  means, x = np.array(means), similarity.normalise(embeddings.astype(np.float64))
   for c in np.unique(labels):
     means[c] = x[labels == c].mean(axis=0)
   return means

@@ -2,24 +2,27 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Squares of shorter rows leave float32's normal range.
 _SHORTEST = 1e-12
 
 
-def normalise(x: jax.Array) -> jax.Array:
-  """x / ‖x‖₂ along the last axis of `x` [..., D].
+def normalise(x: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+  """Returns x / ‖x‖₂ along the last axis of `x` [..., D].
 
-  A row shorter than 1e-12 has no direction: it becomes zeros, with zero gradient.
+  A row shorter than 1e-12 has no direction: it becomes zeros, with zero gradient. NumPy
+  arrays are normalised on the host, in their own precision.
   """
-  square = jnp.sum(x * x, axis=-1, keepdims=True)
+  xp = np if isinstance(x, np.ndarray) else jnp
+  square = xp.sum(x * x, axis=-1, keepdims=True)
   usable = square > _SHORTEST**2
   # The inner `where` keeps the unused branch, and thus its gradient, finite.
-  return jnp.where(usable, x / jnp.sqrt(jnp.where(usable, square, 1.0)), 0.0)
+  return xp.where(usable, x / xp.sqrt(xp.where(usable, square, 1.0)), 0.0)
 
 
 def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Cosine of each row of `x` [..., D] with the same row of `y` [..., D]: [...].
+  """Computes the cosines [...] of the same rows of `x` and `y` [..., D].
 
   It is 0 where one of the rows is zero.
   """
@@ -27,7 +30,7 @@ def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Inner product of every row of `x` [B, D] with every row of `y` [C, D]: [B, C].
+  """Computes the inner products of the rows of `x` [B, D] and `y` [C, D]: [B, C].
 
   In full float32 on every platform: a scale of 100 would turn the rounding of a faster
   product into errors of the logits of 0.1, and the product is small.
@@ -36,12 +39,12 @@ def inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def cosine_matrix(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Cosine of every row of `x` [B, D] with every row of `y` [C, D]: [B, C]."""
+  """Computes the cosines of the rows of `x` [B, D] with those of `y` [C, D]: [B, C]."""
   return inner_products(normalise(x), normalise(y))
 
 
 def pearson(x: jax.Array, y: jax.Array) -> jax.Array:
-  """Pearson correlation over the features of each row: `x`, `y` [B, D] → [B].
+  """Computes Pearson's correlation of the same rows of `x` and `y` [B, D]: [B].
 
   It is 0 where one of the rows is zero. Source: r in the masking threshold of AAVFM,
   Chen et al. 2025, arXiv 2506.09999.
@@ -52,7 +55,7 @@ def pearson(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def valid_rows(where: jax.Array, **features: jax.Array) -> list[jax.Array]:
-  """The features with zeros in rows that are not valid.
+  """Returns the features with zeros in rows that are not valid.
 
   Whatever such a row holds, NaN included, its gradient is then zero.
 

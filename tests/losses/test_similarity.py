@@ -31,6 +31,17 @@ def test_normalise_does_not_depend_on_length():
     )
 
 
+def test_what_is_on_the_host_is_normalised_there_in_its_own_precision(rng):
+  x = np.array([[3.0, 4.0], [1e-200, 0.0], [1e-13, 0.0]])
+  found = similarity.normalise(x)
+  assert isinstance(found, np.ndarray) and found.dtype == np.float64
+  np.testing.assert_array_equal(found, [[0.6, 0.8], [0.0, 0.0], [0.0, 0.0]])
+  rows = rng.normal(size=(5, 7)).astype(np.float32)
+  on_device = similarity.normalise(jnp.asarray(rows))
+  assert similarity.normalise(rows).dtype == np.float32
+  np.testing.assert_allclose(similarity.normalise(rows), on_device, rtol=1e-6)
+
+
 def test_cosine_by_hand():
   x = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0], [0.0, 0.0]])
   y = jnp.array([[5.0, 0.0], [1.0, 0.0], [-2.0, 1.0], [1.0, 2.0]])
