@@ -135,6 +135,9 @@ def validate(c: ml_collections.ConfigDict) -> None:
   values = flatten(c.to_dict())
   for key, value in values.items():
     rules.check(key, value, tables[key][1])
+  trained, closed_form = _heads()
+  rules.check("model.classifier", c.model.classifier, trained)
+  rules.check("eval.classifier", c.eval.classifier, ("auto", "logits", *closed_form))
   theta(c.model.theta)
   for key in ("train", "eval"):
     names = modalities(c, f"{key}.modalities")
@@ -151,6 +154,16 @@ def validate(c: ml_collections.ConfigDict) -> None:
       "config.scenario.class_order is given, so nothing is left to shuffle within "
       f"config.scenario.shuffle_within={c.scenario.shuffle_within}: set that to ()"
     )
+
+
+def _heads() -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Returns the names of the trained heads, and those of the closed-form ones."""
+
+  def is_trained(name: str) -> bool:
+    return plugins.constant("heads", name, "CLASS_AXIS") is not None
+
+  names = plugins.names("heads")
+  return tuple(filter(is_trained, names)), tuple(n for n in names if not is_trained(n))
 
 
 def _check_modalities(c: ml_collections.ConfigDict) -> None:

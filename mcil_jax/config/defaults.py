@@ -41,9 +41,9 @@ DEFAULTS = {
     "shuffle_within": ((), "each >= 1"),
   },
   "model": {
-    # "linear"; "text": cosine with the prompts of the classes; or "local_similarity",
-    # to ten proxies of each class, which is AFC's.
-    "classifier": ("linear", ("linear", "text", "local_similarity")),
+    # A trained head, a module of mcil_jax.heads: "linear"; "text": cosine with the
+    # prompts of the classes; or "local_similarity", to ten proxies of each class.
+    "classifier": "linear",
     # "concat" or "aavfm"; the name of a modality, which alone is used; of features that
     # are frozen already: "audio_guided" (AV-CIL's network) or "pooled".
     "fusion": "concat",
@@ -143,8 +143,9 @@ DEFAULTS = {
     "cache_gib": (1.0, ">= 0"),
   },
   "eval": {
-    # "logits", or "nearest_mean" of the classes' exemplars; "auto": as the method says.
-    "classifier": ("auto", ("auto", "logits", "nearest_mean")),
+    # "logits" of the trained head; or a closed-form head, a module of mcil_jax.heads:
+    # "nearest_mean" of the classes' exemplars. "auto": as the method says.
+    "classifier": "auto",
     "templates": ("mean", ("mean", "one")),  # of all prompts of a class; the first one
     # Present at test in the main result, as in `train.modalities`; "all" of the model.
     "modalities": "all",

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from mcil_jax import config as config_lib
-from mcil_jax import methods
+from mcil_jax import heads, methods
 from mcil_jax.continual import exemplars, scenario
 from mcil_jax.data import pipeline, source
 from mcil_jax.data.modality import ModalitySpec
@@ -112,6 +113,7 @@ class Setup:
       prompts=self.prompts,
       specs=self.specs,
       present=self.present,
+      head=self.head,
       train_size=len(self.labels.get("train", ())),
       model_shapes=self.model_shapes,
       stages=tuple(s for t in range(self.scenario.num_tasks) for s in self.stages(t)),
@@ -136,9 +138,10 @@ class Setup:
     return config_lib.resolve(self.config, "train.towers") == "first_task" and task > 0
 
   @property
-  def classifies_by_means(self) -> bool:
-    """Whether classes are told apart by the nearest mean, not by logits."""
-    return config_lib.resolve(self.config, "eval.classifier") == "nearest_mean"
+  def head(self) -> types.ModuleType | None:
+    """The closed-form head that classifies; None if the trained head does."""
+    name = config_lib.resolve(self.config, "eval.classifier")
+    return None if name == "logits" else heads.get(name)
 
   def carry(self, stage: Stage, model: ModelState, state: TrainState) -> Carry:
     """Returns what the steps of a stage change."""
@@ -291,12 +294,12 @@ def _present(
 def _check_restart(setup: Setup) -> None:
   """Raises a ValueError if new parameters would lose what the method builds upon."""
   method, c = setup.method, setup.config
-  by_means = setup.classifies_by_means and not method.uses_memory
+  keeps_head = setup.head is not None and not method.uses_memory
   builds_on = {
     "towers that are frozen after the first task": setup.freezes_towers(1),
     "what it knows of earlier tasks": method.tasks is not None,
     "its classifier": method.before_stage is not None,
-    "class means of earlier tasks": by_means,
+    "what its closed-form head knows of earlier tasks": keeps_head,
   }
   kept = [what for what, there in builds_on.items() if there]
   if c.train.restart and kept:

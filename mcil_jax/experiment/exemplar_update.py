@@ -1,6 +1,7 @@
-"""What is kept of a task's samples after it: exemplars and class means."""
+"""What is kept of a task's samples after it: exemplars, and a closed-form head."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -8,14 +9,13 @@ from mcil_jax.continual import exemplars
 from mcil_jax.experiment import inference
 from mcil_jax.experiment.components import Setup
 from mcil_jax.experiment.state import RunState
-from mcil_jax.heads import nearest_mean
 from mcil_jax.steps import evaluate
 
 
 def update_exemplars(
   setup: Setup, state: RunState, stop: Callable[[], None] = lambda: None
 ) -> RunState:
-  """Selects exemplars of the task's classes, and computes means, for who needs them.
+  """Selects exemplars of the task's classes, and fits a closed-form head.
 
   Args:
     setup: of the run.
@@ -27,9 +27,9 @@ def update_exemplars(
     herding = setup.config.memory.selection == "herding"
     embedding = _embedding(setup, state, ids, stop) if herding else None
     state = state.replace(memory=_select(setup, state, ids, embedding))
-  if setup.classifies_by_means:
-    means = _class_means(setup, state, stop)
-    state = state.replace(model=state.model.replace(class_means=means))
+  if setup.head is not None:
+    head = _fitted(setup, state, stop)
+    state = state.replace(model=state.model.replace(head=head))
   return state
 
 
@@ -38,18 +38,14 @@ def _embedding(setup, state, ids, stop) -> np.ndarray:
   return inference.outcome(setup, state, "train", ids, stop, only=only).embedding
 
 
-def _class_means(setup: Setup, state: RunState, stop: Callable[[], None]) -> np.ndarray:
-  """Returns class means [C, D], see `nearest_mean.fit`.
-
-  They are those of all exemplars; without a memory, of the task's samples.
-  """
+def _fitted(setup: Setup, state: RunState, stop: Callable[[], None]) -> Any:
+  """Returns the state of the closed-form head after the task."""
   labels = setup.labels["train"]
-  if setup.method.uses_memory:
-    ids = exemplars.stored(state.memory)
-  else:
-    ids = setup.scenario.samples_of(labels, [int(state.task)])
+  own = setup.scenario.samples_of(labels, [int(state.task)])
+  stored = None if state.memory is None else exemplars.stored(state.memory)
+  ids = setup.head.samples(own, stored)
   embeddings = _embedding(setup, state, ids, stop)
-  return nearest_mean.fit(state.model.class_means, embeddings, labels[ids])
+  return setup.head.fit(state.model.head, embeddings, labels[ids])
 
 
 def _select(

@@ -209,7 +209,7 @@ def select(setup: Setup, state: RunState, run_io: RunIO, epoch: int) -> Best:
   """Returns the better of the task's best model so far and the one after `epoch`."""
   seen = range(int(state.task) + 1)
   ids = setup.scenario.samples_of(setup.labels["validation"], seen)
-  if setup.classifies_by_means:  # of the samples as this epoch sees them
+  if setup.head is not None:  # of the samples as this epoch sees them
     state = update_exemplars(setup, state)
   found = inference.outcome(setup, state, "validation", ids, only=evaluate.PREDICTION)
   correct = found.predictions[evaluate.MAIN] == setup.labels["validation"][ids]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import jax
@@ -15,13 +16,7 @@ from mcil_jax.methods.base import Method, Stage
 from mcil_jax.models.multimodal import MultimodalClassifier
 from mcil_jax.models.state import ModelState, copied, split
 from mcil_jax.runtime import sharding
-from mcil_jax.steps import (
-  accumulate,
-  class_prompts,
-  evaluate,
-  optimizer,
-  train,
-)
+from mcil_jax.steps import accumulate, class_prompts, evaluate, train
 from mcil_jax.steps import teacher_cache as cache_lib
 from mcil_jax.steps.carry import Carry, TrainState
 
@@ -39,6 +34,7 @@ class Programs:
     prompts: of the classes; None without a text tower.
     specs: of the model's modalities.
     present: kind of prediction → modalities present, see `evaluate.kinds`.
+    head: closed-form one that classifies; None if the trained head does.
     train_size: samples of the training split.
     model_shapes: parameters and statistics as shapes, dtypes and shardings.
     stages: of all tasks.
@@ -52,6 +48,7 @@ class Programs:
   prompts: class_prompts.ClassPrompts | None
   specs: dict[str, ModalitySpec]
   present: dict[str, tuple[str, ...]]
+  head: types.ModuleType | None
   train_size: int
   model_shapes: ModelState
   stages: tuple[Stage, ...]
@@ -109,7 +106,7 @@ class Programs:
       model: of the run.
       step: training steps of the run so far.
     """
-    tx = optimizer.make(stage.config(self.config), self.method.project)
+    tx = train.make_optimizer(self.method, stage, self.config)
 
     def create(params, step):
       return TrainState(
@@ -157,6 +154,7 @@ class Programs:
         self.mesh,
         per_task=config_lib.per_task_routers(self.config),
         modality_dropout=self.config.eval.modality_dropout,
+        head=self.head,
         only=only,
       )
       for only in ("", evaluate.PREDICTION, evaluate.EMBEDDING)

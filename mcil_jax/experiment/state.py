@@ -104,10 +104,9 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
   tasks, samples = setup.scenario.num_tasks, len(setup.labels[c.eval.split])
   model = setup.create_model()
   outcome, prototypes = _shapes(setup, model)
-  if setup.classifies_by_means:
+  if setup.head is not None:
     width = outcome.embedding.shape[-1]
-    means = np.zeros((setup.scenario.num_classes, width), np.float32)
-    model = model.replace(class_means=means)
+    model = model.replace(head=setup.head.init(setup.scenario.num_classes, width))
   init_state = setup.method.init_state
   return RunState(
     model=model,

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+CLASS_AXIS = {"kernel": -1, "bias": -1}
+
 
 class Linear(nn.Module):
   """A linear layer with the initial parameters of PyTorch: U(−1/√D, 1/√D).
@@ -25,6 +27,11 @@ class Linear(nn.Module):
     return kernel, self.param("bias", uniform, (self.features,))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Embeddings [..., D] → [..., features]."""
+    """Maps embeddings [..., D] to [..., features]."""
     kernel, bias = self.weights(x.shape[-1])
     return x @ kernel + bias
+
+
+def make(num_classes: int, is_frozen: bool) -> nn.Module:
+  """Returns the head; on frozen features it starts as in the benchmark of AV-CIL."""
+  return Linear(num_classes) if is_frozen else nn.Dense(num_classes)

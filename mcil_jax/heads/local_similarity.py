@@ -7,6 +7,8 @@ from sklearn import cluster
 
 from mcil_jax.losses import nca, similarity
 
+CLASS_AXIS = {"proxies": 0}
+
 
 class LocalSimilarity(nn.Module):
   """A learned factor times how similar embeddings are to the proxies of each class.
@@ -23,7 +25,7 @@ class LocalSimilarity(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Embeddings [B, D] → [B, C]."""
+    """Maps embeddings [B, D] to logits [B, C]."""
     width = x.shape[-1]
     proxies = self.param(
       "proxies",
@@ -32,6 +34,12 @@ class LocalSimilarity(nn.Module):
     )
     factor = self.param("factor", nn.initializers.ones, ())
     return factor * nca.local_similarities(x, proxies)
+
+
+def make(num_classes: int, is_frozen: bool) -> nn.Module:
+  """Returns the head, which is the same on all features."""
+  del is_frozen
+  return LocalSimilarity(num_classes)
 
 
 def imprint(

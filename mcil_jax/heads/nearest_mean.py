@@ -10,6 +10,21 @@ import numpy as np
 from mcil_jax.losses import similarity
 
 
+def init(num_classes: int, width: int) -> np.ndarray:
+  """Returns class means float32 [C, D] that are not known yet, zeros."""
+  return np.zeros((num_classes, width), np.float32)
+
+
+def samples(task: np.ndarray, exemplars: np.ndarray | None) -> np.ndarray:
+  """Returns the samples that means are taken of: all exemplars, or the task's.
+
+  Args:
+    task: int64 [n], indices of the task's training samples.
+    exemplars: int64 [m], indices of all exemplars; None without a memory.
+  """
+  return task if exemplars is None else exemplars
+
+
 def fit(means: np.ndarray, embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns class means with those of some classes computed anew.
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mcil_jax.heads import layout, local_similarity
+from mcil_jax import heads
+from mcil_jax.heads import local_similarity
 from mcil_jax.losses import nca
 from mcil_jax.methods import base, replay
 from mcil_jax.models.state import ModelState
@@ -74,11 +75,15 @@ def _features(outputs) -> dict:
 def keep_proxies(tree: dict, task: base.Task, method_state: None) -> dict:
   """Returns a gradient or update without the proxies of classes of other tasks."""
   del method_state
+
+  def is_own(classes: jax.Array) -> jax.Array:
+    return (classes >= task.before) & (classes < task.seen)
+
   own = {
-    name: layout.keep_classes(name, x, lambda c: (c >= task.before) & (c < task.seen))
-    for name, x in tree["classifier"].items()
+    name: heads.keep_classes("local_similarity", name, x, is_own)
+    for name, x in tree[heads.PARAMS].items()
   }
-  return tree | {"classifier": own}
+  return tree | {heads.PARAMS: own}
 
 
 def before_stage(
@@ -92,7 +97,7 @@ def before_stage(
   del stage
   if data.task.index == 0:
     return model, teacher, method_state
-  task, params = data.task, jax.device_get(model.params["classifier"])
+  task, params = data.task, jax.device_get(model.params[heads.PARAMS])
   # As in the benchmark of AV-CIL the learned factor starts anew, and the teacher's
   # proxies of new classes stay as they were drawn.
   of_teacher = params | {"factor": np.ones_like(params["factor"])}
@@ -105,11 +110,7 @@ def before_stage(
     seed=data.seed,
   )
 
-  def with_classifier(state: ModelState, classifier: dict) -> ModelState:
-    return state.replace(params=state.params | {"classifier": classifier})
+  def with_head(state: ModelState, head: dict) -> ModelState:
+    return state.replace(params=state.params | {heads.PARAMS: head})
 
-  return (
-    with_classifier(model, of_student),
-    with_classifier(teacher, of_teacher),
-    method_state,
-  )
+  return with_head(model, of_student), with_head(teacher, of_teacher), method_state

@@ -7,11 +7,9 @@ import flax.linen as nn
 import ml_collections
 
 from mcil_jax import config as config_lib
-from mcil_jax import moe
+from mcil_jax import heads, moe
 from mcil_jax.config import plugins
 from mcil_jax.data.modality import ModalitySpec
-from mcil_jax.heads.linear import Linear
-from mcil_jax.heads.local_similarity import LocalSimilarity
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models.audio_guided import AudioGuided
 from mcil_jax.models.multimodal import MultimodalClassifier
@@ -147,11 +145,12 @@ def _check_vectors(
     )
 
 
-def _classifier_of(c: ml_collections.ConfigDict):
-  """C → the classifier of a model without a text tower."""
-  if c.model.classifier == "local_similarity":
-    return LocalSimilarity
-  return Linear if c.model.fusion in OF_FEATURES else nn.Dense
+def _build_head(c: ml_collections.ConfigDict, num_classes: int) -> nn.Module | None:
+  """Returns the head of a model; None with a text tower, where the model makes it."""
+  if c.model.classifier == "text":
+    return None
+  is_frozen = c.model.fusion in OF_FEATURES
+  return heads.get(c.model.classifier).make(num_classes, is_frozen)
 
 
 def classifier(
@@ -212,5 +211,5 @@ def classifier(
     width=c.model.width,
     released_scale=c.reproduce == "released",
     shared_experts=shared,
-    make_classifier=_classifier_of(c),
+    classifier=_build_head(c, num_classes),
   )

@@ -1,7 +1,7 @@
 """The model that joins the towers: features, fusion, a classifier over all classes."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from mcil_jax import moe
-from mcil_jax.heads import text_cosine
+from mcil_jax.heads import text as text_head
 from mcil_jax.losses import similarity
 from mcil_jax.models import fusion as fusion_lib
 from mcil_jax.models.towers.base import Context
@@ -89,10 +89,10 @@ class Outputs:
 
 
 class MultimodalClassifier(nn.Module):
-  """Towers, a fusion of their features, a classifier over all classes.
+  """Towers, a fusion of their features, a head over all classes.
 
-  The classifier is a module, linear by default; with a text tower it is the cosine of
-  the embedding with the classes' prompts instead. The parts of the computation are
+  With a text tower the head is the cosine of the embedding with the classes' prompts,
+  else a module, see `mcil_jax.heads`. The parts of the computation are
   methods of their own, because augmentation acts between the first two, and evaluation
   shares features and prototypes among several sets of present modalities.
 
@@ -100,13 +100,13 @@ class MultimodalClassifier(nn.Module):
     towers: modality → `towers.base.Tower`.
     num_classes: C.
     fusion: `fusion(features, present, theta)` → `fusion.Fused`.
-    text: text tower, or None for a linear classifier.
+    text: text tower, or None.
     width: D of the space that image, audio and text share; unused without text.
     released_scale: multiply cosines by the logit scale itself, which MIFE's released
       code does, instead of its exponential.
     shared_experts: adapters that blocks of the same number share among towers, with
       routers of each modality in a row, see `first_router`; None if each has its own.
-    make_classifier: C → the classifier of a model without a text tower.
+    classifier: head of a model without a text tower; None with one.
   """
 
   towers: dict[str, nn.Module]
@@ -116,22 +116,20 @@ class MultimodalClassifier(nn.Module):
   width: int = 0
   released_scale: bool = False
   shared_experts: moe.MoEConfig | None = None
-  make_classifier: Callable[[int], nn.Module] = nn.Dense
+  classifier: nn.Module | None = None
 
   def setup(self):
-    """Creates the classifier; towers and fusion come as attributes."""
+    """Creates what only some models have; the other parts come as attributes."""
     if self.shared_experts is None:
       self.experts = ()
     else:
       towers = (*self.towers.values(), *([self.text] if self.text else []))
       depth = max(tower.num_blocks for tower in towers)
       self.experts = [moe.MoE(self.shared_experts) for _ in range(depth)]
-    if self.text is None:
-      self.classifier = self.make_classifier(self.num_classes)
-    else:
+    if self.text is not None:
       modalities = (*self.towers, "text")
       self.projections = {m: nn.Dense(self.width, use_bias=False) for m in modalities}
-      self.logit_scale = text_cosine.LogitScale(self.released_scale)
+      self.logit_scale = text_head.LogitScale(self.released_scale)
 
   def preprocess(self, batch: Batch) -> Batch:
     """Returns the towers' inputs of raw samples, by modality, without parameters."""
@@ -215,7 +213,7 @@ class MultimodalClassifier(nn.Module):
       logits, scale = self.classifier(fused.embedding), None
     else:
       scale = self.logit_scale()
-      logits = text_cosine.logits(
+      logits = text_head.logits(
         fused.embedding,
         prototypes.features,
         prototypes.classes,

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mcil_jax import heads
+
 Path = tuple[str, ...]
 
 
@@ -27,8 +29,8 @@ class ModelState:
   Attributes:
     params: of the Linen module.
     stats: its running statistics, Linen's collection "batch_stats"; may be empty.
-    class_means: float32 [C, D], mean normalised embedding of each class, zeros before
-      it is learned; None if classes are told apart by logits.
+    head: state of the closed-form head that classifies, see `mcil_jax.heads`, zeros
+      before it is fitted; None if the trained head does.
     task_means: what the task of a sample is inferred by, see
       `task_inference.ClassMeans`; None if nothing infers tasks.
     theta: float32 [], threshold of the fusion; None in what is only a part of a model.
@@ -36,7 +38,7 @@ class ModelState:
 
   params: dict[str, Any]
   stats: dict[str, Any] = struct.field(default_factory=dict)
-  class_means: jax.Array | np.ndarray | None = None
+  head: Any = None
   task_means: Any = None
   theta: jax.Array | np.ndarray | None = struct.field(default_factory=no_theta)
 
@@ -72,7 +74,7 @@ def group(path: Path) -> str:
     return ADAPTERS
   if first.startswith("projections_"):
     return TEXT_PROJECTION if first == "projections_text" else PROJECTIONS
-  return {"logit_scale": SCALE, "fusion": FUSION, "classifier": HEAD}[first]
+  return {"logit_scale": SCALE, "fusion": FUSION, heads.PARAMS: HEAD}[first]
 
 
 def split(params: dict, trained: Collection[str]) -> tuple[dict, dict]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -17,7 +18,6 @@ from mcil_jax import moe
 from mcil_jax.continual.scenario import Scenario
 from mcil_jax.data import pipeline
 from mcil_jax.data.source import Split
-from mcil_jax.heads import nearest_mean
 from mcil_jax.losses import classification
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models.multimodal import (
@@ -119,6 +119,7 @@ def make_eval_step(
   *,
   per_task: bool = False,
   modality_dropout: float = 0.0,
+  head: types.ModuleType | None = None,
   only: str = "",
 ) -> EvalStep:
   """Returns the jitted step that classifies a batch.
@@ -133,17 +134,20 @@ def make_eval_step(
     per_task: whether each task has routers of its own.
     modality_dropout: share of samples that lose each modality in the main result; which
       ones depends on nothing but their numbers in the split.
+    head: closed-form one, see `mcil_jax.heads`; None if the trained head classifies.
     only: `PREDICTION` or `EMBEDDING`: return nothing but this, and compute what it
       needs; all by default.
 
   Returns:
     (model state, batch, task, prototypes) → `EvalOutputs` of the batch. Predictions are
-    by the nearest of the class means, or by logits if there are none or all are zeros.
+    by the trained head as long as the closed-form one is not fitted.
   """
   task_of_class = jnp.asarray(scenario.task_of_class)
 
   def eval_step(state: ModelState, batch: Batch, task: Task, prototypes):
-    view = _View(model, method, task_of_class, per_task, state, batch, task, prototypes)
+    view = _View(
+      model, method, task_of_class, per_task, head, state, batch, task, prototypes
+    )
     found = _predict(view, present_by_kind, modality_dropout)
     return found.only(only) if only else found
 
@@ -166,6 +170,7 @@ class _View:
     method: says how tasks are inferred.
     task_of_class: int32 [C].
     per_task: whether each task has routers of its own.
+    head: closed-form one; None if the trained head classifies.
     state: of the model.
     batch: of samples.
     task: the current one.
@@ -176,6 +181,7 @@ class _View:
   method: Method
   task_of_class: jax.Array
   per_task: bool
+  head: types.ModuleType | None
   state: ModelState
   batch: Batch
   task: Task
@@ -232,11 +238,11 @@ class _View:
 
   def scores(self, outputs: Outputs) -> jax.Array:
     """Scores of all classes [B, C], by the head that classifies."""
-    means = self.state.class_means
-    if means is None:
+    if self.state.head is None:
       return outputs.logits
-    near = nearest_mean.scores(means, outputs.embedding)
-    return jnp.where(means.any(), near, outputs.logits)
+    fitted = jnp.stack([x.any() for x in jax.tree.leaves(self.state.head)]).any()
+    scores = self.head.scores(self.state.head, outputs.embedding)
+    return jnp.where(fitted, scores, outputs.logits)
 
   def within(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
     """The best class of each sample's task, int32 [B]."""

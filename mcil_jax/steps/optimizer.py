@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from mcil_jax.heads import layout
+from mcil_jax import heads
 from mcil_jax.models import state as groups
 
 # (gradient or update, task, method state) → what may move of it.
@@ -16,7 +16,7 @@ Projection = Callable[[Any, Any, Any], Any]
 
 
 def make(
-  c: ml_collections.ConfigDict, project: Projection | None = None
+  c: ml_collections.ConfigDict, head: str, project: Projection | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the whole update of a stage as one chain.
 
@@ -26,13 +26,14 @@ def make(
 
   Args:
     c: `config.train`, with what the stage changes.
+    head: name of the trained head, see `mcil_jax.heads`.
     project: of the method, see `Method.project`: applied to the gradient, so that
       moments know of nothing else, and to the update, which decay has moved again.
   """
   projection = [] if project is None else [_projection(project)]
   coupled = c.optimizer == "adam"
   return optax.chain(
-    *([_coupled_decay(c)] if coupled else []),
+    *([_coupled_decay(c, head)] if coupled else []),
     *projection,
     optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
     optax.scale_by_adam(),
@@ -68,11 +69,11 @@ def _projection(project: Projection) -> optax.GradientTransformationExtraArgs:
 
 
 def _coupled_decay(
-  c: ml_collections.ConfigDict,
+  c: ml_collections.ConfigDict, head: str
 ) -> optax.GradientTransformationExtraArgs:
   return _stateless(
     lambda updates, params, *, task, **_: jax.tree.map(
-      jnp.add, updates, decay(params, c, task.seen)
+      jnp.add, updates, decay(params, c, head, task.seen)
     )
   )
 
@@ -96,21 +97,22 @@ def _by_rates(c: ml_collections.ConfigDict) -> optax.GradientTransformationExtra
   return _stateless(scale)
 
 
-def decay(params, c: ml_collections.ConfigDict, seen: jax.Array):
-  """What L2 regularisation adds to the gradient: weight decay times all parameters.
+def decay(params, c: ml_collections.ConfigDict, head: str, seen: jax.Array):
+  """Returns what L2 regularisation adds to the gradient: weight decay · parameters.
 
-  Nothing for classes that are still to come: Adam makes a whole
-  step of any gradient, however small, so they would be gone before they are learned.
+  It is zero for classes that are still to come: Adam makes a whole step of any
+  gradient, however small, so they would be gone before they are learned.
 
   Args:
     params: of the model.
     c: `config.train`.
+    head: name of the trained head.
     seen: classes seen so far, traced.
   """
 
   def of_one(path, x: jax.Array) -> jax.Array:
-    if path[0].key == "classifier":
-      x = layout.keep_classes(path[-1].key, x, lambda c: c < seen)
+    if path[0].key == heads.PARAMS:
+      x = heads.keep_classes(head, path[-1].key, x, lambda c: c < seen)
     return c.weight_decay * x
 
   return jax.tree_util.tree_map_with_path(of_one, params)
@@ -119,7 +121,7 @@ def decay(params, c: ml_collections.ConfigDict, seen: jax.Array):
 def learning_rate(
   c: ml_collections.ConfigDict, step: jax.Array, steps: jax.Array
 ) -> jax.Array:
-  """Linear warm-up, then a cosine to zero, for tasks of any length; or a constant.
+  """Returns the learning rate of a step: warm-up, then a cosine to 0 or a constant.
 
   Args:
     c: `config.train`: the peak, the warm-up's share of the steps, the schedule.

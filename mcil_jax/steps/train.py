@@ -37,6 +37,13 @@ def step_name(stage: Stage) -> str:
   return f"train_step_{stage.name}" if stage.name else "train_step"
 
 
+def make_optimizer(
+  method: Method, stage: Stage, c: ml_collections.ConfigDict
+) -> optax.GradientTransformationExtraArgs:
+  """Returns the update of a stage, see `optimizer.make`; `c` is the whole config."""
+  return optimizer.make(stage.config(c), c.model.classifier, method.project)
+
+
 def make_train_step(
   model: MultimodalClassifier,
   method: Method,
@@ -63,7 +70,7 @@ def make_train_step(
   Returns:
     (carry, constants, batch) → (carry, {"loss", "accuracy", "gradient_norm", …}).
   """
-  tx = optimizer.make(stage.config(c), method.project)
+  tx = make_optimizer(method, stage, c)
 
   def train_step(carry: Carry, constants: Constants, batch: Batch):
     call = _call(model, method, c, specs, carry.train.step, constants, batch)

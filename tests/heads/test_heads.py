@@ -1,7 +1,11 @@
+import fakes
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from mcil_jax.heads import layout, local_similarity, nearest_mean, text_cosine
+from mcil_jax import config, heads
+from mcil_jax.heads import local_similarity, nearest_mean
+from mcil_jax.heads import text as text_head
 
 
 def test_a_head_s_parameters_by_class():
@@ -9,11 +13,37 @@ def test_a_head_s_parameters_by_class():
     return c < 1
 
   kernel = jnp.ones((2, 3))
-  assert layout.keep_classes("kernel", kernel, first).tolist() == [[1, 0, 0]] * 2
-  assert layout.keep_classes("bias", jnp.ones(3), first).tolist() == [1, 0, 0]
-  proxies = layout.keep_classes("proxies", jnp.ones((3, 2, 2)), first)
+  kernel, bias = (
+    heads.keep_classes("linear", name, x, first)
+    for name, x in (("kernel", kernel), ("bias", jnp.ones(3)))
+  )
+  assert kernel.tolist() == [[1, 0, 0]] * 2 and bias.tolist() == [1, 0, 0]
+  proxies, factor = (
+    heads.keep_classes("local_similarity", name, x, first)
+    for name, x in (("proxies", jnp.ones((3, 2, 2))), ("factor", jnp.ones(())))
+  )
   assert proxies.sum(axis=(1, 2)).tolist() == [4, 0, 0]
-  assert layout.keep_classes("factor", jnp.ones(()), first) == 1  # of no class
+  assert factor == 1  # of no class
+
+
+def test_a_head_is_chosen_by_the_name_of_its_file(monkeypatch, tmp_path):
+  fakes.add_plugin(monkeypatch, tmp_path, "heads", "mine", "CLASS_AXIS = {}\n")
+  fakes.add_plugin(monkeypatch, tmp_path, "heads", "ridge", "")
+  c = fakes.default()
+  c.model.classifier, c.eval.classifier = "mine", "ridge"
+  config.validate(c)
+  for key, value in ("model.classifier", "ridge"), ("eval.classifier", "mine"):
+    c = fakes.default()
+    config.update(c, {key: value})
+    with pytest.raises(ValueError, match=rf"config\.{key}='{value}': expected "):
+      config.validate(c)
+
+
+def test_means_are_of_exemplars_where_there_are_any():
+  task, exemplars = np.array([4, 6]), np.array([0, 6])
+  assert nearest_mean.samples(task, None) is task
+  assert nearest_mean.samples(task, exemplars) is exemplars
+  assert not nearest_mean.init(3, 2).any() and nearest_mean.init(3, 2).shape == (3, 2)
 
 
 def test_means_of_new_classes_join_those_of_old_ones():
@@ -37,7 +67,7 @@ def test_cosines_stand_in_the_columns_of_their_classes():
   embeddings = jnp.array([[3.0, 4.0]])
   prototypes = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
   classes = jnp.array([2, 0, -1])  # the last row does not count
-  found = text_cosine.logits(embeddings, prototypes, classes, jnp.array(10.0), 4)
+  found = text_head.logits(embeddings, prototypes, classes, jnp.array(10.0), 4)
   np.testing.assert_allclose(found, [[8.0, -1e9, 6.0, -1e9]], rtol=1e-6)
 
 

@@ -167,7 +167,7 @@ def test_adam_s_first_step_is_that_of_the_reference(case):
   params, gradient = ({"fusion": x} for x in (params, gradient))
   for tree in (params, gradient):
     tree["classifier"] = tree["fusion"].pop("classifier")
-  tx = optimizer.make(c)
+  tx = optimizer.make(c, "linear")
   updates, _ = tx.update(
     gradient,
     tx.init(params),

@@ -11,6 +11,7 @@ import pytest
 
 from mcil_jax import methods
 from mcil_jax.continual import scenario
+from mcil_jax.heads import nearest_mean
 from mcil_jax.methods.base import Task
 from mcil_jax.models.fusion import Fused
 from mcil_jax.models.multimodal import Outputs
@@ -82,13 +83,15 @@ def present():
 
 @pytest.fixture(scope="module")
 def step(present, eight_devices):
-  return evaluate.make_eval_step(Stub(), METHOD, SCENARIO, present, eight_devices)
+  return evaluate.make_eval_step(
+    Stub(), METHOD, SCENARIO, present, eight_devices, head=nearest_mean
+  )
 
 
 def evaluated(step, mesh, ids=(0, 1, 2, 3), seen=4, means=None, **options):
   return evaluate.evaluate(
     step,
-    ModelState({}, class_means=means),
+    ModelState({}, head=means),
     StubSplit(),
     LABELS,
     np.array(ids),

@@ -62,7 +62,7 @@ def test_weight_decay_acts_on_kernels_only(c):
     },
     "fusion": {"kernel": jnp.full((2, 1, 2), 3.0), "bias": jnp.ones((1, 2))},
   }
-  tx = optimizer.make(c)
+  tx = optimizer.make(c, "linear")
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = jax.jit(tx.update)(zeros, tx.init(params), params, **EXTRA)
   kernel = updates["fusion"].pop("kernel")
@@ -71,7 +71,7 @@ def test_weight_decay_acts_on_kernels_only(c):
 
 
 def test_gradients_are_clipped_by_their_norm_together(c):
-  tx = optimizer.make(c)
+  tx = optimizer.make(c, "linear")
   params = {"fusion": {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)}}
   # Norm 5, clipped to 1: (0.6, 0.8). Adam's first moment holds a tenth of it.
   gradient = {"fusion": {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}}
@@ -83,7 +83,7 @@ def test_gradients_are_clipped_by_their_norm_together(c):
 
 def test_gradients_are_not_clipped_without_a_norm(c):
   c.clip_norm = 0.0
-  tx = optimizer.make(c)
+  tx = optimizer.make(c, "linear")
   params = {"fusion": {"kernel": jnp.zeros(1)}}
   gradient = {"fusion": {"kernel": jnp.array([3.0])}}
   _, state = tx.update(gradient, tx.init(params), params, **EXTRA)
@@ -97,7 +97,7 @@ def test_decay_in_the_gradient_spares_classes_to_come(c):
     "fusion": {"audio": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}},
     "classifier": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)},
   }
-  found = optimizer.decay(params, c, seen=jnp.int32(2))
+  found = optimizer.decay(params, c, "linear", seen=jnp.int32(2))
   assert found["fusion"]["audio"]["kernel"].tolist() == [[1.5, 1.5]] * 2
   assert found["fusion"]["audio"]["bias"].tolist() == [0.5, 0.5]
   assert found["classifier"]["kernel"].tolist() == [[1.0, 1.0, 0.0]] * 2
@@ -113,7 +113,7 @@ def test_the_text_tower_learns_at_its_share_of_the_rate(c):
     "towers_image": {"embed": leaf},
     "logit_scale": leaf,
   }
-  tx = optimizer.make(c)
+  tx = optimizer.make(c, "linear")
   updates, _ = tx.update(params, tx.init(params), params, **EXTRA)
   # Adam's first step is of length 1, and the rate of the step is a half.
   found = jax.tree.map(lambda x: float(x[0]), updates)
@@ -135,7 +135,7 @@ def test_what_a_method_keeps_has_no_moments_and_does_not_move(c):
     assert task is EXTRA["task"]
     return jax.tree.map(lambda x: x * method_state, tree)
 
-  tx = optimizer.make(c, project)
+  tx = optimizer.make(c, "linear", project)
   params = {"fusion": {"kernel": jnp.ones(2)}}
   extra = EXTRA | {"method_state": jnp.array([1.0, 0.0])}
   updates, state = tx.update(params, tx.init(params), params, **extra)

@@ -50,7 +50,7 @@ def make_carry(c, model, stage=EVERYTHING, specs=fakes.SPECS) -> Carry:
   """What the first step of a stage begins with, on the host."""
   made = init_model(model, specs, None, jax.random.key(0))
   params, _ = split(made.params, stage.trains)
-  opt_state = optimizer.make(stage.config(c)).init(params)
+  opt_state = optimizer.make(stage.config(c), c.model.classifier).init(params)
   zero = jnp.zeros((), jnp.int32)
   return host(Carry(params, made.stats, TrainState(opt_state, zero, zero)))
 

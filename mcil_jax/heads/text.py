@@ -1,4 +1,7 @@
-"""The head of models with a text tower: the cosine with the prompts of each class."""
+"""The head of models with a text tower: the cosine with the prompts of each class.
+
+It is made by the model, as the only one that reads prototypes.
+"""
 
 import flax.linen as nn
 import jax
@@ -6,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcil_jax.losses import contrastive, similarity
+
+CLASS_AXIS = {}  # the logit scale is that of all classes
 
 # The logit of a class that no prompt of this step stands for.
 ABSENT = -1e9
