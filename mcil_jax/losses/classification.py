@@ -1,17 +1,17 @@
-"""Cross-entropy over the classes seen so far."""
+"""Cross-entropies over the classes seen so far."""
 
 import jax
 import jax.numpy as jnp
 
 
 def masked_mean(values: jax.Array, where: jax.Array) -> jax.Array:
-  """Mean of `values` [B] over the rows where `where` [B]; 0 if there are none."""
+  """Returns the mean of `values` [B] over rows where `where` [B]; 0 without any."""
   total = jnp.sum(jnp.where(where, values, 0.0))
   return total / jnp.maximum(jnp.sum(where), 1)
 
 
 def mask_unseen(logits: jax.Array, seen: jax.Array) -> jax.Array:
-  """`logits` [B, C] with −1e9 for the classes at positions ≥ `seen`.
+  """Returns `logits` [B, C] with −1e9 for the classes at positions ≥ `seen`.
 
   A finite value keeps products with zero targets, and their gradients, zero.
   """
@@ -21,7 +21,7 @@ def mask_unseen(logits: jax.Array, seen: jax.Array) -> jax.Array:
 def cross_entropy(
   logits: jax.Array, targets: jax.Array, *, seen: jax.Array, where: jax.Array
 ) -> jax.Array:
-  """Softmax cross-entropy over the first `seen` classes, mean over valid rows.
+  """Computes the cross-entropy over the first `seen` classes, mean of valid rows.
 
   Args:
     logits: [B, C].
@@ -42,9 +42,9 @@ def separated_cross_entropy(
   is_exemplar: jax.Array,
   where: jax.Array,
 ) -> jax.Array:
-  """Cross-entropy of new samples over new classes, of exemplars over old ones.
+  """Computes cross-entropies of new samples over new classes, exemplars over old.
 
-  The mean over all valid rows, so that both weigh as much as they have rows.
+  It is the mean over all valid rows, so that both weigh as much as they have rows.
 
   Args:
     logits: [B, C].
@@ -69,7 +69,7 @@ def separated_cross_entropy(
 def smooth_targets(
   labels: jax.Array, *, num_classes: int, seen: jax.Array, smoothing: float
 ) -> jax.Array:
-  """One-hot labels [B] → [B, C] with `smoothing` spread evenly over the seen classes.
+  """Returns one-hot labels [B, C], `smoothing` of them spread over seen classes.
 
   Source: Szegedy et al. 2016, arXiv 1512.00567, §7.
   """

@@ -17,14 +17,14 @@ from mcil_jax.losses.classification import cross_entropy, masked_mean
 
 
 def clamp_scale(scale: jax.Array | float) -> jax.Array:
-  """A logit scale 1/τ, kept within [1, 100] (CLIP, arXiv 2103.00020, §2.5)."""
+  """Returns a logit scale 1/τ within [1, 100] (CLIP, arXiv 2103.00020, §2.5)."""
   return jnp.clip(scale, 1.0, 100.0)
 
 
 def info_nce(
   x: jax.Array, y: jax.Array, *, temperature: jax.Array | float, where: jax.Array
 ) -> jax.Array:
-  """InfoNCE with a cosine critic: mean_i −log softmax_j(cos(x_i, y_j)/τ) at j = i.
+  """Computes InfoNCE with cosines: mean_i −log softmax_j(cos(x_i, y_j)/τ) at j = i.
 
   With N valid rows, log N minus this is a lower bound of the mutual information.
 
@@ -120,7 +120,7 @@ def trimodal(
 
 
 def similarity_weights(v: jax.Array) -> jax.Array:
-  """w_ij = cos(v_i, v_j)/2 + 1/2 of `v` [B, D]: [B, B] in [0, 1].
+  """Returns w_ij = cos(v_i, v_j)/2 + 1/2 of `v` [B, D]: [B, B] in [0, 1].
 
   Source: Srinivasa et al. 2023, CWCL, arXiv 2309.14580.
   """
@@ -136,7 +136,7 @@ def wccl(
   where: jax.Array,
   labels: jax.Array | None = None,
 ) -> jax.Array:
-  """Continuously weighted contrastive loss of fused features against their texts.
+  """Computes the continuously weighted contrastive loss of fused features and texts.
 
   mean_i [−Σ_j w_ij log p_ij / Σ_j w_ij] with p_ij = softmax_j(⟨f_i, t_j⟩ · scale),
   j over the valid rows of the batch. Features enter as they are, not normalised.
@@ -174,7 +174,7 @@ def wccl(
 def wccl_released(
   logits: jax.Array, labels: jax.Array, *, where: jax.Array
 ) -> jax.Array:
-  """What the authors' code computes under the name of `wccl`: plain cross-entropy.
+  """Computes what the authors' code calls `wccl`, which is plain cross-entropy.
 
   It weights the cross-entropy ℓ_i of row i, mean_i [Σ_j w_ij ℓ_i / Σ_j w_ij]. As ℓ_i
   does not depend on j, the weights cancel, and so do their gradients; hence they are
@@ -202,5 +202,5 @@ def _log_softmax(logits: jax.Array, where: jax.Array) -> jax.Array:
 
 
 def _match(logits: jax.Array, where: jax.Array) -> jax.Array:
-  """Cross-entropy of row i of `logits` [B, B] against column i; mean of valid rows."""
+  """Returns the mean cross-entropy of rows i of `logits` [B, B] and columns i."""
   return masked_mean(-jnp.diagonal(_log_softmax(logits, where)), where)

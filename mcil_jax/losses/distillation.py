@@ -20,7 +20,9 @@ def task_wise(
   temperature: float,
   where: jax.Array,
 ) -> jax.Array:
-  """Σ over previous tasks of τ²·mean_i KL(teacher ‖ student), softmax within a task.
+  """Computes Σ over previous tasks of τ²·mean_i KL(teacher ‖ student).
+
+  The softmax is that within each task.
 
   Args:
     student: [B, C], logits.
@@ -45,7 +47,7 @@ def task_wise(
 
 
 def _log_softmax_within(logits: jax.Array, group: jax.Array) -> jax.Array:
-  """Log-softmax of `logits` [B, C] over the classes of the same `group` [C]."""
+  """Returns the log-softmax of `logits` [B, C] over classes of one `group` [C]."""
   size = logits.shape[-1]
   by_class = logits.T
   most = jax.ops.segment_max(jax.lax.stop_gradient(by_class), group, size)
@@ -62,7 +64,7 @@ def binary(
   where: jax.Array,
   variant: str = "paper",
 ) -> jax.Array:
-  """Binary cross-entropy of old classes' sigmoids, mean over rows and old classes.
+  """Computes the binary cross-entropy of sigmoids, mean of rows and old classes.
 
   Args:
     student: [B, C], logits.

@@ -21,7 +21,9 @@ Variant = Literal["released", "paper"]
 def mutual_information(
   x: jax.Array, y: jax.Array, *, where: jax.Array, variant: Variant
 ) -> jax.Array:
-  """MI(x, y) = Σ p_xy (log p_xy − log p_x − log p_y) in nats; the loss is −MI.
+  """Computes MI(x, y) = Σ p_xy (log p_xy − log p_x − log p_y) in nats.
+
+  A loss is −MI.
 
   Args:
     x: [B, D].
@@ -48,10 +50,10 @@ def mutual_information(
 def normalised_mutual_information(
   x: jax.Array, y: jax.Array, *, where: jax.Array
 ) -> jax.Array:
-  """NMI(x, y) = MI(x, y) / √(H(x) H(y)), each summed over rows before the ratio.
+  """Computes NMI(x, y) = MI(x, y) / √(H(x) H(y)), where H(x) = −Σ p_x log p_x.
 
-  With H(x) = −Σ p_x log p_x. As the ratio of sums it is not the mean of the ratios of
-  batches: pass the features of the whole test set at once.
+  Each is summed over rows before the ratio. As the ratio of sums it is not the mean of
+  the ratios of batches: pass the features of the whole test set at once.
 
   Args:
     x: [N, D], D ≥ 2.
@@ -72,13 +74,13 @@ def normalised_mutual_information(
 
 
 def _mutual_information(x: jax.Array, y: jax.Array) -> jax.Array:
-  """MI of each row, in nats: [B]."""
+  """Returns the MI of each row, in nats: [B]."""
   log_xy = jax.nn.log_softmax(x * y)
   difference = log_xy - jax.nn.log_softmax(x) - jax.nn.log_softmax(y)
   return jnp.sum(jnp.exp(log_xy) * difference, axis=-1)
 
 
 def _entropy(x: jax.Array) -> jax.Array:
-  """Entropy of softmax over the features of each row, in nats: [B]."""
+  """Returns the entropy of softmax over each row's features, in nats: [B]."""
   log_p = jax.nn.log_softmax(x)
   return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

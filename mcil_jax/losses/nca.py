@@ -12,7 +12,7 @@ _MOVED = 1e-6  # of unit vectors; less is rounding
 
 
 def local_similarities(x: jax.Array, proxies: jax.Array) -> jax.Array:
-  """How similar features are to each class, which has several proxies.
+  """Computes how similar features are to classes that have several proxies.
 
   With the squared distances d_p = ‖n(x) − n(w_p)‖² to a class's proxies, its
   similarity is Σ_p softmax_p(−d_p)·(−d_p).
@@ -42,7 +42,9 @@ def nca(
   seen: jax.Array,
   where: jax.Array,
 ) -> jax.Array:
-  """−z_y + log(1 + Σ_{j ≠ y} exp z_j), z = s − max s; mean.
+  """Computes the NCA loss, the mean of −z_y + log(1 + Σ_{j ≠ y} exp z_j).
+
+  Here z = s − max s.
 
   The margin of the published loss is subtracted from every class in the benchmark's
   code, where it cancels; so it is no argument.
@@ -71,7 +73,9 @@ def discrepancy(
   importance: Mapping[str, jax.Array],
   where: jax.Array,
 ) -> jax.Array:
-  """Σ_f mean_i (I_fi / Σ_f' I_f'i)·‖n(f_i) − n(f_i of the teacher)‖.
+  """Computes Σ_f mean_i (I_fi / Σ_f' I_f'i)·‖n(f_i) − n(f_i of the teacher)‖.
+
+  n(f) is f / ‖f‖.
 
   Args:
     student: name → features [B, D_f].

@@ -12,13 +12,13 @@ _NOT_METHODS = {"base"}
 
 
 def names() -> list[str]:
-  """All methods, sorted."""
+  """Returns the names of all methods, sorted."""
   found = {module.name for module in pkgutil.iter_modules(__path__)}
   return sorted(found - _NOT_METHODS)
 
 
 def make(config: ml_collections.ConfigDict) -> Method:
-  """The method that `config.method` names.
+  """Makes the method that `config.method` names.
 
   Raises:
     ValueError: there is none of that name; lists those that exist.

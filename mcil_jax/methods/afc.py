@@ -19,7 +19,7 @@ SETTINGS = {"discrepancy_weight": (0.5, ">= 0")}  # times √(t + 1) in task t
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """NCA loss and feature discrepancy on new samples and exemplars.
+  """Makes AFC: NCA loss and feature discrepancy, on new samples and exemplars.
 
   Raises:
     ValueError: the model has another classifier, or nothing to consolidate.
@@ -67,7 +67,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
 
 
 def _features(outputs) -> dict:
-  """What must not move: the fusion's perturbation → [B, D]."""
+  """Returns the features that must not move: name of the perturbation → [B, D]."""
   pooled = {} if outputs.fused.pooled is None else {"pooled": outputs.fused.pooled}
   return {f"f_{m}": x for m, x in outputs.fused.parts.items()} | pooled
 

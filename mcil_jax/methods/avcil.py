@@ -24,7 +24,9 @@ Terms = dict[str, tuple[float, jax.Array]]
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """SS-IL's losses, D-AVSC and attention distillation; the first task: cross-entropy.
+  """Makes AV-CIL: SS-IL's losses, D-AVSC and attention distillation.
+
+  The first task has cross-entropy alone.
 
   Raises:
     ValueError: the model has no attention to distil.
@@ -53,7 +55,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
 
 
 def _similarity(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
-  """D-AVSC, of a model of both modalities."""
+  """Returns the terms of D-AVSC, which need both modalities."""
   if len(outputs.features) < 2:
     return {}
   c, (guide, guided) = config.avcil, outputs.fused.roles
@@ -70,7 +72,7 @@ def _similarity(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
 
 
 def _attention(outputs, batch, config: ml_collections.ConfigDict) -> Terms:
-  """Attention distillation on exemplars, of a model that attends."""
+  """Returns the terms of attention distillation, of a model that attends."""
   divergence = outputs.fused.divergence
   if divergence is None:
     return {}

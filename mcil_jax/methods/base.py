@@ -25,7 +25,7 @@ from mcil_jax.models.state import (
 
 @struct.dataclass
 class Task:
-  """What the jitted step knows of the current task; traced, so that tasks share it.
+  """Tells jitted steps which task is current; traced, so that all tasks share them.
 
   Attributes:
     index: int32, 0-based.
@@ -40,7 +40,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """Which training samples a task uses.
+  """Lists the training samples that a task uses.
 
   Attributes:
     new: int64, indices into the training split; an epoch shows each of them once.
@@ -63,7 +63,7 @@ Loss = Callable[[Outputs, Batch, Task, Any], tuple[jax.Array, dict[str, jax.Arra
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-  """What the model before the task is asked for, in every task but the first.
+  """Says what the model before the task is asked for, from the second task on.
 
   In the first task `outputs.teacher` is anything, and must have no weight.
 
@@ -80,7 +80,7 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """What a part of a task's training trains, and how.
+  """Describes a part of a task's training: what it trains, and how.
 
   Attributes:
     name: of its program, see `train.step_name`; "" for "train_step" itself.
@@ -117,7 +117,7 @@ WITHOUT_TOWERS = (ADAPTERS, TEXT_ADAPTERS, FUSION, HEAD)
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-  """What a method sees of a task outside its steps, on the host.
+  """Holds what a method sees of a task outside its steps, on the host.
 
   Attributes:
     task: the current one.
@@ -145,7 +145,7 @@ class TaskData:
 
 @dataclasses.dataclass(frozen=True)
 class TaskInference:
-  """How the task of a test sample is found; for methods that treat tasks apart.
+  """Says how the task of a test sample is found; for methods that separate tasks.
 
   Attributes:
     initial: (scenario, modalities) → `ModelState.task_means` before the first task, a
@@ -163,7 +163,7 @@ class TaskInference:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """A class-incremental method.
+  """Defines a class-incremental method.
 
   What settings that are "auto" mean for it stands in a literal `AUTO` of its file, see
   `config.resolve`.
@@ -230,13 +230,13 @@ NO_SAMPLES = np.empty(0, np.int64)
 
 
 def new_samples(labels, scenario, task, memory) -> Samples:
-  """The task's own classes, nothing else."""
+  """Returns the samples of the task's own classes."""
   del memory
   return Samples(new=scenario.samples_of(labels, [task]), exemplars=NO_SAMPLES)
 
 
 def seen_cross_entropy(label_smoothing: float) -> Loss:
-  """Cross-entropy over all classes seen so far, for every valid row."""
+  """Makes the mean cross-entropy of valid rows over all classes seen so far."""
 
   def loss(outputs, batch, task, method_state):
     del method_state
@@ -257,7 +257,7 @@ def seen_cross_entropy(label_smoothing: float) -> Loss:
 def task_wise_distillation(
   config: ml_collections.ConfigDict,
 ) -> Callable[[Outputs, Task, jax.Array], jax.Array]:
-  """(outputs, task, rows that count [B]) → `distillation.task_wise` of the config."""
+  """Makes `distillation.task_wise` of (outputs, task, rows that count [B])."""
   increments = config.scenario.increments
   task_of_class = np.repeat(np.arange(len(increments)), increments)
 

@@ -29,7 +29,7 @@ _LOGITS, _CLASS = 1, 2  # which draw is for which term
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """The three terms of DER++, by `config.der`.
+  """Makes DER++, with the weights of `config.der`.
 
   Raises:
     ValueError: exemplars have no rows of their own.
@@ -72,7 +72,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
 
 
 def empty(size: int, num_classes: int) -> dict[str, np.ndarray]:
-  """What is stored of no exemplars.
+  """Returns what is stored of an empty memory.
 
   Returns:
     `id` int32 [M], of the sample in each place of the memory, −1 where it is empty;

@@ -33,7 +33,7 @@ _AT_ONCE = 4
 
 @struct.dataclass
 class Importance:
-  """What is known of the parameters; each field but the count is shaped like them.
+  """Holds how important parameters are; all but the count is shaped like them.
 
   Attributes:
     fisher: F.
@@ -49,7 +49,7 @@ class Importance:
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """Cross-entropy over the seen classes on new samples, and the penalty."""
+  """Makes EWC: cross-entropy of new samples over seen classes, and the penalty."""
   c = config.ewc
 
   def penalty(params, task, known: Importance) -> jax.Array:
@@ -80,7 +80,7 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
 
 
 def init_state(scenario: Scenario, model: ModelState) -> Importance:
-  """Nothing is important before the first task."""
+  """Returns zeros: nothing is important before the first task."""
   del scenario
 
   def zeros():

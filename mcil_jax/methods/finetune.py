@@ -6,7 +6,7 @@ from mcil_jax.methods import base
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """Cross-entropy over all seen classes on the samples of the new ones."""
+  """Makes fine-tuning: cross-entropy of new samples over all seen classes."""
   return base.Method(
     samples=base.new_samples,
     loss=base.seen_cross_entropy(config.train.label_smoothing),

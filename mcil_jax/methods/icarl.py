@@ -9,7 +9,7 @@ AUTO = {"eval.classifier": "nearest_mean"}
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """Cross-entropy over seen classes, binary distillation; nearest mean of exemplars."""
+  """Makes iCaRL: cross-entropy over seen classes and binary distillation."""
   cross_entropy = base.seen_cross_entropy(config.train.label_smoothing)
 
   def loss(outputs, batch, task, method_state):

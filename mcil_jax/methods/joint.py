@@ -6,7 +6,7 @@ from mcil_jax.methods import base
 
 
 def seen_samples(labels, scenario, task, memory) -> base.Samples:
-  """All samples of all classes seen so far."""
+  """Returns all samples of all classes seen so far."""
   del memory
   return base.Samples(
     new=scenario.samples_of(labels, range(task + 1)), exemplars=base.NO_SAMPLES
@@ -14,7 +14,7 @@ def seen_samples(labels, scenario, task, memory) -> base.Samples:
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """Cross-entropy over all seen classes on all their samples.
+  """Makes joint training: cross-entropy of all samples over all seen classes.
 
   Raises:
     ValueError: the towers would be frozen, and this no ceiling.

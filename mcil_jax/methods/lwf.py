@@ -7,9 +7,9 @@ from mcil_jax.methods import base
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """Cross-entropy over the task's own classes and distillation, on new samples only.
+  """Makes LwF: cross-entropy over the task's own classes and distillation.
 
-  The distillation is task-wise, as in the benchmark of AV-CIL.
+  Both are of new samples. The distillation is task-wise, as in the benchmark of AV-CIL.
   """
   distil = base.task_wise_distillation(config)
 

@@ -41,7 +41,7 @@ FROZEN_BIAS = -2.0
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """The losses and the task knowledge of MIFE, by `config.mife`.
+  """Makes MIFE, with the settings of `config.mife`.
 
   Raises:
     ValueError: the model has no text tower, or the routers no experts to choose among.
@@ -91,7 +91,7 @@ def _make_loss(config: ml_collections.ConfigDict) -> base.Loss:
 
 
 def _wccl(outputs, batch, task, config) -> jax.Array:
-  """CE to the class prototypes and the continuously weighted contrastive loss."""
+  """Returns cross-entropy to the prototypes and the weighted contrastive loss."""
   where, share = batch["valid"], config.mife.wccl_share
   cross_entropy = contrastive.wccl_released(outputs.logits, batch["label"], where=where)
   if config.reproduce == "released" or share == 0.0:
@@ -108,7 +108,7 @@ def _wccl(outputs, batch, task, config) -> jax.Array:
 
 
 def _similarities(outputs, config: ml_collections.ConfigDict) -> jax.Array:
-  """Weights of pairs, [B, B], by the anchor; a sample without it is like no other."""
+  """Returns the weights of pairs [B, B]; without the anchor a sample is unlike all."""
   anchor = config_lib.anchor(config, tuple(outputs.features))
   has = outputs.present[anchor]
   alone = jnp.eye(len(has))
@@ -117,7 +117,7 @@ def _similarities(outputs, config: ml_collections.ConfigDict) -> jax.Array:
 
 
 def _mutual_information(outputs, batch, variant: str) -> jax.Array:
-  """Sum over modalities of the mutual information with the fused features."""
+  """Returns the sum over modalities of the MI with the fused features."""
   f = contrastive.similarity.normalise(outputs.embedding)
   total = 0.0
   for m, x in outputs.features.items():
@@ -132,7 +132,7 @@ def _mutual_information(outputs, batch, variant: str) -> jax.Array:
 
 
 def _trimodal(outputs, batch, task) -> jax.Array:
-  """AudioCLIP's loss over the modalities there are and the text of each sample.
+  """Returns AudioCLIP's loss over the modalities and the text of each sample.
 
   All pairs have the scale of the classification, where AudioCLIP learns three.
   """
@@ -227,7 +227,7 @@ def _make_after_task(config: ml_collections.ConfigDict):
 
 
 def _experts_of_task(config: ml_collections.ConfigDict, task: int) -> int:
-  """How many experts a task's router can choose among, the first ones."""
+  """Returns how many experts, the first ones, a task's router can choose among."""
   c = config.moe
   if not c.initial_experts:
     return c.num_experts
@@ -235,9 +235,9 @@ def _experts_of_task(config: ml_collections.ConfigDict, task: int) -> int:
 
 
 def _mean_over_modalities(usage: dict[str, np.ndarray]) -> np.ndarray:
-  """Assignments of modalities [n_m, layers_m, E] → means, [1, layers, E].
+  """Averages assignments [n_m, layers_m, E] over modalities: [1, layers, E].
 
-  They are those of the modalities that have items.
+  Modalities without items do not count.
   """
   means = [_mean(x) for x in usage.values() if len(x)]
   depth = max(map(len, means))
@@ -246,14 +246,14 @@ def _mean_over_modalities(usage: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _mean(usage: np.ndarray) -> np.ndarray:
-  """Assignments [N, layers, E] → mean over the items, zeros without any."""
+  """Averages assignments [N, layers, E] over the items; zeros without any."""
   return usage.sum(axis=0, dtype=np.float64) / max(len(usage), 1)
 
 
 def update_frozen(
   frozen: np.ndarray, usage: np.ndarray, *, above: float, at_least: int, there: int
 ) -> np.ndarray:
-  """Which experts stop training after a task.
+  """Decides which experts stop training after a task.
 
   Args:
     frozen: bool [layers, E] before.
@@ -285,7 +285,7 @@ def _infer(task_means: task_inference.ClassMeans, features, present) -> jax.Arra
 
 
 def keep_frozen_experts(tree, frozen: FrozenExperts):
-  """Zeros in the places of frozen experts, of a gradient or an update."""
+  """Returns a gradient or an update with zeros for frozen experts."""
   tree = jax.tree.map(lambda x: x, tree)
   for m, layer, adapters in multimodal.adapters(tree):
     keep = ~frozen[m][layer]

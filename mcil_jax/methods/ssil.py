@@ -8,7 +8,7 @@ from mcil_jax.methods import base, lwf, replay
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """New samples compete among new classes, exemplars among old ones; distillation."""
+  """Makes SS-IL: softmax over new classes or old ones, and distillation."""
   return dataclasses.replace(
     lwf.make(config), samples=replay.new_samples_and_memory, uses_memory=True
   )

@@ -6,14 +6,14 @@ from mcil_jax.methods import base
 
 
 def first_task_only(labels, scenario, task, memory) -> base.Samples:
-  """The samples of the first task; later tasks have none."""
+  """Returns the samples of the first task; later tasks have none."""
   if task == 0:
     return base.new_samples(labels, scenario, task, memory)
   return base.Samples(new=base.NO_SAMPLES, exemplars=base.NO_SAMPLES)
 
 
 def make(config: ml_collections.ConfigDict) -> base.Method:
-  """Cross-entropy on the first task.
+  """Makes zero-shot: cross-entropy on the first task.
 
   Raises:
     ValueError: the model has no text tower.

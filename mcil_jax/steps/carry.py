@@ -20,7 +20,7 @@ from mcil_jax.steps.teacher_cache import TeacherCache
 
 @struct.dataclass
 class TrainState:
-  """What learning needs besides the model.
+  """Holds what learning needs besides the model.
 
   Attributes:
     opt_state: of the optimizer, for the groups that the current stage trains.
@@ -35,7 +35,7 @@ class TrainState:
 
 @struct.dataclass
 class Carry:
-  """What a step changes.
+  """Holds what a step changes.
 
   Attributes:
     params: of the groups that the stage trains, None elsewhere.
@@ -50,7 +50,7 @@ class Carry:
 
 @struct.dataclass
 class Constants:
-  """What the steps of a stage read.
+  """Holds what the steps of a stage read.
 
   Attributes:
     frozen: the model but for the groups that the stage trains, without statistics.

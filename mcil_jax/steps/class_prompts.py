@@ -22,7 +22,7 @@ ENCODE_STEP = "encode_prompts"
 
 @struct.dataclass
 class ClassPrompts:
-  """The prompts of all classes, in the class order.
+  """Holds the prompts of all classes, in the class order.
 
   Jitted functions take it as an argument, so that a compiled program serves every class
   order.
@@ -45,7 +45,7 @@ class ClassPrompts:
 
   @property
   def num_classes(self) -> int:
-    """C."""
+    """The number of classes, C."""
     return self.tokens.shape[0]
 
   @property

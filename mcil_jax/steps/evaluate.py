@@ -43,7 +43,7 @@ EVAL_STEP = "eval_step"
 
 @struct.dataclass
 class EvalOutputs:
-  """What an evaluation finds out about B samples; what was not asked for is empty.
+  """Holds what an evaluation finds out about B samples; empty where not asked for.
 
   Unless it says otherwise, with the modalities of the main result.
 
@@ -198,7 +198,7 @@ class _View:
     return self.task_of_class[self.batch["label"]]
 
   def present(self, modalities: Collection[str]) -> modality_masks.Masks:
-    """Which of some modalities each sample has."""
+    """Returns which of some modalities each sample has."""
     return modality_masks.only(self.batch["present"], modalities)
 
   @functools.cached_property
@@ -211,7 +211,7 @@ class _View:
     return self._encode(jnp.zeros_like(self.own_task))
 
   def encode(self, tasks: jax.Array) -> tuple[Batch, Routings]:
-    """Features and routing, by the routers of tasks [B] where each has its own."""
+    """Returns features and routing, by the routers of tasks [B] if tasks have some."""
     return self._encode(tasks) if self.per_task else self._shared
 
   def _encode(self, router: jax.Array | None) -> tuple[Batch, Routings]:
@@ -224,7 +224,7 @@ class _View:
     )
 
   def infer(self, mask: modality_masks.Masks) -> jax.Array:
-    """The inferred task of each sample, int32 [B]; its own where none is inferred."""
+    """Returns each sample's inferred task, int32 [B]; its own if none is inferred."""
     tasks = self.method.tasks
     if tasks is None or tasks.infer is None:
       return self.own_task  # told, or of no consequence
@@ -232,12 +232,12 @@ class _View:
     return self.task_of_class[nearest]
 
   def classify(self, features: Batch, mask: modality_masks.Masks) -> Outputs:
-    """What the model makes of features that are present."""
+    """Returns the model's outputs for the features that are present."""
     arguments = features, mask, self.state.theta, self.prototypes
     return self.model.apply(self.state.variables, *arguments, method="classify")
 
   def scores(self, outputs: Outputs) -> jax.Array:
-    """Scores of all classes [B, C], by the head that classifies."""
+    """Returns scores of all classes [B, C], by the head that classifies."""
     if self.state.head is None:
       return outputs.logits
     fitted = jnp.stack([x.any() for x in jax.tree.leaves(self.state.head)]).any()
@@ -245,16 +245,16 @@ class _View:
     return jnp.where(fitted, scores, outputs.logits)
 
   def within(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
-    """The best class of each sample's task, int32 [B]."""
+    """Returns the best class of each sample's task, int32 [B]."""
     mine = self.task_of_class == tasks[:, None]
     return jnp.where(mine, scores, -jnp.inf).argmax(-1)
 
   def everywhere(self, scores: jax.Array) -> jax.Array:
-    """The best of all seen classes, int32 [B]."""
+    """Returns the best of all seen classes, int32 [B]."""
     return classification.mask_unseen(scores, self.task.seen).argmax(-1)
 
   def predict(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
-    """The best of the classes that compete, int32 [B]."""
+    """Returns the best of the classes that compete, int32 [B]."""
     inference = self.method.tasks
     if inference is not None and inference.within_task:
       return self.within(scores, tasks)
@@ -300,7 +300,7 @@ def _predict(
 
 
 def _draw(ids: jax.Array) -> jax.Array:
-  """Uniform in [0, 1), [B], by the number of a sample."""
+  """Returns numbers uniform in [0, 1), [B], that depend on the samples' indices."""
   keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(ids)
   return jax.vmap(jax.random.uniform)(keys)
 
@@ -325,7 +325,7 @@ def _by_sample(
 
 
 def _observations(outputs: Outputs, routing: Routings, mask: Batch) -> dict[str, Any]:
-  """Fields of `EvalOutputs` besides predictions, of a batch's outputs."""
+  """Returns the fields of `EvalOutputs` that describe a batch's outputs."""
   return {
     "fused": outputs.embedding,
     "features": outputs.features,

@@ -17,7 +17,7 @@ from mcil_jax.steps.carry import Constants
 
 @dataclasses.dataclass(frozen=True)
 class Taught:
-  """What the teacher says of a batch.
+  """Holds what the teacher says of a batch.
 
   Attributes:
     outputs: for the loss; None without a teacher.

@@ -31,7 +31,7 @@ _NOWHERE = np.iinfo(np.int32).max  # out of bounds, where writing has no effect
 
 @struct.dataclass
 class TeacherCache:
-  """What a teacher says of samples of the training split.
+  """Holds what a teacher says of samples of the training split.
 
   Samples that it was not asked about have anything.
 

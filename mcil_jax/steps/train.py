@@ -100,7 +100,7 @@ def make_train_step(
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-  """What the model is called with.
+  """Holds what the model is called with.
 
   Attributes:
     arguments: positional ones, but for `train`.
@@ -208,7 +208,7 @@ def _balance(params, c, outputs: Outputs, task: Task) -> dict[str, Any]:
 
 
 def _common_scalars(loss, gradient, outputs, batch, task) -> Batch:
-  """What is logged of every method."""
+  """Returns the scalars that are logged for every method."""
   logits = classification.mask_unseen(outputs.logits, task.seen)
   correct = logits.argmax(-1) == batch["label"]
   return {
