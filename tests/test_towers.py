@@ -19,18 +19,16 @@ from mcil_jax.models import multimodal
 
 EXPERTS, BATCH = 3, 16
 
-
-PLAIN = '''
+# No encoder, no adapters, no routing.
+PLAIN = """
 import flax.linen as nn
 
-from mcil_jax.models.towers.base import Tower
+from mcil_jax.models.towers import base
 
 KINDS = ("video", "audio")
 
 
-class Plain(Tower):
-  """No encoder, no adapters, no routing."""
-
+class Plain(base.Tower):
   width: int
 
   @nn.compact
@@ -40,16 +38,18 @@ class Plain(Tower):
 
 def make(settings, spec, options):
   return Plain(options.width)
-'''
+"""
+
+# Two encoders, in modules of their own, under names of their own.
 DEEP = '''
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mcil_jax.models.towers.base import Tower
+from mcil_jax.models.towers import base
 
 KINDS = ("video",)
-SETTINGS = {"depth": (1, ">= 1")}
+SETTINGS = {"depth": 1}
 
 
 class Wrapped(nn.Module):
@@ -61,44 +61,63 @@ class Wrapped(nn.Module):
     return self.trunk(*arguments)
 
 
-class Deep(Tower):
-  """Two encoders, in a module of their own, under names of their own."""
-
+class Deep(base.Tower):
   width: int
+  depth: int
   first: nn.Module
   second: nn.Module
 
   @property
   def num_blocks(self):
-    return self.first.trunk.depth + self.second.depth
+    return 2 * self.depth
 
   @nn.compact
   def __call__(self, x, context):
     tokens = nn.Dense(self.width)(x.reshape(len(x), 4, -1))
-    more = context.train, context.route, context.experts
-    _, below = self.first(tokens, *more)
-    feature, above = self.second(tokens, *more)
+    more, n = (context.train, context.route), self.depth
+    _, below = self.first(tokens, *more, context.experts[:n])
+    feature, above = self.second(tokens, *more, context.experts[n:])
     if below is None:
       return feature, None
     return feature, jax.tree.map(lambda *r: jnp.concatenate(r), below, above)
 
 
 def make(settings, spec, options):
-  first, second = (options.encoder(settings.depth, summary="mean") for _ in range(2))
-  return Deep(options.width, Wrapped(first), second)
+  first, second = (
+    options.encoder(settings.depth, summary="mean") for _ in range(2)
+  )
+  return Deep(options.width, settings.depth, Wrapped(first), second)
 '''
-SPECS = {
+
+RAW = {
   "image": ModalitySpec("image", "video", (2, 4, 4, 3), "uint8"),
   "audio": ModalitySpec("audio", "audio", (50,), "int16", 1000),
 }
-DATASET = source.Dataset(
-  name="shapes",
-  version="",
-  class_names=("ant", "bee", "cat", "dog"),
-  modalities=SPECS,
-  splits={},
-  fingerprint="",
-)
+
+
+class Listed:
+  """A split of which nobody asks for a sample."""
+
+  labels = np.arange(BATCH) % 4
+  present = dict.fromkeys(RAW, np.ones(BATCH, bool))
+
+  def __len__(self):
+    return BATCH
+
+
+def dataset(towers: dict[str, str]) -> source.Dataset:
+  """What towers, by modality, can read; for "features" that is a vector."""
+  vectors = {m: ModalitySpec(m, "features", (6,), "float32") for m in RAW}
+  return source.Dataset(
+    name="shapes",
+    version="",
+    class_names=("ant", "bee", "cat", "dog"),
+    modalities={
+      m: (vectors if tower == "features" else RAW)[m] for m, tower in towers.items()
+    },
+    splits={name: Listed() for name in ("train", "validation", "test")},
+    fingerprint="",
+  )
 
 
 @pytest.fixture
@@ -108,13 +127,10 @@ def prepare(monkeypatch, tmp_path):
     fakes.add_plugin(monkeypatch, tmp_path, "models.towers", name, text)
 
   def prepare(image: str, audio: str, **changes) -> components.Setup:
-    c = fakes.default()
-    settings = {"model.towers.audio.tower": audio, "model.towers.image.tower": image}
-    if audio != "plain":
-      settings |= {"model.towers.audio.num_mels": 8, "model.towers.audio.depth": 2}
-    if image != "plain":
-      settings["model.towers.image.depth"] = 1
-    config.update(c, config.TRIMODAL | settings)
+    c, made = fakes.default(), dataset({"image": image, "audio": audio})
+    for m, spec in made.modalities.items():
+      config.update(c, {f"modalities.{m}": spec.kind})
+    config.update(c, config.TRIMODAL)
     config.update(
       c,
       {
@@ -122,6 +138,8 @@ def prepare(monkeypatch, tmp_path):
         "scenario.increments": (2, 2),
         "model.width": 8,
         "model.num_heads": 2,
+        "model.towers.image.tower": image,
+        "model.towers.audio.tower": audio,
         "model.text.depth": 1,
         "moe.num_experts": EXPERTS,
         "moe.router": "sigmoid_bias",  # whose parameters a step changes as well
@@ -129,10 +147,14 @@ def prepare(monkeypatch, tmp_path):
         "train.batch_size": BATCH,
         "eval.batch_size": BATCH,
         "mife.freeze_above": 0.5,
-        **changes,
       },
     )
-    return components.prepare(c, dataset=DATASET, devices=jax.devices()[:1])
+    if image == "vit":
+      c.model.towers.image.depth = 1
+    if audio == "spectrogram_transformer":
+      c.model.towers.audio.depth, c.model.towers.audio.num_mels = 2, 8
+    config.update(c, changes)
+    return components.prepare(c, dataset=made, devices=jax.devices()[:1])
 
   return prepare
 
@@ -167,7 +189,7 @@ def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
     model.params,
   )
   assert jax.tree.structure(begun) == jax.tree.structure(model.params)
-  batch = pipeline.batch_shapes(SPECS, BATCH)
+  batch = pipeline.batch_shapes(made.specs, BATCH)
   carry = made.programs.carry_shapes(stage)
   constants = made.constants(stage, model, None, frozen, 1)
   after, _ = jax.eval_shape(made.programs.train_step(stage), carry, constants, batch)
@@ -184,17 +206,38 @@ def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
   return {owner: x.shape for owner, x in frozen.items()}
 
 
-def test_a_tower_may_have_its_blocks_anywhere(prepare):
-  layers = {"image": 2 * 1, "audio": 2, "text": 1}
-  made = prepare("deep", "spectrogram_transformer")
+@pytest.mark.parametrize(
+  ("image", "audio", "layers"),
+  [
+    ("features", "spectrogram_transformer", {"audio": 2, "text": 1}),
+    ("features", "features", {"text": 1}),
+    ("deep", "features", {"image": 2 * 1, "text": 1}),
+  ],
+)
+def test_a_tower_may_have_its_blocks_anywhere_or_none(prepare, image, audio, layers):
+  made = prepare(image, audio)
   assert made.adapter_layers() == layers
   assert trace_a_task(made) == {m: (n, EXPERTS) for m, n in layers.items()}
 
 
-def test_shared_experts_are_as_many_as_the_deepest_tower_has_blocks(prepare):
-  made = prepare("vit", "spectrogram_transformer", **{"moe.share_experts": True})
-  assert made.adapter_layers() == {multimodal.SHARED: 2}
-  assert trace_a_task(made) == {multimodal.SHARED: (2, EXPERTS)}
+@pytest.mark.parametrize(
+  ("image", "audio", "layers"),
+  [
+    # As many as the deepest tower has blocks, whether its own or that of the text.
+    ("vit", "features", 1),
+    ("deep", "features", 2),
+    ("vit", "spectrogram_transformer", 3),
+  ],
+)
+def test_shared_experts_are_those_of_the_towers_with_blocks(
+  prepare, image, audio, layers
+):
+  changes = {"moe.share_experts": True}
+  if audio != "features":
+    changes["model.towers.audio.depth"] = 3
+  made = prepare(image, audio, **changes)
+  assert made.adapter_layers() == {multimodal.SHARED: layers}
+  assert trace_a_task(made) == {multimodal.SHARED: (layers, EXPERTS)}
 
 
 def test_blocks_are_counted_in_their_order():
@@ -214,12 +257,26 @@ def test_blocks_are_counted_in_their_order():
   assert found == [("image", i, bias) for i, bias in enumerate((0, 2, 9, 10))]
 
 
-def test_a_tower_without_blocks_refuses_experts(prepare):
+LINEAR = {
+  "method": "finetune",
+  "model.classifier": "linear",
+  "model.fusion": "concat",
+}
+
+
+@pytest.mark.parametrize("audio", ["plain", "spectrogram_transformer"])
+def test_a_tower_that_learns_has_to_have_a_place_for_experts(prepare, audio):
   message = (
     r"^config\.moe\.num_experts=3: config\.model\.towers\.image\.tower='plain' has no "
-    "blocks .*; set config.moe.num_experts=0"
+    r"blocks .* adapters .*; set config\.moe\.num_experts=0, or take another tower$"
   )
   with pytest.raises(ValueError, match=message):
-    prepare("plain", "plain")
-  changes = {"method": "finetune", "moe.num_experts": 0}
-  assert prepare("plain", "plain", **changes).adapter_layers() == {}
+    prepare("plain", audio, **LINEAR)
+  assert prepare("plain", audio, **LINEAR, **{"moe.num_experts": 0})
+
+
+def test_experts_that_would_stand_nowhere_are_refused(prepare):
+  message = r"^config\.moe\.num_experts=3: no tower .* adapters .*; set it to 0$"
+  with pytest.raises(ValueError, match=message):
+    prepare("features", "features", **LINEAR)
+  assert prepare("features", "features", **LINEAR, **{"moe.num_experts": 0})

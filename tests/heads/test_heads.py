@@ -1,10 +1,11 @@
 import fakes
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mcil_jax import config, heads
-from mcil_jax.heads import local_similarity, nearest_mean
+from mcil_jax.heads import linear, local_similarity, nearest_mean
 from mcil_jax.heads import text as text_head
 
 
@@ -85,3 +86,48 @@ def test_new_proxies_are_centres_as_long_as_old_ones():
   np.testing.assert_allclose(made[3], [[-4, 0], [-4, 0]], atol=1e-6)
   assert found["factor"] == 2
   assert not proxies[2].any()  # not changed in place
+
+
+def test_a_new_proxy_is_the_centre_of_directions_not_of_samples(rng):
+  proxies = np.eye(3, dtype=np.float32).reshape(3, 1, 3)
+  embeddings = rng.normal(size=(8, 3)).astype(np.float32)
+  options = {"labels": np.full(8, 2), "before": 2, "seen": 3, "seed": 1}
+  params = {"proxies": proxies}
+  found = local_similarity.imprint(params, embeddings, **options)["proxies"]
+  # Of one cluster: the mean of the unit vectors.
+  unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+  np.testing.assert_allclose(found[2, 0], unit.mean(axis=0), atol=1e-6)
+  longer = local_similarity.imprint(params, 9 * embeddings, **options)["proxies"]
+  np.testing.assert_allclose(longer, found, atol=1e-6)
+
+
+def test_the_factor_multiplies_how_similar_samples_are_to_a_class():
+  proxies = jnp.array([[[2.0, 0.0]], [[0.0, 3.0]]])  # one of each class
+  head = local_similarity.LocalSimilarity(num_classes=2, num_proxies=1)
+  params = {"proxies": proxies, "factor": jnp.array(5.0)}
+  found = head.apply({"params": params}, jnp.array([[3.0, 4.0]]))
+  # Minus the squared distances of unit vectors, 2 − 2 · 0.6 and 2 − 2 · 0.8.
+  np.testing.assert_allclose(found, [[-5 * 0.8, -5 * 0.4]], rtol=1e-5)
+
+
+def test_a_linear_head_by_hand_and_the_range_that_it_starts_in():
+  head = linear.Linear(3)
+  kernel, bias = jnp.array([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]), jnp.array([0.0, 0.0, 1])
+  variables = {"params": {"kernel": kernel, "bias": bias}}
+  found = head.apply(variables, jnp.array([[2.0, 5.0]]))
+  np.testing.assert_allclose(found, [[2, 9, 7]])
+  params = linear.Linear(200).init(jax.random.key(0), jnp.ones((1, 16)))["params"]
+  for x in jax.tree.leaves(params):
+    assert 0.9 * 16**-0.5 < np.abs(x).max() <= 16**-0.5
+
+
+def test_the_logit_scale_is_an_exponential_between_1_and_100():
+  def scale(s, **options):
+    head = text_head.LogitScale(**options)
+    return float(head.apply({"params": {"s": jnp.array(s)}}))
+
+  np.testing.assert_allclose(scale(np.log(20.0)), 20.0, rtol=1e-6)
+  assert (scale(-1.0), scale(9.0)) == (1.0, 100.0)
+  assert scale(9.0, released=True) == 9.0
+  first = text_head.LogitScale().init(jax.random.key(0))["params"]["s"]
+  np.testing.assert_allclose(np.exp(first), 1 / 0.07, rtol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mcil_jax import config, methods
-from mcil_jax.continual import scenario
+from mcil_jax.continual import scenario, task_inference
 from mcil_jax.methods import mife
 from mcil_jax.methods.base import Stage, Task
 from mcil_jax.models.fusion import Fused
@@ -183,6 +183,58 @@ def test_a_task_without_a_modality_freezes_none_of_its_experts():
     before, np.zeros((0, 1, 3)), above=0.0, at_least=1, there=THERE
   )
   assert after.tolist() == before.tolist()
+
+
+def of_task(owner: str, usage: dict, above: float):
+  """What a task of two samples of class 2 and two of class 3 leaves behind."""
+  nan = np.nan
+  outputs = types.SimpleNamespace(
+    frozen_features={
+      "image": np.array([[1, 0], [3, 0], [nan, nan], [0, 4]]),
+      "audio": np.array([[2, 2], [nan, nan], [0, 6], [0, 2]]),
+    },
+    told_routing={
+      m: types.SimpleNamespace(usage=np.array(x, np.float32)[:, None])
+      for m, x in usage.items()
+    },
+  )
+  data = types.SimpleNamespace(
+    task=TASK,
+    ids=np.arange(1, 5),
+    labels=np.array([0, 2, 2, 3, 3]),
+    outputs=lambda ids, part: outputs,
+    prompt_routing=lambda: None,
+  )
+  c = settings(**{"moe.num_experts": 3, "mife.freeze_above": above})
+  known = task_inference.empty(4, modalities=2, width=2)
+  model, frozen = methods.make(c).after_task(
+    ModelState({}, task_means=known), {owner: np.zeros((1, 3), bool)}, data
+  )
+  return model.task_means, frozen[owner].tolist()
+
+
+LACKING = [np.nan] * 3
+FIRST, SECOND = [1, 0, 0], [0, 1, 0]
+
+
+def test_what_samples_lack_counts_neither_for_classes_nor_for_experts():
+  usage = {"image": [FIRST, FIRST, LACKING, SECOND], "audio": [SECOND, *[LACKING] * 3]}
+  # Of three items of images two went to the first expert, not of four.
+  means, frozen = of_task("image", usage, above=0.6)
+  assert frozen == [[True, False, False]]
+  assert of_task("image", usage, above=0.7)[1] == [[False] * 3]
+  # Sounds, then images, of those that have them.
+  assert means.means[2:].tolist() == [[2, 2, 2, 0], [0, 4, 0, 4]]
+  assert means.counts.tolist() == [[0, 0], [0, 0], [1, 2], [2, 1]]
+
+
+def test_shared_experts_are_used_by_the_modalities_that_a_task_has():
+  usage = {"image": [LACKING] * 4, "audio": [FIRST, FIRST, FIRST, SECOND]}
+  assert of_task("shared", usage, above=0.7)[1] == [[True, False, False]]
+  # The mean over modalities: (3/4 + 1/4)/2 of the first, (1/4 + 3/4)/2 of the second.
+  usage["image"] = [SECOND, SECOND, SECOND, FIRST]
+  assert of_task("shared", usage, above=0.6)[1] == [[False] * 3]
+  assert of_task("shared", usage, above=0.4)[1] == [[True, True, False]]
 
 
 SECOND_EXPERT = {"image": np.array([[False, True, False]])}

@@ -100,3 +100,33 @@ def test_a_rate_at_which_some_would_lose_all_is_refused(number, most):
   for rate in (float(most) + 0.01, 1.0, -0.1):
     with pytest.raises(ValueError, match=rf"rate={rate!r}: expected 0 to {most}$"):
       modality_masks.drop(draw, everything(names, draw >= 0), names, rate)
+
+
+def test_a_sample_that_would_lose_all_that_it_has_loses_nothing():
+  # At this draw images and sounds are lost, flow is not, see above.
+  present = {
+    "image": jnp.array([True, True, False, False]),
+    "flow": jnp.array([True, False, True, False]),
+    "audio": jnp.array([True, True, True, False]),
+  }
+  mask = modality_masks.drop(jnp.full(4, 0.3), present, tuple(present), 0.4)
+  assert {m: x.tolist() for m, x in mask.items()} == {
+    "image": [False, True, False, False],
+    "flow": [True, False, True, False],
+    "audio": [False, True, False, False],
+  }
+
+
+def test_modalities_that_the_model_lacks_are_none_to_be_left_with():
+  present = {
+    "image": jnp.array([True, True]),
+    "rear": jnp.array([True, True]),
+    "audio": jnp.array([True, False]),
+  }
+  # The first half of the draws lacks images, the other sounds.
+  mask = modality_masks.drop(jnp.full(2, 0.1), present, ("image", "audio"), 0.5)
+  assert {m: x.tolist() for m, x in mask.items()} == {
+    "image": [False, True],  # the second has nothing else
+    "rear": [False, False],
+    "audio": [True, False],
+  }

@@ -27,6 +27,8 @@ class Features:
     self.audio = rng.normal(size=(N, D)).astype(np.float32)
     self.labels = np.arange(N, dtype=np.int32) % C
     self.present = {m: np.ones(N, bool) for m in ("image", "audio")}
+    # A new sample that cannot be seen, an exemplar that cannot be heard.
+    self.present["image"][3] = self.present["audio"][5] = False
 
   def __len__(self):
     return N
@@ -68,7 +70,7 @@ def test_what_is_kept_is_what_the_teacher_says(c, dataset, one_device):
   model = build.classifier(c, specs=dataset.modalities, num_classes=C)
   split = dataset.splits["train"]
   everything = {"image": split.image, "audio": split.audio}
-  present = {m: jnp.ones(N, bool) for m in everything}
+  present = {m: jnp.asarray(there) for m, there in split.present.items()}
   params = model.init(jax.random.key(0), everything, present)["params"]
   outputs, seen = model.apply(
     {"params": params}, everything, present, mutable=[audio_guided.ATTENTION]

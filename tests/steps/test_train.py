@@ -82,8 +82,14 @@ def make_constants(seen: int = 4, steps: int = 10, frozen=None) -> Constants:
   )
 
 
-def make_batch(mesh, padding: int = 0):
-  """13 samples of classes 0 to 3, then three rows that `padding` fills."""
+def make_batch(mesh, padding: int = 0, **absent):
+  """13 samples of classes 0 to 3, then three rows that `padding` fills.
+
+  Args:
+    mesh: of the step.
+    padding: in these rows.
+    **absent: modality â bool [13], the samples without it, which hold 7 instead.
+  """
   rng = np.random.default_rng(0)
   host = {
     "image": rng.integers(0, 256, (BATCH_SIZE, *SHAPES["image"]), np.uint8),
@@ -94,7 +100,10 @@ def make_batch(mesh, padding: int = 0):
   }
   for x in host.values():
     x[13:] = padding
-  present = dict.fromkeys(SHAPES, VALID)
+  present = {m: VALID.copy() for m in SHAPES}
+  for m, lack in absent.items():
+    present[m][:13] &= ~lack
+    host[m][:13][lack] = 7
   return sharding.place(host | {"valid": VALID, "present": present}, mesh, BATCH_SIZE)
 
 
@@ -203,6 +212,65 @@ def test_a_model_of_one_modality_ignores_the_other(c, one_device):
     for x in (batch, silent)
   ]
   jax.tree.map(np.testing.assert_array_equal, *outcomes)
+
+
+EVERY_OTHER = np.arange(13) % 2 == 0
+
+
+def test_what_stands_for_an_absent_modality_changes_nothing(steps, create, one_device):
+  batch = make_batch(one_device, image=EVERY_OTHER)
+  others = batch | {"image": batch["image"].at[:13:2].set(200)}
+  found, same, complete = (
+    host(steps[1](create(one_device), make_constants(), x))
+    for x in (batch, others, others | {"present": make_batch(one_device)["present"]})
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, same)
+  # Whereas if it were there:
+  assert abs(found[1]["loss"] - complete[1]["loss"]) > 1e-4
+
+
+def test_a_tower_learns_nothing_of_samples_without_its_modality(
+  c, steps, create, initial, one_device
+):
+  batch = make_batch(one_device, audio=np.ones(13, bool))
+  carry, scalars = steps[1](create(one_device), make_constants(), batch)
+  assert float(scalars["gradient_norm"]) > 0.1
+  after = host(carry).params
+  # At the peak of the learning rate kernels decay.
+  decay = 1 - c.train.learning_rate * c.train.weight_decay
+
+  def expect(path, before, after):
+    share = decay if path[-1].key == "kernel" else 1.0
+    np.testing.assert_allclose(after, share * before, rtol=1e-6)
+
+  tower = "towers_audio"
+  jax.tree_util.tree_map_with_path(expect, initial.params[tower], after[tower])
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max() > 0.5 * c.train.learning_rate,
+    after["towers_image"],
+    initial.params["towers_image"],
+  )
+  assert all(jax.tree.leaves(moved))
+
+
+def test_dropout_of_modalities_leaves_a_sample_what_it_has(
+  c, model, steps, create, one_device
+):
+  c = c.copy_and_resolve_references()
+  c.train.modality_dropout = 0.5  # of two: each sample keeps one of them
+  drops = train.make_train_step(
+    model, methods.make(c), EVERYTHING, c, fakes.SPECS, one_device
+  )
+
+  def loss(step, batch) -> float:
+    return float(step(create(one_device), make_constants(), batch)[1]["loss"])
+
+  heard_or_seen = make_batch(one_device, image=EVERY_OTHER, audio=~EVERY_OTHER)
+  np.testing.assert_allclose(
+    loss(drops, heard_or_seen), loss(steps[1], heard_or_seen), rtol=1e-6
+  )
+  everything = make_batch(one_device)
+  assert abs(loss(drops, everything) - loss(steps[1], everything)) > 1e-4
 
 
 def test_a_stage_trains_its_groups_and_has_no_moments_of_others(
