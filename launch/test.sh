@@ -31,5 +31,6 @@ export JAX_PLATFORMS=cpu NPROC=16
 ruff check .
 ruff format --check .
 # As many processes as there are cores, but each needs memory; a module's tests share
-# what they prepare, so they stay together.
-python -m pytest -n auto --maxprocesses 4 --dist loadscope -m "$markers" "$@"
+# what they prepare, so they stay together, and the longest modules come first.
+python -m pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder \
+  -m "$markers" "$@"

@@ -5,17 +5,13 @@ import pathlib
 import runpy
 import types
 
-# On few cores the collectives of simulated devices can wait for each other forever
-# unless the backend's thread pool has room for all of them: both variables have to be
-# set before JAX starts its backend, and subprocesses inherit them.
-os.environ.setdefault("NPROC", "16")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time of tests is compilation, of which level 0 takes a third less. What
-# the environment says of a flag comes last, and counts.
-os.environ["XLA_FLAGS"] = (
-  "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-  + os.environ.get("XLA_FLAGS", "")
-).strip()
+import simulated_devices
+
+# What the environment says of a variable, or of a flag, counts.
+os.environ.update(simulated_devices.VARIABLES | os.environ)
+os.environ["XLA_FLAGS"] = " ".join(
+  (simulated_devices.xla_flags(8), os.environ.get("XLA_FLAGS", ""))
+)
 
 import jax
 import numpy as np
@@ -24,6 +20,27 @@ from jax.sharding import Mesh
 
 from mcil_jax.data import schema, sounding_shapes
 from mcil_jax.runtime import paths, sharding
+
+# By the time that they take; so no worker begins one when the others are done.
+LONGEST_FIRST = (
+  "experiment/test_task_loop.py",
+  "test_run_trimodal.py",
+  "test_matrix.py",
+  "test_run_features.py",
+  "moe/test_layer.py",
+  "moe/test_bench.py",
+  "moe/test_parallel.py",
+  "moe/test_backends.py",
+  "models/test_transformer.py",
+  "steps/test_train.py",
+)
+
+
+def pytest_collection_modifyitems(items) -> None:
+  """Puts the longest modules first."""
+  tests = pathlib.Path(__file__).parent
+  places = {tests / name: i for i, name in enumerate(LONGEST_FIRST)}
+  items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)

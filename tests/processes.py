@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import simulated_devices
 from small_runs import SETTINGS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,19 +29,12 @@ def _flag(value):
   return repr(value) if isinstance(value, tuple) else value
 
 
-def environment(devices=1):
-  # As `conftest` sets them, but for the number of devices.
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  flags += " --xla_backend_optimization_level=0"
-  return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
-
-
 def start(arguments, devices=1, code=None):
   program = ["-c", code] if code else ["-m", "mcil_jax.main"]
   return subprocess.Popen(
     [sys.executable, *program, *arguments],
     cwd=ROOT,
-    env=environment(devices),
+    env=os.environ | simulated_devices.environment(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -26,6 +26,7 @@ SETTINGS = {
   "checkpoint.every_steps": 5,
   "log.every_steps": 1,
   "log.progress": False,
+  "mesh.data": 1,
 }
 
 

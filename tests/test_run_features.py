@@ -32,7 +32,6 @@ FEATURES = {
   "memory.reserve_rows": True,
   "memory.selection": "random",
   "train.drop_last": True,
-  "mesh.data": 1,
 }
 METHODS = {
   "avcil": {},

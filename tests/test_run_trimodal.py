@@ -34,7 +34,6 @@ TRIMODAL = config.TRIMODAL | {
   "model.text.num_templates": 1,
   "moe.num_experts": 3,
   "moe.bottleneck": 4,
-  "mesh.data": 1,
 }
 MIFE = TRIMODAL | {
   "method": "mife",
@@ -185,7 +184,7 @@ def test_experts_on_four_devices_give_the_result_of_one(
 def test_experts_in_two_processes_give_the_result_of_one(
   data_dir, four_experts, tmp_path
 ):
-  both = FOUR_EXPERTS | {"mesh.data": 1, "mesh.expert": 2}
+  both = FOUR_EXPERTS | {"mesh.expert": 2}
   for process in start_pair(command(data_dir, tmp_path, **both)):
     finish(process)
   results = results_of(tmp_path)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,13 +63,15 @@ class Setup:
     Args:
       task: each task has initial parameters of its own.
     """
-    made = jax.jit(self._init_model, out_shardings=self.layout)(
-      self._keys(task)[0], self.prompts
-    )
+    made = self._create(self._keys(task)[0], self.prompts)
     task_means = None
     if self.method.tasks is not None:
       task_means = self.method.tasks.initial(self.scenario, tuple(self.specs))
     return made.replace(task_means=task_means, theta=no_theta())
+
+  @functools.cached_property
+  def _create(self) -> Callable[..., ModelState]:
+    return jax.jit(self._init_model, out_shardings=self.layout)
 
   def _init_model(self, key: jax.Array, prompts) -> ModelState:
     return init_model(self.model, self.specs, prompts, key).replace(theta=None)
@@ -87,14 +89,16 @@ class Setup:
   @functools.cached_property
   def layout(self) -> ModelState:
     """The sharding of each parameter and running statistic of the model."""
-    shapes = jax.eval_shape(self._init_model, self._keys()[0], self.prompts)
-    return sharding.state_sharding(self.mesh, shapes)
+    return sharding.state_sharding(self.mesh, self._shapes)
 
   @functools.cached_property
   def model_shapes(self) -> ModelState:
     """The parameters and statistics as shapes, dtypes and shardings."""
-    shapes = jax.eval_shape(self._init_model, self._keys()[0], self.prompts)
-    return with_shardings(shapes, self.layout).replace(theta=no_theta())
+    return with_shardings(self._shapes, self.layout).replace(theta=no_theta())
+
+  @functools.cached_property
+  def _shapes(self) -> ModelState:
+    return jax.eval_shape(self._init_model, self._keys()[0], self.prompts)
 
   def adapter_layers(self) -> dict[str, int]:
     """Returns how many blocks have adapters, by owner, see `multimodal.adapters`."""

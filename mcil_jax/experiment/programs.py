@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,6 +54,9 @@ class Programs:
   model_shapes: ModelState
   stages: tuple[Stage, ...]
   _train_steps: dict[str, train.TrainStep] = dataclasses.field(default_factory=dict)
+  _optimizers: dict[str, Callable[..., TrainState]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -106,6 +110,12 @@ class Programs:
       model: of the run.
       step: training steps of the run so far.
     """
+    if stage.name not in self._optimizers:
+      self._optimizers[stage.name] = self._make_optimizer(stage)
+    params, _ = split(model.params, stage.trains)
+    return self._optimizers[stage.name](params, step)
+
+  def _make_optimizer(self, stage: Stage) -> Callable[..., TrainState]:
     tx = train.make_optimizer(self.method, stage, self.config)
 
     def create(params, step):
@@ -115,9 +125,9 @@ class Programs:
         stage_step=jnp.zeros((), jnp.int32),
       )
 
-    params, _ = split(model.params, stage.trains)
+    params, _ = split(self.model_shapes.params, stage.trains)
     layout = sharding.state_sharding(self.mesh, jax.eval_shape(create, params, 0))
-    return jax.jit(create, out_shardings=layout)(params, step)
+    return jax.jit(create, out_shardings=layout)
 
   def place_method_state(self, method_state: Any) -> Any:
     """Returns the method's arrays on the devices, laid out as parameters are."""

@@ -31,6 +31,8 @@ from mcil_jax.experiment.run_io import StoppedError
 from mcil_jax.report import comparison
 from mcil_jax.runtime import checkpoint, checksums, storage, writers
 
+TWO = {"mesh.data": 2}  # processes of one device each
+
 
 @pytest.fixture(scope="module")
 def reference(data_dir, tmp_path_factory):
@@ -140,7 +142,7 @@ def test_a_finished_run_is_only_shown_again_and_completed(data_dir, reference):
 @pytest.fixture(scope="module")
 def one_device(data_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("one_device")
-  return run_here(data_dir, workdir, **{"mesh.data": 1})
+  return run_here(data_dir, workdir)
 
 
 def test_eight_devices_give_the_result_of_one(data_dir, one_device, tmp_path):
@@ -170,11 +172,9 @@ def test_a_stop_while_classifying_or_selecting_repeats_nothing(
   for batch in (1, 4, 7):
     workdir = tmp_path / str(batch)
     with pytest.raises(StoppedError, match="saved at step 8"):
-      run_here(
-        data_dir, workdir, stop=StopAt(evaluated_batch=batch), **{"mesh.data": 1}
-      )
+      run_here(data_dir, workdir, stop=StopAt(evaluated_batch=batch))
     if batch == 7:
-      results, _ = run_here(data_dir, workdir, **{"mesh.data": 1})
+      results, _ = run_here(data_dir, workdir)
       for key in ("accuracy_matrix", "params_sha256"):
         assert results[key] == one_device[0][key]
       lines = writers.read(workdir / "metrics.jsonl")
@@ -197,7 +197,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_snapshot_before(
     rf"^cannot write {tmp_path}/checkpoints/snapshots/2: No space left on device;"
   )
   with pytest.raises(storage.StorageError, match=message):
-    run_here(data_dir, tmp_path, **{"mesh.data": 1})
+    run_here(data_dir, tmp_path)
   snapshots = checkpoint.Snapshots(tmp_path)
   prepared = components.prepare(settings(data_dir))
   left = snapshots.restore(lambda position: state.initial(prepared, *position))
@@ -299,7 +299,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_a_snapshot(data_dir, tmp_
 
 def test_two_processes_give_the_result_of_one(data_dir, one_device, tmp_path):
   (out, _), (silent, _) = [
-    finish(process) for process in start_pair(command(data_dir, tmp_path))
+    finish(process) for process in start_pair(command(data_dir, tmp_path, **TWO))
   ]
   assert "after task 2" in out
   assert "after task" not in silent  # the main process alone writes
@@ -327,7 +327,7 @@ main.entry()
 
 @pytest.mark.slow
 def test_a_full_disk_of_one_process_ends_both(data_dir, tmp_path):
-  first, second = start_pair(command(data_dir, tmp_path), code=FULL_DISK)
+  first, second = start_pair(command(data_dir, tmp_path, **TWO), code=FULL_DISK)
   _, err = finish(second, status=1)
   assert err.endswith(
     f"error: cannot write {tmp_path}/checkpoints/snapshots/0: File too large; raise "
@@ -346,7 +346,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(
   data_dir, one_device, tmp_path
 ):
   # A snapshot after each step: a signal must not get lost while one is saved.
-  pair = start_pair(command(data_dir, tmp_path, "--config.checkpoint.every_steps=1"))
+  pair = start_pair(command(data_dir, tmp_path, **TWO, **{"checkpoint.every_steps": 1}))
   wait_for_lines(tmp_path / "metrics.jsonl", 3, pair[0])
   pair[1].send_signal(signal.SIGTERM)
   for process in pair:
