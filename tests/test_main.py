@@ -48,11 +48,14 @@ for arguments in json.load(sys.stdin):
 json.dump(answers, sys.stdout)
 """
 
+# Where the config chooses its variant.
+LAST_LINE = len((ROOT / "configs" / "avdigits.py").read_text().splitlines())
+
 MISTAKES = {
   "a variant": (
     [f"{CONFIG}:smokee", WORKDIR],
-    "configs/avdigits.py:smokee, line 32: there is no variant 'smokee' of this config, "
-    "only trimodal, smoke; did you mean 'smoke'?",
+    f"configs/avdigits.py:smokee, line {LAST_LINE}: there is no variant 'smokee' of "
+    "this config, only trimodal, smoke; did you mean 'smoke'?",
   ),
   "a config file": (
     ["--config=configs/avdigit.py:smoke", WORKDIR],
