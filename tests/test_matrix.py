@@ -111,11 +111,16 @@ class Few(source.Split):
       present[5, 0] = present[6, 1] = False  # samples may lack a modality
     ids = [str(i) for i in range(SAMPLES)]
     known = Known(labels, ids, present)
-    super().__init__(None, known, modalities=specs, cached=True, directory=None)
-    self._cache = {
-      i: {m: _random(spec, rng) for m, spec in specs.items()} | {"label": labels[i]}
-      for i in range(SAMPLES)
-    }
+    super().__init__(
+      lambda specs: None, known, modalities=specs, cached=True, directory=None
+    )
+    self._samples = [
+      {m: _random(spec, rng) for m, spec in specs.items()} for _ in range(SAMPLES)
+    ]
+
+  def decode(self, index: int) -> dict:
+    sample = {m: self._samples[index][m] for m in self.present}
+    return sample | {"label": self.labels[index]}
 
 
 def _random(spec: ModalitySpec, rng: np.random.Generator) -> np.ndarray:

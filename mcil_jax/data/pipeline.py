@@ -280,7 +280,7 @@ def batches(
     start: first step to return.
 
   Yields:
-    Global arrays: each modality of the dataset [B, ...] in its own dtype (the host
+    Global arrays: each modality of the split [B, ...] in its own dtype (the host
     converts nothing); `present`, modality → bool [B], False on padding; `label`, `id`
     (index into the split) int32 [B], `valid`, `is_exemplar` bool [B], `draw` int8 [B],
     see `Plan`.

@@ -4,9 +4,11 @@ A prepared dataset lies in `data_dir/NAME/VERSION`; `mcil_jax.data.schema` says 
 in it. Whatever is wrong with it is one error that names the file and what to do.
 """
 
+import copy
 import dataclasses
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ from mcil_jax.runtime import paths
 class Split:
   """The samples of one split, by index; safe to read from several threads.
 
+  Args:
+    open_records: specs of some modalities → records by index, these decoded.
+    known: of the samples.
+    modalities: name → what there is of it, in the order of `known.present`.
+    cached: whether decoded samples are kept in memory.
+    directory: where the dataset lies, for messages.
+
   Attributes:
     labels: int32 [N], the class of each sample in the dataset's own numbering.
     ids: N texts, unique in the dataset.
@@ -27,26 +36,39 @@ class Split:
 
   def __init__(
     self,
-    records: Any,
+    open_records: Callable[[Iterable[ModalitySpec]], Any],
     known: directory_lib.Known,
     *,
     modalities: Mapping[str, ModalitySpec],
     cached: bool,
     directory: Path,
   ):
-    self._records = records
+    self._open_records = open_records
+    self._records = open_records(modalities.values())
     self._modalities = modalities
+    self._present = known.present
     self._cache: dict[int, dict[str, Any]] | None = {} if cached else None
     self._directory = directory
     self.labels = known.labels
     self.ids = known.ids
     self.present = dict(zip(modalities, known.present.T, strict=True))
 
+  def only(self, modalities: Collection[str]) -> "Split":
+    """Returns the same samples with some of their modalities; no other is decoded."""
+    if set(modalities) == set(self.present):
+      return self
+    view = copy.copy(self)
+    view.present = {m: x for m, x in self.present.items() if m in modalities}
+    view._records = self._open_records([self._modalities[m] for m in view.present])
+    if self._cache is not None:
+      view._cache = {}
+    return view
+
   def __len__(self) -> int:
     return len(self.labels)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Returns a sample: its modalities by name, and `label`, an int.
+    """Returns a sample: its modalities, those in `present`, and `label`, an int.
 
     The arrays are as the specs of the dataset say, and read-only; they are zeros where
     the sample lacks a modality.
@@ -77,16 +99,17 @@ class Split:
         + directory_lib.again(self._directory)
       ) from error
     label, sample_id = int(record[schema.LABEL]), record[schema.ID].decode()
-    present = [bool(self.present[m][index]) for m in self._modalities]
     stored = (record[schema.PRESENT] > 0).tolist()
-    if (label, sample_id, stored) != (self.labels[index], self.ids[index], present):
+    expected = self.labels[index], self.ids[index], self._present[index].tolist()
+    if (label, sample_id, stored) != expected:
       raise ValueError(
         f"{self._directory}: {schema.SAMPLES_FILE} has {self.ids[index]!r} of class "
         f"{self.labels[index]} where {sample_id!r} of class {label} is stored, or "
         "other modalities of it. " + directory_lib.again(self._directory)
       )
     sample = {}
-    for m, spec in self._modalities.items():
+    for m in self.present:
+      spec = self._modalities[m]
       # A view: what is stored as uint16 may be the bits of bfloat16.
       array = sample[m] = record[m].view(spec.dtype)
       if array.shape != spec.shape:
@@ -216,7 +239,7 @@ def _splits(
       directory_lib.check_shards(info.splits[split], directory)
     directory_lib.check_samples(known, split, num_classes, directory)
     splits[split] = Split(
-      directory_lib.data_source(builder, split, modalities.values()),
+      functools.partial(directory_lib.data_source, builder, split),
       known,
       modalities=modalities,
       cached=len(known.ids) * sample_bytes <= cache_bytes,

@@ -45,7 +45,7 @@ def before_stage(setup: Setup, state: RunState, run_io: RunIO) -> RunState:
     thetas = state.theta.copy()
     thetas[task] = theta
     state = state.replace(theta=thetas, model=state.model.replace(theta=theta))
-  return state.replace(begun=np.array(True))
+  return state.replace(stage_begun=np.array(True))
 
 
 def after_task(setup: Setup, state: RunState, run_io: RunIO) -> RunState:
@@ -146,7 +146,9 @@ def _theta(setup: Setup, state: RunState, run_io: RunIO) -> float:
   labels = setup.labels["train"]
   ids = setup.scenario.samples_of(labels, [int(state.task)])
   stop = functools.partial(run_io.stop_here, state)
-  correlation = inference.outcome(setup, state, "train", ids, stop).told_correlation
+  correlation = inference.outcome(
+    setup, state, "train", ids, stop
+  ).known_task_correlation
   if correlation is None or np.isnan(correlation).all():  # a fusion without θ, or pairs
     return -1.0
   return float(np.nanquantile(correlation, value))

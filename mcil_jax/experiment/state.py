@@ -52,7 +52,7 @@ class RunState:
     method_state: the method's own arrays, on the devices; None without.
     task: int64, the current task's number, which is the number of finished tasks.
     stage: int64, number of the current stage within the task.
-    begun: bool, whether what comes before the stage's first step is done.
+    stage_begun: bool, whether `method_calls.before_stage` is done for the stage.
     memory: int64 [M], indices into the training split; None without a memory.
     predictions: kind → int32 [T, N] over the evaluated split, −1 where none was made.
     zero_shot: int32 [N], predictions just before each sample's task was learned.
@@ -71,7 +71,7 @@ class RunState:
   method_state: Any
   task: np.ndarray
   stage: np.ndarray
-  begun: np.ndarray
+  stage_begun: np.ndarray
   memory: np.ndarray | None
   predictions: dict[str, np.ndarray]
   zero_shot: np.ndarray
@@ -117,7 +117,7 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
     ),
     task=np.array(0),
     stage=np.array(0),
-    begun=np.array(False),
+    stage_begun=np.array(False),
     memory=exemplars.empty(c.memory.size) if setup.method.uses_memory else None,
     predictions={
       kind: np.full((tasks, samples), -1, np.int32)

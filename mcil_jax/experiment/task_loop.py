@@ -67,7 +67,7 @@ def fit_stages(setup: Setup, state: RunState, run_io: RunIO) -> RunState:
   for index in range(int(state.stage), len(stages)):
     if index > state.stage:
       state = run_io.save(next_stage(setup, state, stages[index]))
-    if not state.begun:
+    if not state.stage_begun:
       state = _timed(before_stage, setup, state, run_io)
     state = fit(setup, state, run_io, stages[index])
   return state
@@ -81,7 +81,10 @@ def next_stage(setup: Setup, state: RunState, stage: Stage) -> RunState:
   else:
     train = setup.fresh_optimizer(state.model, task, index, state.train.step)
   return state.replace(
-    train=train, stage=np.array(index), begun=np.array(False), best=_no_best(state)
+    train=train,
+    stage=np.array(index),
+    stage_begun=np.array(False),
+    best=_no_best(state),
   )
 
 
@@ -91,7 +94,7 @@ def next_task(setup: Setup, state: RunState) -> RunState:
   return state.replace(
     task=np.array(task),
     stage=np.array(0),
-    begun=np.array(False),
+    stage_begun=np.array(False),
     train=setup.fresh_optimizer(state.model, task, step=state.train.step),
     teacher=setup.teacher_of(state.model, task),
     best=_no_best(state),

@@ -207,7 +207,7 @@ def _make_after_task(config: ml_collections.ConfigDict):
     # Of the samples that have the modality.
     usage = {
       m: x.usage[~np.isnan(x.usage).any(axis=(1, 2))]
-      for m, x in outputs.told_routing.items()
+      for m, x in outputs.known_task_routing.items()
     }
     if (of_prompts := data.prompt_routing()) is not None:
       usage["text"] = of_prompts.usage

@@ -51,7 +51,7 @@ class EvalOutputs:
     predictions: kind → int32 [B], positions in the class order. `MAIN`, and each
       modality alone under its name: over the seen classes, or those of the inferred
       task where the method lets only these compete. `OPEN`: over all seen classes.
-      `TASK_INCREMENTAL`: over the classes of the sample's own task, which is told.
+      `TASK_INCREMENTAL`: over the classes of the sample's own task, which is known.
     embedding: float32 [B, D], what the classifier sees, with all modalities.
     logits: float32 [B, C], over all classes, with all modalities.
     fused: float32 [B, D], what the classifier sees.
@@ -61,10 +61,12 @@ class EvalOutputs:
     present: modality → bool [B].
     inferred_task: int32 [B]; the sample's own where tasks are not inferred.
     routing: modality → what the experts did; NaN for samples without the modality.
-    told_routing: the same if the task is told, with all modalities.
+    known_task_routing: the same by the routers of the sample's own task, with all
+      modalities.
     correlation: float32 [B], of the fusion; None for a fusion without.
     masked: bool [B], of the fusion; None for a fusion without.
-    told_correlation: float32 [B], with all modalities and the task told, or None.
+    known_task_correlation: float32 [B], with all modalities, by the routers of the
+      sample's own task; None for a fusion without.
   """
 
   predictions: dict[str, jax.Array] = struct.field(default_factory=dict)
@@ -76,10 +78,10 @@ class EvalOutputs:
   present: Batch = struct.field(default_factory=dict)
   inferred_task: jax.Array | None = None
   routing: dict[str, moe.SampleRouting] = struct.field(default_factory=dict)
-  told_routing: dict[str, moe.SampleRouting] = struct.field(default_factory=dict)
+  known_task_routing: dict[str, moe.SampleRouting] = struct.field(default_factory=dict)
   correlation: jax.Array | None = None
   masked: jax.Array | None = None
-  told_correlation: jax.Array | None = None
+  known_task_correlation: jax.Array | None = None
 
   def only(self, part: str) -> "EvalOutputs":
     """Returns the main predictions or the embedding, and nothing else."""
@@ -227,7 +229,7 @@ class _View:
     """Returns each sample's inferred task, int32 [B]; its own if none is inferred."""
     tasks = self.method.tasks
     if tasks is None or tasks.infer is None:
-      return self.own_task  # told, or of no consequence
+      return self.own_task  # known, or of no consequence
     nearest = tasks.infer(self.state.task_means, self.frozen, mask)
     return self.task_of_class[nearest]
 
@@ -266,6 +268,7 @@ def _predict(
 ) -> EvalOutputs:
   """Returns everything that an evaluation finds out about a batch."""
   predictions, observations = {}, {}
+  known_task_features, known_task_routing = view.encode(view.own_task)
   for kind, names in present_by_kind.items():
     mask = view.present(names)
     if kind == MAIN and modality_dropout:
@@ -279,13 +282,12 @@ def _predict(
     if kind == MAIN:
       predictions[OPEN] = view.everywhere(scores)
       observations = _observations(outputs, routing, mask) | {"inferred_task": tasks}
-      told, told_routing = view.encode(view.own_task)
-      as_told = view.classify(told, mask) if view.per_task else outputs
-      scores = view.scores(as_told)
+      if view.per_task:
+        scores = view.scores(view.classify(known_task_features, mask))
       predictions[TASK_INCREMENTAL] = view.within(scores, view.own_task)
   everything = view.present(tuple(view.model.towers))
-  outputs = view.classify(told, everything)
-  told_correlation = outputs.fused.correlation
+  outputs = view.classify(known_task_features, everything)
+  known_task_correlation = outputs.fused.correlation
   if view.per_task:
     outputs = view.classify(view.encode(view.infer(everything))[0], everything)
   return EvalOutputs(
@@ -293,8 +295,8 @@ def _predict(
     embedding=outputs.embedding,
     logits=outputs.logits,
     frozen_features=_where_present(everything, view.frozen),
-    told_routing=_by_sample(told_routing, everything),
-    told_correlation=told_correlation,
+    known_task_routing=_by_sample(known_task_routing, everything),
+    known_task_correlation=known_task_correlation,
     **observations,
   )
 

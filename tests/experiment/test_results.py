@@ -88,7 +88,7 @@ def state(setup) -> RunState:
     method_state=None,
     task=np.array(2),
     stage=np.array(0),
-    begun=np.array(False),
+    stage_begun=np.array(False),
     memory=np.array([7, 5, -1]),
     predictions={k: np.array(rows, np.int32) for k, rows in PREDICTIONS.items()},
     zero_shot=np.full(len(LABELS), -1, np.int32),

@@ -193,7 +193,7 @@ def of_task(owner: str, usage: dict, above: float):
       "image": np.array([[1, 0], [3, 0], [nan, nan], [0, 4]]),
       "audio": np.array([[2, 2], [nan, nan], [0, 6], [0, 2]]),
     },
-    told_routing={
+    known_task_routing={
       m: types.SimpleNamespace(usage=np.array(x, np.float32)[:, None])
       for m, x in usage.items()
     },

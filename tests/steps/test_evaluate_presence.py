@@ -95,7 +95,7 @@ def test_only_what_a_sample_has_counts(one_device):
   }
   usage = [[[0, 1]], [[0, 1]], [[NAN, NAN]]]
   np.testing.assert_array_equal(found.routing["eye"].usage, usage)
-  np.testing.assert_array_equal(found.told_routing["eye"].usage, usage)
+  np.testing.assert_array_equal(found.known_task_routing["eye"].usage, usage)
 
 
 def test_a_modality_alone_says_nothing_of_samples_without_it(one_device):
@@ -116,7 +116,7 @@ def test_samples_with_one_modality_keep_it_in_an_evaluation_that_drops_some(one_
   assert unknown.tolist() == [False, lost, True]
   # What is not of the main result has all that there is.
   assert found.embedding.tolist() == [[3, 0], [0, 5], [0, 2]]
-  told = np.isnan(found.told_routing["eye"].usage).all(axis=(1, 2))
+  told = np.isnan(found.known_task_routing["eye"].usage).all(axis=(1, 2))
   assert told.tolist() == [False, False, True]
 
 
