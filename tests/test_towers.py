@@ -40,6 +40,28 @@ def make(settings, spec, options):
   return Plain(options.width)
 """
 
+# Nothing to learn.
+MOMENTS = """
+import jax.numpy as jnp
+
+from mcil_jax.models.towers import base
+
+KINDS = ("video",)
+
+
+class Moments(base.Tower):
+  @property
+  def trains(self):
+    return False
+
+  def __call__(self, x, context):
+    return jnp.stack([x.mean((1, 2, 3, 4)), x.std((1, 2, 3, 4))], axis=1), None
+
+
+def make(settings, spec, options):
+  return Moments()
+"""
+
 # Two encoders, in modules of their own, under names of their own.
 DEEP = '''
 import flax.linen as nn
@@ -89,6 +111,8 @@ def make(settings, spec, options):
   return Deep(options.width, settings.depth, Wrapped(first), second)
 '''
 
+TOWERS = {"plain": PLAIN, "moments": MOMENTS, "deep": DEEP}
+
 RAW = {
   "image": ModalitySpec("image", "video", (2, 4, 4, 3), "uint8"),
   "audio": ModalitySpec("audio", "audio", (50,), "int16", 1000),
@@ -103,6 +127,9 @@ class Listed:
 
   def __len__(self):
     return BATCH
+
+  def only(self, modalities):
+    return self
 
 
 def dataset(towers: dict[str, str]) -> source.Dataset:
@@ -123,7 +150,7 @@ def dataset(towers: dict[str, str]) -> source.Dataset:
 @pytest.fixture
 def prepare(monkeypatch, tmp_path):
   """Names of the towers → a run of mife with them."""
-  for name, text in {"plain": PLAIN, "deep": DEEP}.items():
+  for name, text in TOWERS.items():
     fakes.add_plugin(monkeypatch, tmp_path, "models.towers", name, text)
 
   def prepare(image: str, audio: str, **changes) -> components.Setup:
@@ -280,3 +307,14 @@ def test_experts_that_would_stand_nowhere_are_refused(prepare):
   with pytest.raises(ValueError, match=message):
     prepare("features", "features", **LINEAR)
   assert prepare("features", "features", **LINEAR, **{"moe.num_experts": 0})
+
+
+def test_a_tower_without_parameters_reads_raw_data(prepare):
+  without = {"moe.num_experts": 0}
+  made = prepare("moments", "plain", **LINEAR, **without)
+  assert "towers_image" not in made.model_shapes.params
+  # Two moments and the width of the tower for sounds.
+  kernel = made.model_shapes.params["classifier"]["kernel"]
+  assert kernel.shape == (2 + 8, 4)
+  with pytest.raises(ValueError, match=r"modalities\.image='features'"):
+    prepare("moments", "features", **LINEAR | {"model.fusion": "pooled"}, **without)

@@ -129,14 +129,14 @@ def _check_vectors(
 ) -> None:
   """Raises a ValueError if the fusion cannot take what the towers return."""
   key = f"config.model.fusion={c.model.fusion!r}"
-  trained = [m for m, tower in towers.items() if tower.trains]
-  if trained and c.model.fusion in OF_FEATURES:
+  encoded = [m for m, tower in towers.items() if not tower.keeps_shape]
+  if encoded and c.model.fusion in OF_FEATURES:
     raise ValueError(
       f"{key} is of frozen features: prepare the dataset as features, and declare "
-      f"config.modalities.{trained[0]}='features'"
+      f"config.modalities.{encoded[0]}='features'"
     )
   of_features = c.model.fusion in OF_FEATURES and c.model.classifier != "text"
-  several = [m for m in specs if m not in trained and len(specs[m].shape) > 1]
+  several = [m for m in specs if m not in encoded and len(specs[m].shape) > 1]
   if several and not of_features:
     raise ValueError(
       f"{key} with config.model.classifier={c.model.classifier!r} needs a vector of "

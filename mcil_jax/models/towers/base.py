@@ -78,6 +78,11 @@ class Tower(nn.Module):
     """Whether the tower has parameters."""
     return True
 
+  @property
+  def keeps_shape(self) -> bool:
+    """Whether features have the shape of the inputs, such as several vectors each."""
+    return False
+
   def preprocess(self, x: jax.Array) -> jax.Array:
     """Returns the tower's inputs of raw samples, without parameters."""
     return as_float(x)

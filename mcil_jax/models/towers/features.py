@@ -18,6 +18,11 @@ class FrozenFeatures(Tower):
     """Whether the tower has parameters."""
     return False
 
+  @property
+  def keeps_shape(self) -> bool:
+    """Whether features have the shape of the inputs, such as several vectors each."""
+    return True
+
   def preprocess(self, x: jax.Array) -> jax.Array:
     """Returns features as they are."""
     return x
