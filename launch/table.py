@@ -10,6 +10,7 @@ where it ended and repeats nothing. What follows `--` is passed on to every run.
 from absl import flags
 
 from launch import runs
+from mcil_jax.config import plugins
 from mcil_jax.report import tables
 
 _METHODS = flags.DEFINE_list("methods", ["finetune", "replay", "joint"], "Methods.")
@@ -24,12 +25,22 @@ def run(config: str, method: str, seed: str, passed_on: list[str]) -> runs.Run:
   )
 
 
+def methods() -> list[str]:
+  """Returns the methods of `--methods`, see `runs.distinct`."""
+
+  def parse(name: str) -> str:
+    plugins.check("methods", name, "method")
+    return name
+
+  return runs.distinct("methods", _METHODS.value, parse)
+
+
 def main(argv: list[str]) -> None:
   """Runs everything and prints the table."""
   rows = [
     ((config, method), [run(config, method, seed, argv[1:]) for seed in runs.seeds()])
     for config in runs.configs()
-    for method in runs.distinct("methods", _METHODS.value)
+    for method in methods()
   ]
   columns = tables.columns(runs.modalities())
   runs.print_table(("data", "method"), columns, rows)

@@ -65,10 +65,16 @@ def test_a_row_per_config_and_method(monkeypatch, capsys):
   ]
 
 
-def test_a_method_named_twice(monkeypatch):
+@pytest.mark.parametrize(
+  ("methods", "message"),
+  [
+    (["joint", "replay", "joint"], "names 'joint' 2 times"),
+    (["joint", "replai"], "method='replai' does not exist; .* did you mean 'replay'"),
+  ],
+)
+def test_methods_are_named_once_and_exist(methods, message, monkeypatch):
   for name, value in {"CONFIGS": ["a"], "SEEDS": ["0"]}.items():
     monkeypatch.setattr(runs, name, types.SimpleNamespace(value=value))
-  methods = types.SimpleNamespace(value=["joint", "replay", "joint"])
-  monkeypatch.setattr(table, "_METHODS", methods)
-  with pytest.raises(app.UsageError, match=r"--methods=.* names 'joint' 2 times"):
+  monkeypatch.setattr(table, "_METHODS", types.SimpleNamespace(value=methods))
+  with pytest.raises(app.UsageError, match=f"--methods=.*{message}"):
     table.main(["launch.table"])
