@@ -172,17 +172,17 @@ def compile_step(setup: Setup, number: int, stage: Stage) -> Program:
     MisfitError: it needs more memory than a chip has.
   """
   c = setup.config
-  model, init_state = setup.model_shapes, setup.method.init_state
+  model = setup.model_shapes
   teacher = jax.eval_shape(lambda m: setup.teacher_of(m, number), model)
   constants = setup.constants(
     stage,
     model,
     teacher,
-    init_state and init_state(setup.scenario, model),
+    setup.programs.init_method_state(),
     number,
     cache=setup.programs.teacher_cache,
   )
-  batch = pipeline.batch_shapes(setup.dataset.modalities, c.train.batch_size)
+  batch = pipeline.batch_shapes(setup.specs, c.train.batch_size)
   started = time.perf_counter()
   step = setup.programs.train_step(stage)
   lowered = step.lower(setup.programs.carry_shapes(stage), constants, batch)

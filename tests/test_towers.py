@@ -196,7 +196,7 @@ def trace_a_task(made: components.Setup) -> dict[str, tuple[int, ...]]:
   model = made.model_shapes.replace(
     task_means=method.tasks.initial(made.scenario, tuple(made.specs))
   )
-  frozen = method.init_state(made.scenario, model)
+  frozen = method.init_state(made.scenario, model, 8)
   data = TaskData(
     task=made.task(1),
     labels=np.arange(BATCH) % 2 + 2,

@@ -71,10 +71,14 @@ class Setup:
 
   @functools.cached_property
   def _create(self) -> Callable[..., ModelState]:
-    return jax.jit(self._init_model, out_shardings=self.layout)
+    def create(key: jax.Array, prompts) -> ModelState:
+      return self._init_model(key, prompts)[0]
 
-  def _init_model(self, key: jax.Array, prompts) -> ModelState:
-    return init_model(self.model, self.specs, prompts, key).replace(theta=None)
+    return jax.jit(create, out_shardings=self.layout)
+
+  def _init_model(self, key: jax.Array, prompts) -> tuple[ModelState, jax.Array]:
+    model, embedding = init_model(self.model, self.specs, prompts, key)
+    return model.replace(theta=None), embedding
 
   def _keys(self, task: int = 0) -> jax.Array:
     """Returns the keys of a task's initial parameters and of the run's steps."""
@@ -89,15 +93,15 @@ class Setup:
   @functools.cached_property
   def layout(self) -> ModelState:
     """The sharding of each parameter and running statistic of the model."""
-    return sharding.state_sharding(self.mesh, self._shapes)
+    return sharding.state_sharding(self.mesh, self._shapes[0])
 
   @functools.cached_property
   def model_shapes(self) -> ModelState:
     """The parameters and statistics as shapes, dtypes and shardings."""
-    return with_shardings(self._shapes, self.layout).replace(theta=no_theta())
+    return with_shardings(self._shapes[0], self.layout).replace(theta=no_theta())
 
   @functools.cached_property
-  def _shapes(self) -> ModelState:
+  def _shapes(self) -> tuple[ModelState, jax.ShapeDtypeStruct]:
     return jax.eval_shape(self._init_model, self._keys()[0], self.prompts)
 
   def adapter_layers(self) -> dict[str, int]:
@@ -120,6 +124,7 @@ class Setup:
       head=self.head,
       train_size=len(self.labels.get("train", ())),
       model_shapes=self.model_shapes,
+      embedding_width=self._shapes[1].shape[-1],
       stages=tuple(s for t in range(self.scenario.num_tasks) for s in self.stages(t)),
     )
 

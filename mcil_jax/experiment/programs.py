@@ -38,6 +38,7 @@ class Programs:
     head: closed-form one that classifies; None if the trained head does.
     train_size: samples of the training split.
     model_shapes: parameters and statistics as shapes, dtypes and shardings.
+    embedding_width: D of what the classifier sees.
     stages: of all tasks.
   """
 
@@ -52,6 +53,7 @@ class Programs:
   head: types.ModuleType | None
   train_size: int
   model_shapes: ModelState
+  embedding_width: int
   stages: tuple[Stage, ...]
   _train_steps: dict[str, train.TrainStep] = dataclasses.field(default_factory=dict)
   _optimizers: dict[str, Callable[..., TrainState]] = dataclasses.field(
@@ -129,6 +131,13 @@ class Programs:
     layout = sharding.state_sharding(self.mesh, jax.eval_shape(create, params, 0))
     return jax.jit(create, out_shardings=layout)
 
+  def init_method_state(self) -> Any:
+    """Returns the method's own arrays before the first task; None without."""
+    if self.method.init_state is None:
+      return None
+    width = self.embedding_width
+    return self.method.init_state(self.scenario, self.model_shapes, width)
+
   def place_method_state(self, method_state: Any) -> Any:
     """Returns the method's arrays on the devices, laid out as parameters are."""
     layout = sharding.state_sharding(self.mesh, method_state)
@@ -138,8 +147,7 @@ class Programs:
   @functools.cached_property
   def accumulate_step(self) -> accumulate.AccumulateStep:
     """See `accumulate.make_accumulate_step`."""
-    state = self.method.init_state(self.scenario, self.model_shapes)
-    layout = sharding.state_sharding(self.mesh, state)
+    layout = sharding.state_sharding(self.mesh, self.init_method_state())
     return accumulate.make_accumulate_step(
       self.model, self.method, self.config, self.mesh, layout
     )

@@ -107,14 +107,11 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
   if setup.head is not None:
     width = outcome.embedding.shape[-1]
     model = model.replace(head=setup.head.init(setup.scenario.num_classes, width))
-  init_state = setup.method.init_state
   return RunState(
     model=model,
     train=setup.fresh_optimizer(model, task, stage),
     teacher=setup.teacher_of(model, task),
-    method_state=setup.programs.place_method_state(
-      init_state and init_state(setup.scenario, model)
-    ),
+    method_state=setup.programs.place_method_state(setup.programs.init_method_state()),
     task=np.array(0),
     stage=np.array(0),
     stage_begun=np.array(False),

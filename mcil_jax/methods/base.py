@@ -180,9 +180,9 @@ class Method:
     stages: task number → the stages of its training. None: one stage, of everything or,
       as `config.train.towers` says, without the towers.
     tasks: for methods that treat tasks apart, see `TaskInference`.
-    init_state: (scenario, model) → the method's own arrays, a pytree of NumPy arrays,
-      from the shapes of the model's parameters. They are saved with the run, and read
-      by the loss and by `project`.
+    init_state: (scenario, model, width D of embeddings) → the method's own arrays, a
+      pytree of NumPy arrays, such as a dict. Of the model's parameters only the shapes
+      are known. They are saved with the run, and read by the loss and by `project`.
     before_stage: (model, teacher, method state, `TaskData`, stage) → the three, before
       the first step of a stage.
     penalty: (parameters that train, None elsewhere, task, method state) → a scalar that

@@ -58,8 +58,8 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   def samples(*arguments) -> base.Samples:
     return dataclasses.replace(replay.new_samples_and_memory(*arguments), draws=2)
 
-  def init_state(scenario, model) -> dict[str, np.ndarray]:
-    del model
+  def init_state(scenario, model, width) -> dict[str, np.ndarray]:
+    del model, width
     return empty(config.memory.size, scenario.num_classes)
 
   return base.Method(

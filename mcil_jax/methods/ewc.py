@@ -79,9 +79,9 @@ def make(config: ml_collections.ConfigDict) -> base.Method:
   )
 
 
-def init_state(scenario: Scenario, model: ModelState) -> Importance:
+def init_state(scenario: Scenario, model: ModelState, width: int) -> Importance:
   """Returns zeros: nothing is important before the first task."""
-  del scenario
+  del scenario, width
 
   def zeros():
     return jax.tree.map(lambda x: np.zeros(x.shape, np.float32), model.params)

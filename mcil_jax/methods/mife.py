@@ -159,8 +159,8 @@ def _no_task_means(
 
 
 def _make_init_state(config: ml_collections.ConfigDict):
-  def init_state(scenario: Scenario, model: ModelState) -> FrozenExperts:
-    del scenario
+  def init_state(scenario: Scenario, model: ModelState, width: int) -> FrozenExperts:
+    del scenario, width
     layers = collections.Counter(m for m, _, _ in multimodal.adapters(model.params))
     return {
       owner: np.zeros((count, config.moe.num_experts), bool)

@@ -80,14 +80,17 @@ def init_model(
   specs: Mapping[str, ModalitySpec],
   prompts: ClassPrompts | None,
   key: jax.Array,
-) -> ModelState:
-  """Returns a model with initial parameters and statistics; traced.
+) -> tuple[ModelState, jax.Array]:
+  """Returns a model with initial parameters and statistics, and an embedding; traced.
 
   Args:
     model: of the run.
     specs: of the modalities of the model.
     prompts: of a model with a text tower.
     key: PRNG key.
+
+  Returns:
+    The model, and an embedding [1, D], of which the shape matters.
   """
   raw = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), pipeline.batch_shapes(specs, 1)
@@ -97,5 +100,8 @@ def init_model(
   zero = jnp.zeros(1, jnp.int32)
   route = moe.Route(router=zero, valid=jnp.ones(1, bool), item=zero)
   first = prompts.first_class() if prompts else None
-  variables = model.init(key, inputs, everything, -1.0, route, first)
-  return ModelState(variables["params"], dict(variables.get("batch_stats", {})))
+  outputs, variables = model.init_with_output(
+    key, inputs, everything, -1.0, route, first
+  )
+  stats = dict(variables.get("batch_stats", {}))
+  return ModelState(variables["params"], stats), outputs.embedding

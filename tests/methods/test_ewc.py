@@ -46,7 +46,7 @@ def test_the_fisher_information_sums_squared_gradients_of_samples(rows):
   def log_likelihood(params, batch):
     return batch["x"] @ params["a"] + params["b"] * batch["x"][:, 0]
 
-  before = ewc.init_state(None, ModelState(PARAMS))
+  before = ewc.init_state(None, ModelState(PARAMS), 0)
   found = ewc.accumulate(log_likelihood, ModelState(PARAMS), before, batch, None)
   valid = np.array(x)[np.array(batch["valid"])]
   np.testing.assert_allclose(found.total["a"], (valid**2).sum(axis=0))

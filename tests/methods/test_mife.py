@@ -105,7 +105,7 @@ def test_tasks_cannot_be_inferred_in_a_space_that_moves():
 
 def test_a_model_without_experts_freezes_none():
   method = methods.make(settings(**{"moe.num_experts": 0}))
-  assert method.init_state(SCENARIO, ModelState({"towers_image": {}})) == {}
+  assert method.init_state(SCENARIO, ModelState({"towers_image": {}}), 8) == {}
 
 
 @pytest.mark.parametrize("variant", ["paper", "released", "infonce"])

@@ -48,7 +48,7 @@ def steps(c, model, one_device, eight_devices):
 
 def make_carry(c, model, stage=EVERYTHING, specs=fakes.SPECS) -> Carry:
   """What the first step of a stage begins with, on the host."""
-  made = init_model(model, specs, None, jax.random.key(0))
+  made, _ = init_model(model, specs, None, jax.random.key(0))
   params, _ = split(made.params, stage.trains)
   opt_state = optimizer.make(stage.config(c), c.model.classifier).init(params)
   zero = jnp.zeros((), jnp.int32)
