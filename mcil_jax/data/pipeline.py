@@ -223,43 +223,49 @@ def _repeated(
 
 @dataclasses.dataclass(frozen=True, repr=False)  # grain asks for it, at each start
 class _Loader:
-  """One row of a batch: number of the row, of all of the plan's → sample."""
+  """Reads the samples of a plan row by row, and makes batches of them.
+
+  What needs no reading is looked up for a whole batch at once: Python's time for each
+  row is what limits steps of small models.
+  """
 
   split: Split
   labels: np.ndarray
   plan: Plan | Epochs
   columns: np.ndarray
 
-  def __call__(self, row: int) -> dict[str, np.ndarray]:
+  def read(self, row: int) -> tuple[int, int, dict[str, np.ndarray]]:
+    """Number of the row, of all of the plan's → index, draw and modalities."""
     step, place = divmod(row, len(self.columns))
-    rows, draw = (x[self.columns[place]] for x in self.plan.step(step))
-    index = int(rows)
-    valid = index != PADDING
-    sample = self.split[max(index, 0)]
+    indices, draws = self.plan.step(step)
+    index = indices[self.columns[place]]
+    return index, draws[self.columns[place]], self.split[max(index, 0)]
+
+  def batch(self, rows: Sequence[tuple[int, int, dict]]) -> dict[str, Any]:
+    """Rows → what `batches` yields, on the host."""
+    indices, draws, samples = zip(*rows, strict=True)
+    ids, draw = np.array(indices, np.int32), np.array(draws, np.int8)
+    valid, known = ids != PADDING, np.maximum(ids, 0)
+    present = {m: there[known] & valid for m, there in self.split.present.items()}
     return {
-      **{key: value for key, value in sample.items() if key != "label"},
-      "present": {m: there[index] & valid for m, there in self.split.present.items()},
-      "label": self.labels[max(index, 0)],
-      "valid": np.bool_(valid),
+      **{m: _stack([sample[m] for sample in samples]) for m in present},
+      "present": present,
+      "label": self.labels[known],
+      "valid": valid,
       "is_exemplar": draw > 0,
       "draw": draw,
-      "id": np.int32(index),
+      "id": ids,
     }
 
 
-def _stack(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """A batch, in memory that a device which is the host's own takes without a copy."""
-
-  def stack(*rows: np.ndarray) -> np.ndarray:
-    first = np.asarray(rows[0])
-    num_bytes = first.nbytes * len(samples)
-    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    out = memory[start : start + num_bytes].view(first.dtype)
-    out = out.reshape(len(samples), *first.shape)
-    return np.stack(rows, out=out)
-
-  return jax.tree.map(stack, *samples)
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+  """Stacks arrays in memory that a device which is the host's own takes uncopied."""
+  first = rows[0]
+  num_bytes = first.nbytes * len(rows)
+  memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  start = -memory.ctypes.data % _ALIGNMENT
+  out = memory[start : start + num_bytes].view(first.dtype)
+  return np.stack(rows, out=out.reshape(len(rows), *first.shape))
 
 
 def batches(
@@ -292,8 +298,8 @@ def batches(
   width = len(columns)
   loader = _Loader(split, labels, plan, columns)
   rows = grain.MapDataset.range(start * width, len(plan) * width)
-  dataset = rows.map(loader).batch(width, batch_fn=_stack)
-  batch_bytes = width * sum(np.asarray(x).nbytes for x in jax.tree.leaves(loader(0)))
+  dataset = rows.map(loader.read).batch(width, batch_fn=loader.batch)
+  batch_bytes = width * sum(np.asarray(x).nbytes for x in split[0].values())
   ahead = min(max(1, _AHEAD_BYTES // batch_bytes), 4)
   options = grain.ReadOptions(num_threads=min(2, ahead), prefetch_buffer_size=ahead)
   with contextlib.closing(iter(dataset.to_iter_dataset(options))) as read:

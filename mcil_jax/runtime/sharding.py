@@ -1,5 +1,6 @@
 """The device mesh, and how arrays lie on it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,11 +99,14 @@ def check_batch_size(size: int, key: str, mesh: Mesh) -> None:
     raise ValueError(f"config.{key}={size} is no multiple of the {mesh.size} devices")
 
 
+@functools.cache
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   """The rows of a batch, ascending, that this process has to provide."""
   indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   rows = [np.arange(batch_size)[index] for index in indices.values()]
-  return np.unique(np.concatenate(rows))
+  unique = np.unique(np.concatenate(rows))
+  unique.flags.writeable = False  # it is shared
+  return unique
 
 
 def place(batch: Any, mesh: Mesh, batch_size: int) -> Any:

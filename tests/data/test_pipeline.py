@@ -244,11 +244,13 @@ def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
   }
 
 
-def test_a_cpu_device_takes_a_batch_without_a_copy(fake_split, monkeypatch, one_device):
+def test_a_cpu_device_takes_modalities_without_a_copy(
+  fake_split, monkeypatch, one_device
+):
   places, place = [], sharding.place
 
   def keeping_place(batch, *of):
-    places.append(jax.tree.map(lambda x: x.ctypes.data, batch))
+    places.append({m: batch[m].ctypes.data for m in fakes.SPECS})
     return place(batch, *of)
 
   monkeypatch.setattr(sharding, "place", keeping_place)
@@ -256,8 +258,7 @@ def test_a_cpu_device_takes_a_batch_without_a_copy(fake_split, monkeypatch, one_
   batches = list(pipeline.batches(fake_split, fake_split.labels, plan, one_device))
   assert len(batches) == 2
   for batch, was_at in zip(batches, places, strict=True):
-    is_at = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), batch)
-    assert is_at == was_at
+    assert {m: batch[m].unsafe_buffer_pointer() for m in was_at} == was_at
 
 
 def test_what_batches_look_like_is_known_without_them(on_one_device):
