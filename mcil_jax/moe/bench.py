@@ -174,7 +174,7 @@ def run(case: Case) -> dict[str, Any]:
   )
   program = programs["layer"]
   found = collectives.find(program.as_text(), layer.config.devices)
-  routing = jax.jit(lambda *inputs: apply(*inputs, train=True)[1])(params, h)
+  stats = jax.jit(lambda *inputs: measure(apply(*inputs, train=True)[1]))(params, h)
   return {
     **dataclasses.asdict(case),
     "forward_ms": 1e3 * once["layer"],
@@ -187,7 +187,7 @@ def run(case: Case) -> dict[str, Any]:
     "gflop": program.cost_analysis()["flops"] / 1e9,
     "collectives": len(found),
     "sent_mib": sum(c.sent_bytes for c in found) / 2**20,
-    "dropped": int(measure(routing).dropped),
+    "dropped": int(stats.dropped),
   }
 
 
@@ -201,7 +201,8 @@ def _inputs(case: Case, layer: MoE) -> tuple[dict, jax.Array, Route]:
   h = jnp.asarray(rng.normal(size=(case.items, 1, _WIDTH.value)), jnp.float32)
   items = jnp.arange(case.items)
   route = Route(jnp.zeros_like(items), jnp.ones(case.items, bool), items)
-  params = layer.init(jax.random.key(0), h, None, route, False)["params"]
+  init = functools.partial(layer.init, train=False)
+  params = jax.jit(init)(jax.random.key(0), h, None, route)["params"]
   if case.skew and "router_bias" not in params:
     raise ValueError(f"router={case.router!r} has no bias to skew")
   if "router_bias" in params:
@@ -216,8 +217,9 @@ def _inputs(case: Case, layer: MoE) -> tuple[dict, jax.Array, Route]:
 def _references(case: Case, h: jax.Array) -> dict[str, tuple[Callable, tuple]]:
   """Returns the functions that a layer is compared with, and their arguments."""
   key, (n, _, d), hidden = jax.random.key(0), h.shape, _HIDDEN.value
-  dense = jax.tree.map(lambda p: p[0], experts.init_mlps(key, 1, d, hidden))
-  stacked = experts.init_mlps(key, case.experts, d, hidden)
+  init = jax.jit(experts.init_mlps, static_argnums=(1, 2, 3))
+  dense = jax.tree.map(lambda p: p[0], init(key, 1, d, hidden))
+  stacked = init(key, case.experts, d, hidden)
   rows = jnp.tile(jnp.asarray(np.asarray(h)[:, 0]), (case.k, 1))  # on one device
   grouped = jnp.resize(rows, (case.experts, max(1, n * case.k // case.experts), d))
   return {

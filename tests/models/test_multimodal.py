@@ -1,3 +1,5 @@
+import functools
+
 import fakes
 import jax
 import jax.numpy as jnp
@@ -202,13 +204,14 @@ def test_a_model_with_text_compares_with_the_mean_of_each_class_s_prompts(parts)
     router=np.zeros(2, np.int32),
     item=np.arange(6).reshape(2, 3),
   )
-  variables = model.init(jax.random.key(0), inputs, BOTH, -1.0, None, prompts)
-  outputs = model.apply(variables, inputs, BOTH, -1.0, None, prompts)
+  arguments = (inputs, BOTH, -1.0, None, prompts)
+  variables = jax.jit(model.init)(jax.random.key(0), *arguments)
+  outputs = jax.jit(model.apply)(variables, *arguments)
+  encode = jax.jit(functools.partial(model.apply, method="encode_prompts"))
   one_by_one = [
-    model.apply(
+    encode(
       variables,
       prompts.replace(tokens=tokens[:, i : i + 1], end=prompts.end[:, i : i + 1]),
-      method="encode_prompts",
     ).features[0]
     for i in range(3)
   ]
@@ -232,11 +235,12 @@ def test_released_multiplies_with_the_scale_itself(parts):
     item=np.zeros((1, 1), np.int32),
   )
   model = build(**TEXT)
-  variables = model.init(jax.random.key(0), inputs, BOTH, -1.0, None, prompts)
-  arguments = (variables, inputs, BOTH, -1.0, None, prompts)
-  released = build(**TEXT, reproduce="released").apply(*arguments)
+  arguments = (inputs, BOTH, -1.0, None, prompts)
+  variables = jax.jit(model.init)(jax.random.key(0), *arguments)
+  arguments = (variables, *arguments)
+  released = jax.jit(build(**TEXT, reproduce="released").apply)(*arguments)
   assert released.scale == pytest.approx(np.log(1 / 0.07), rel=1e-6)
-  assert model.apply(*arguments).scale == pytest.approx(1 / 0.07, rel=1e-5)
+  assert jax.jit(model.apply)(*arguments).scale == pytest.approx(1 / 0.07, rel=1e-5)
 
 
 def test_a_fusion_cannot_pass_on_a_modality_that_there_is_not():

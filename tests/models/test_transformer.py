@@ -203,8 +203,9 @@ def test_a_block_adds_its_adapters_to_the_output_of_the_mlp(encoder):
   adapters["experts"]["up_bias"] += jnp.array([1.0, 2.0, 3.0])[:, None]
   variables = {"params": params | {"adapters": adapters}}
   valid = jnp.arange(16) < 10
-  plain, _ = block.apply(variables, tokens, False)
-  found, routing = block.apply(variables, tokens, False, route(valid=valid))
+  run = jax.jit(lambda route: block.apply(variables, tokens, False, route))
+  plain, _ = run(None)
+  found, routing = run(route(valid=valid))
   assert routing.expert_index[:10].tolist() == [[2]] * 10
   expected = jnp.where(valid, 0.1 * 3 * 0.909443, 0.0)[:, None, None]
   np.testing.assert_allclose(

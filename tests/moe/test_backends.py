@@ -31,6 +31,7 @@ def make_inputs(num_items: int, num_experts: int) -> tuple:
   return x, logits, params
 
 
+@functools.partial(jax.jit, static_argnames=("k", "factor"))
 def planned(logits, valid, k, factor):
   """The plan, with weights that gradients go through."""
   capacity = expert_capacity(*logits.shape, k, factor)
@@ -124,27 +125,27 @@ def test_bfloat16_is_as_close_as_its_eight_bits():
 
 
 def test_all_experts_with_all_weights_are_a_dense_mixture():
-  x, logits, params = make_inputs(6, 4)
+  x, logits, params = make_inputs(12, 4)
   outputs = jax.vmap(expert_fn, in_axes=(0, None))(params, x)
   expected = jnp.einsum("ne,ensd->nsd", jax.nn.softmax(logits), outputs)
-  plan = planned(logits, jnp.ones(6, bool), 4, None)
   for backend in BACKENDS:
-    assert_close(execute(x, plan, expert_fn, params, backend=backend), expected)
+    y, *_ = compute(x, logits, params, jnp.ones(12, bool), backend=backend, k=4)
+    assert_close(y, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_changes_nothing_whatever_it_holds(backend):
   x, logits, params = make_inputs(7, 4)
   expected_y, _, expected = compute(
-    x, logits, params, jnp.ones(7, bool), backend=backend, k=2
+    x, logits, params, jnp.ones(7, bool), backend="dense", k=2
   )
   # Rows of NaN before, between and behind the others.
   rows = np.array([1, 2, 4, 5, 6, 7, 9])
-  padding = jnp.setdiff1d(jnp.arange(10), rows)
+  padding = np.setdiff1d(np.arange(12), rows)
   x, logits = (
-    jnp.full((10, *a.shape[1:]), jnp.nan).at[rows].set(a) for a in (x, logits)
+    jnp.full((12, *a.shape[1:]), jnp.nan).at[rows].set(a) for a in (x, logits)
   )
-  valid = jnp.zeros(10, bool).at[rows].set(True)
+  valid = jnp.zeros(12, bool).at[rows].set(True)
   y, _, gradients = compute(x, logits, params, valid, backend=backend, k=2)
   of_items, of_params = (y, *gradients[:2]), gradients[2]
   assert_close([a[rows] for a in of_items], [expected_y, *expected[:2]])
@@ -153,7 +154,7 @@ def test_padding_changes_nothing_whatever_it_holds(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("num_items", "factor"), [(0, None), (0, 1.0), (3, 1.0)])
+@pytest.mark.parametrize(("num_items", "factor"), [(0, None), (0, 1.0), (12, 0.5)])
 def test_batches_without_a_valid_item_give_zeros(backend, num_items, factor):
   inputs = make_inputs(num_items, 4)
   valid = jnp.zeros(num_items, bool)
@@ -167,26 +168,13 @@ def test_items_may_be_trees_of_arrays_of_any_shape_and_type(backend):
   # Expert e adds e + 1 times an integer of the item to its vector; both weigh 1/2.
   x = {"vector": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "integer": jnp.array([10, 20])}
   plan = planned(jnp.zeros((2, 2)), jnp.ones(2, bool), 2, None)
-  y = execute(
-    x,
-    plan,
-    lambda factor, item: item["vector"] + (factor * item["integer"])[:, None],
-    jnp.array([1, 2]),
-    backend=backend,
-  )
+
+  def add(factor, item):
+    return item["vector"] + (factor * item["integer"])[:, None]
+
+  run = jax.jit(functools.partial(execute, backend=backend), static_argnums=2)
+  y = run(x, plan, add, jnp.array([1, 2]))
   np.testing.assert_allclose(y, [[16, 17], [33, 34]], rtol=1e-6)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_precision_of_the_experts_is_kept(backend):
-  x, logits, params = make_inputs(6, 4)
-  plan = planned(logits, jnp.ones(6, bool), 2, None)
-  exact = execute(x, plan, expert_fn, params, backend=backend)
-  x, params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (x, params))
-  y = execute(x, plan, expert_fn, params, backend=backend)
-  assert y.dtype == jnp.bfloat16
-  # Eight bits in x, kernel, product and sum, over values of about 1.
-  np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)
 
 
 def test_costs_by_hand():

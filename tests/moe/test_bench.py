@@ -10,18 +10,28 @@ from mcil_jax.moe import bench
 SMALL = {"width": 8, "hidden": 16, "items": ["64"], "repeats": 1}
 
 
+def figures_of(path, **values):
+  """What the benchmark with these flags writes to a file."""
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(**SMALL, figures=str(path), **values):
+    bench.main(["bench"])
+  return json.loads(path.read_text())
+
+
 @pytest.fixture
 def run(capsys, tmp_path):
   """Runs the benchmark with flags; returns its figures and what it printed."""
-  flags.FLAGS.mark_as_parsed()
+  return lambda **values: (
+    figures_of(tmp_path / "figures.json", **values),
+    capsys.readouterr(),
+  )
 
-  def run(**values):
-    path = tmp_path / "figures.json"
-    with flagsaver.flagsaver(**SMALL, figures=str(path), **values):
-      bench.main(["bench"])
-    return json.loads(path.read_text()), capsys.readouterr()
 
-  return run
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory):
+  """Figures of a case on three meshes."""
+  path = tmp_path_factory.mktemp("bench") / "figures.json"
+  return figures_of(path, meshes=["1x1", "2x4", "8x1"], experts=["8"], skews=["2"])
 
 
 def test_a_row_per_case_that_can_be(run):
@@ -47,8 +57,8 @@ def test_ratios_and_counts_are_those_of_the_case(run):
   assert products < even["gflop"] < 3 * products
 
 
-def test_a_mesh_exchanges_buffers_there_and_back_and_so_do_gradients(run):
-  (figures,), _ = run(meshes=["2x4"], experts=["8"])
+def test_a_mesh_exchanges_buffers_there_and_back_and_so_do_gradients(meshes):
+  _, figures, _ = meshes
   # Besides, gradients of parameters are summed over the devices that share them.
   assert figures["collectives"] > 4
   # 8 items of a device have 8 experts · 1 position, of 8 numbers of 4 bytes.
@@ -70,10 +80,9 @@ def test_nothing_that_can_be_is_an_error(run, impossible):
     run(**impossible)
 
 
-def test_meshes_have_the_same_groups_and_drop_the_same(run):
-  figures, _ = run(meshes=["1x1", "2x4", "8x1"], experts=["8"], skews=["2"])
-  assert len({f["dropped"] for f in figures}) == 1
-  assert figures[0]["dropped"] > 0
+def test_meshes_have_the_same_groups_and_drop_the_same(meshes):
+  assert len({figures["dropped"] for figures in meshes}) == 1
+  assert meshes[0]["dropped"] > 0
 
 
 def test_functions_take_turns():

@@ -10,6 +10,7 @@ from mcil_jax.moe import ROUTERS, MoE, MoEConfig, Route, measure
 from mcil_jax.moe.backends import BACKENDS, SOFT
 
 N, S, D, E = 8, 3, 6, 4
+ALL_BACKENDS = ("top_k", "expert_choice", "soft")
 
 
 def make_layer(**settings) -> MoE:
@@ -30,8 +31,10 @@ def h():
   return jax.random.normal(jax.random.key(7), (N, S, D))
 
 
-def init(layer, h):
-  return layer.init(jax.random.key(0), h, h[:, 0], make_route(), False)["params"]
+@functools.partial(jax.jit, static_argnums=0)
+def init(layer, h, route=None):
+  route = make_route() if route is None else route
+  return layer.init(jax.random.key(0), h, h[:, 0], route, False)["params"]
 
 
 def random_params(layer, h):
@@ -53,11 +56,12 @@ def squared(layer, params, h, route):
 
 
 gradients = jax.jit(jax.grad(squared, argnums=1), static_argnums=0)
+measured = jax.jit(measure)
 
 
 def test_the_layer_starts_as_zero_with_routers_that_differ(h):
   layer = make_layer(num_routers=30, router="noisy_top_k")
-  params = jax.jit(init, static_argnums=0)(layer, h)
+  params = init(layer, h)
   assert params["router_kernel"].shape == (30, D, E)
   # 720 samples: the standard error of a deviation is 2.6 %.
   np.testing.assert_allclose(params["router_kernel"].std(), 0.02, rtol=0.1)
@@ -147,9 +151,22 @@ def test_all_backends_drop_the_same_units(h, factor):
     np.testing.assert_allclose(found[backend], found["loop"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("router", ROUTERS)
-def test_every_backend_executes_what_a_router_decides(router, h):
-  names = SOFT if router == "soft" else tuple(BACKENDS)
+# A router hands its backend items that chose experts, experts that chose items, or
+# slots; so one router of each kind runs on all backends, the others on two.
+@pytest.mark.parametrize(
+  ("router", "backends"),
+  [
+    *((router, tuple(BACKENDS)) for router in ("top_k", "expert_choice")),
+    ("soft", SOFT),
+    *((r, ("loop", "indices")) for r in ROUTERS if r not in ALL_BACKENDS),
+    *(
+      pytest.param(r, tuple(BACKENDS), marks=pytest.mark.slow)
+      for r in ROUTERS
+      if r not in ALL_BACKENDS
+    ),
+  ],
+)
+def test_every_backend_executes_what_a_router_decides(router, backends, h):
   route = make_route(jnp.arange(N) % 2, jnp.arange(N) != 3).replace(item=jnp.arange(N))
 
   def layer(backend):
@@ -172,10 +189,10 @@ def test_every_backend_executes_what_a_router_decides(router, h):
     return jnp.sum(jnp.sin(y)), (y, routing.executed)
 
   gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-  found = jax.jit(lambda p, h: {b: gradient(p, h, b) for b in names})(params, h)
+  found = jax.jit(lambda p, h: {b: gradient(p, h, b) for b in backends})(params, h)
   expected = jax.tree.leaves(found["loop"])
   assert np.abs(found["loop"][1][0]).max() > 0.1
-  for backend in names:
+  for backend in backends:
     for ours, of_loop in zip(jax.tree.leaves(found[backend]), expected, strict=True):
       scale = max(float(np.abs(of_loop).max()), 1e-3)
       np.testing.assert_allclose(ours, of_loop, rtol=0, atol=1e-5 * scale)
@@ -228,10 +245,10 @@ def test_the_load_loss_moves_router_and_noise(h):
   def loss(params):
     return measure(apply(layer, params, h, make_route(), train=True)[1]).load_loss
 
-  gradient = jax.grad(loss)(params)
+  gradient = jax.jit(jax.grad(loss))(params)
   for name in ("router_kernel", "router_bias", "noise_kernel"):
     assert np.isfinite(gradient[name]).all() and np.abs(gradient[name]).max() > 1e-4
-  assert np.isnan(measure(apply(layer, params, h, make_route())[1]).load_loss)
+  assert np.isnan(measured(apply(layer, params, h, make_route())[1]).load_loss)
 
 
 def test_noise_of_no_standard_deviation_changes_nothing(h):
@@ -356,25 +373,23 @@ def test_the_control_is_even_among_the_experts_that_there_are(train):
   ids = jnp.arange(3000)
   route = Route(jnp.zeros_like(ids), ids >= 0, ids)
   h = jnp.zeros((3000, 1, D))
-  variables = layer.init(jax.random.key(0), h, h[:, 0], route, False)
-  rngs = {"dropout": jax.random.key(0)}
-  _, routing = layer.apply(variables, h, h[:, 0], route, train, rngs=rngs)
+  _, routing = apply(layer, init(layer, h, route), h, route, train)
   counts = np.bincount(np.asarray(routing.expert_index[:, 0]), minlength=E)
   # 1000 each; the standard deviation of a fair draw is 26.
   assert np.abs(counts[:3] - 1000).max() < 110 and not counts[3:].any()
   np.testing.assert_allclose(routing.probs[:, :3], 1 / 3, rtol=1e-6)
-  np.testing.assert_allclose(measure(routing).balance_loss, 1, rtol=1e-6)
+  np.testing.assert_allclose(measured(routing).balance_loss, 1, rtol=1e-6)
 
 
 def test_items_are_hashed_the_same_in_every_batch(h):
   layer = make_layer(router="hash", top_k=2)
   items = jnp.array([3, 1, 4, 1, 5, 9, 2, 6])
   route = make_route().replace(item=items)
-  variables = layer.init(jax.random.key(0), h, h[:, 0], route, False)
-  _, routing = layer.apply(variables, h, h[:, 0], route, False)
+  params = init(layer, h, route)
+  _, routing = apply(layer, params, h, route)
   order = jnp.array([7, 3, 1, 0, 2, 4, 5, 6])
   shuffled = make_route().replace(item=items[order])
-  _, again = layer.apply(variables, h[order], h[order][:, 0], shuffled, False)
+  _, again = apply(layer, params, h[order], shuffled)
   np.testing.assert_array_equal(routing.expert_index[order], again.expert_index)
   np.testing.assert_array_equal(routing.expert_index[1], routing.expert_index[3])
   assert (routing.expert_index[:, 0] != routing.expert_index[:, 1]).all()
@@ -443,7 +458,7 @@ def test_tokens_that_are_padding_change_nothing(router, h):
   padded, of_padded = apply(layer, params, longer, route)
   np.testing.assert_allclose(padded[:, :S], y, rtol=1e-5, atol=1e-6)
   assert not padded[:, S:].any()
-  assert int(measure(of_padded).load.sum()) == int(measure(routing).load.sum())
+  assert int(measured(of_padded).load.sum()) == int(measured(routing).load.sum())
 
 
 def test_a_batch_of_nothing(h):
@@ -465,12 +480,13 @@ def init_all(layer, h):
 def test_any_module_is_an_expert(h):
   module = nn.Sequential([nn.Dense(3), nn.tanh, nn.Dense(D)])
   layer = make_layer(expert=module, unit="token")
-  params, x = init(layer, h), h.reshape(-1, D)
-  y, routing = layer.apply({"params": params}, h, h[:, 0], make_route(), False)
+  params = jax.jit(lambda: init.__wrapped__(layer, h))()
+  y, routing = jax.jit(lambda: apply.__wrapped__(layer, params, h, make_route()))()
+  x, run = h.reshape(-1, D), jax.jit(module.apply)
   for n in (0, 5):
     e = int(routing.expert_index[n, 0])
     own = jax.tree.map(lambda p, e=e: p[e], params["experts"])
-    expected = routing.weights[n, 0] * module.apply({"params": own}, x[n])
+    expected = routing.weights[n, 0] * run({"params": own}, x[n])
     np.testing.assert_allclose(y.reshape(-1, D)[n], expected, rtol=1e-4, atol=1e-6)
   with pytest.raises(ValueError, match="rows of several experts in one product"):
     make_layer(expert=module, backend="ragged")

@@ -1,12 +1,35 @@
+import inspect
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mcil_jax.moe import routers
-from mcil_jax.moe.plan import make_plan
-from mcil_jax.moe.routers import shazeer_noise, top_k
+from mcil_jax.moe import plan as plan_lib
+from mcil_jax.moe import routers as routers_lib
 
+
+def compiled(function):
+  """As a whole: one by one, its operations take far longer to compile."""
+  names = {"k", "normalise", "capacity", "num_experts"}
+  static = names & inspect.signature(function).parameters.keys()
+  return jax.jit(function, static_argnames=static)
+
+
+routers = types.SimpleNamespace(
+  **{
+    function.__name__: compiled(function)
+    for function in (
+      *(routers_lib.top_k, routers_lib.batch_priority, routers_lib.sigmoid_bias),
+      *(routers_lib.expert_choice, routers_lib.sinkhorn, routers_lib.uniform),
+      *(routers_lib.soft, routers_lib.shazeer_noise, routers_lib.hashed),
+      routers_lib.balance_bias_update,
+    )
+  }
+)
+top_k, shazeer_noise = routers.top_k, routers.shazeer_noise
+make_plan = compiled(plan_lib.make_plan)
 ALL = jnp.ones(2, bool)
 # Probabilities of the first row are 1/7, 2/7, 4/7; the second row is a tie.
 LOGITS = jnp.log(jnp.array([[1.0, 2.0, 4.0], [5.0, 5.0, 5.0]]))

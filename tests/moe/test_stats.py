@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import fakes
@@ -7,14 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mcil_jax.moe import routers
 from mcil_jax.moe import stats as stats_lib
 from mcil_jax.moe.plan import expert_capacity, make_plan
-from mcil_jax.moe.routers import top_k
 from mcil_jax.moe.routing import Routing
-from mcil_jax.moe.stats import MoEStats, measure
+from mcil_jax.moe.stats import MoEStats
 from mcil_jax.runtime import sharding
 
+# Compiled as a whole: one by one, their operations take far longer.
+measure = jax.jit(stats_lib.measure)
+top_k = jax.jit(routers.top_k, static_argnames=("k", "normalise"))
 
+
+@functools.partial(jax.jit, static_argnames="factor")
 def executed(routing: Routing, factor: float | None = None) -> Routing:
   """As the layer returns it: with what found a position."""
   num_items, k = routing.expert_index.shape
@@ -125,7 +131,7 @@ def test_gradients_of_the_statistics_are_finite_where_probabilities_vanish():
     found = measure(executed(routing))
     return found.entropy + found.balance_loss + found.marginal_entropy
 
-  gradient = jax.grad(entropy_and_loss)(jnp.array([[0.0, 999.0], [1.0, 2.0]]))
+  gradient = jax.jit(jax.grad(entropy_and_loss))(jnp.array([[0.0, 999.0], [1.0, 2.0]]))
   assert np.isfinite(gradient).all()
 
 
@@ -225,7 +231,7 @@ def test_the_penalty_weighs_what_the_config_names():
   def value(**weights):
     c = fakes.default().moe
     c.update(weights)
-    return float(stats_lib.penalty(routings, c)[0])
+    return float(jax.jit(lambda r: stats_lib.penalty(r, c)[0])(routings))
 
   assert value() == 0
   # E·Σ f·p: 2·1·1, and with ties to expert 0: 2·1·0.5.
@@ -266,13 +272,16 @@ def test_a_batch_without_a_modality_leaves_the_penalty_to_the_others():
     return stats_lib.penalty(routings, c)
 
   scores = jnp.array([[0.0, 1.0], [2.0, -1.0]])
-  of_both = jax.value_and_grad(lambda s: penalty(s, {"image": True, "audio": False})[0])
-  of_one = jax.value_and_grad(lambda s: penalty(s, {"image": True})[0])
-  for found, expected in zip(of_both(scores), of_one(scores), strict=True):
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-  value, gradient = jax.value_and_grad(lambda s: penalty(s, {"image": False})[0])(
-    scores
-  )
-  assert value == 0 and not gradient.any()
-  _, logged = penalty(scores, {"image": True, "audio": False})
+
+  def gradient(**towers):
+    """The penalty, what is logged, and the gradient."""
+    of = jax.value_and_grad(functools.partial(penalty, towers=towers), has_aux=True)
+    return jax.jit(of)(scores)
+
+  (value, logged), of_both = gradient(image=True, audio=False)
+  (expected, _), of_one = gradient(image=True)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+  np.testing.assert_allclose(of_both, of_one, rtol=1e-6)
+  (value, _), of_nothing = gradient(image=False)
+  assert value == 0 and not of_nothing.any()
   assert all(np.isfinite(x) for x in logged.values())
