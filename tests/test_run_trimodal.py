@@ -182,13 +182,8 @@ def test_experts_in_two_processes_give_the_result_of_one(data_dir, reference, tm
   assert results["accuracy_matrix"] == reference[1]["accuracy_matrix"]
 
 
-@pytest.mark.parametrize(
-  "method",
-  [
-    "zeroshot",
-    *(pytest.param(m, marks=pytest.mark.slow) for m in ("finetune", "replay", "joint")),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["zeroshot", "finetune", "replay", "joint"])
 def test_other_methods_run_on_the_same_model(method, data_dir, tmp_path):
   changes = {"method": method, "eval.modality_dropout": 0.25}
   results, _ = run_here(data_dir, tmp_path, **TRIMODAL | changes)
