@@ -27,12 +27,12 @@ LONGEST_FIRST = (
   "test_run_trimodal.py",
   "test_matrix.py",
   "test_run_features.py",
-  "moe/test_layer.py",
-  "moe/test_bench.py",
+  "test_run_resnet.py",
   "moe/test_parallel.py",
-  "moe/test_backends.py",
-  "models/test_transformer.py",
-  "steps/test_train.py",
+  "launch/test_ahead_of_time.py",
+  "moe/test_layer.py",
+  "test_towers.py",
+  "moe/test_bench.py",
 )
 
 

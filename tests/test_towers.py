@@ -128,9 +128,6 @@ class Listed:
   def __len__(self):
     return BATCH
 
-  def only(self, modalities):
-    return self
-
 
 def dataset(towers: dict[str, str]) -> source.Dataset:
   """What towers, by modality, can read; for "features" that is a vector."""

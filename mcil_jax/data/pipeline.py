@@ -8,6 +8,7 @@ resuming starts at that row, and every process reads its columns of the same pla
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -247,8 +248,7 @@ class _Loader:
     ids, draw = np.array(indices, np.int32), np.array(draws, np.int8)
     valid, known = ids != PADDING, np.maximum(ids, 0)
     present = {m: there[known] & valid for m, there in self.split.present.items()}
-    return {
-      **{m: _stack([sample[m] for sample in samples]) for m in present},
+    of_rows = {
       "present": present,
       "label": self.labels[known],
       "valid": valid,
@@ -256,16 +256,27 @@ class _Loader:
       "draw": draw,
       "id": ids,
     }
+    modalities = {}
+    for m in present:
+      arrays = [sample[m] for sample in samples]
+      out = _aligned((len(arrays), *arrays[0].shape), arrays[0].dtype)
+      modalities[m] = np.stack(arrays, out=out)
+    return modalities | jax.tree.map(_realigned, of_rows)
 
 
-def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
-  """Stacks arrays in memory that a device which is the host's own takes uncopied."""
-  first = rows[0]
-  num_bytes = first.nbytes * len(rows)
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Returns memory that a device which is the host's own takes without a copy."""
+  num_bytes = math.prod(shape) * dtype.itemsize
   memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
   start = -memory.ctypes.data % _ALIGNMENT
-  out = memory[start : start + num_bytes].view(first.dtype)
-  return np.stack(rows, out=out.reshape(len(rows), *first.shape))
+  return memory[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def _realigned(x: np.ndarray) -> np.ndarray:
+  """Returns a copy of an array, see `_aligned`."""
+  out = _aligned(x.shape, x.dtype)
+  out[...] = x
+  return out
 
 
 def batches(

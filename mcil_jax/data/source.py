@@ -55,8 +55,6 @@ class Split:
 
   def only(self, modalities: Collection[str]) -> "Split":
     """Returns the same samples with some of their modalities; no other is decoded."""
-    if set(modalities) == set(self.present):
-      return self
     view = copy.copy(self)
     view.present = {m: x for m, x in self.present.items() if m in modalities}
     view._records = self._open_records([self._modalities[m] for m in view.present])
@@ -144,6 +142,13 @@ class Dataset:
   splits: Mapping[str, Split]
   fingerprint: str
   benchmark: str | None = None
+
+  def only(self, modalities: Collection[str]) -> "Dataset":
+    """Returns the dataset with some modalities in its samples, see `Split.only`."""
+    if set(modalities) == set(self.modalities):
+      return self
+    splits = {name: split.only(modalities) for name, split in self.splits.items()}
+    return dataclasses.replace(self, splits=splits)
 
 
 def is_embedded(name: str) -> bool:

@@ -255,8 +255,7 @@ def prepare(
     pipeline.exemplar_rows(c.train.batch_size, c.memory.batch_share)
   labels = datasets.labels(dataset, tasks)
   specs = datasets.modalities(c, dataset)
-  splits = {name: split.only(specs) for name, split in dataset.splits.items()}
-  dataset = dataclasses.replace(dataset, splits=splits)
+  dataset = dataset.only(specs)
   made_of = adapters.make(
     c,
     mesh,

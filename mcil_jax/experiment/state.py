@@ -105,7 +105,7 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
   model = setup.create_model()
   outcome, prototypes = _shapes(setup, model)
   if setup.head is not None:
-    width = outcome.embedding.shape[-1]
+    width = setup.programs.embedding_width
     model = model.replace(head=setup.head.init(setup.scenario.num_classes, width))
   return RunState(
     model=model,

@@ -244,13 +244,11 @@ def test_batches_hold_the_samples_of_the_plan(fake_split, plan, on_one_device):
   }
 
 
-def test_a_cpu_device_takes_modalities_without_a_copy(
-  fake_split, monkeypatch, one_device
-):
+def test_a_cpu_device_takes_a_batch_without_a_copy(fake_split, monkeypatch, one_device):
   places, place = [], sharding.place
 
   def keeping_place(batch, *of):
-    places.append({m: batch[m].ctypes.data for m in fakes.SPECS})
+    places.append(jax.tree.map(lambda x: x.ctypes.data, batch))
     return place(batch, *of)
 
   monkeypatch.setattr(sharding, "place", keeping_place)
@@ -258,7 +256,8 @@ def test_a_cpu_device_takes_modalities_without_a_copy(
   batches = list(pipeline.batches(fake_split, fake_split.labels, plan, one_device))
   assert len(batches) == 2
   for batch, was_at in zip(batches, places, strict=True):
-    assert {m: batch[m].unsafe_buffer_pointer() for m in was_at} == was_at
+    is_at = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), batch)
+    assert is_at == was_at
 
 
 def test_what_batches_look_like_is_known_without_them(on_one_device):

@@ -160,16 +160,17 @@ def test_a_split_that_fits_is_decoded_once(
 
 
 def test_of_some_modalities_no_other_is_decoded(directory, tmp_path, monkeypatch):
-  whole = load(tmp_path).splits["train"]
+  dataset = load(tmp_path)
+  whole = dataset.splits["train"]
   monkeypatch.setattr(video, "decode_png", lambda png: pytest.fail("an image"))
-  heard = whole.only(["audio"])
+  heard = dataset.only(["audio"]).splits["train"]
   assert list(heard.present) == ["audio"] and list(whole.present) == list(SPECS)
   for n in 0, 5, 0:
     assert sorted(heard[n]) == ["audio", "label"]
     np.testing.assert_array_equal(heard[n]["audio"], audio_of(whole.ids[n]))
   monkeypatch.undo()
   assert sorted(whole[0]) == ["audio", "image", "label"]
-  assert whole.only(["image", "audio"]) is whole
+  assert dataset.only(["image", "audio"]) is dataset
 
 
 def test_threads_read_the_same_as_one(directory, tmp_path):

@@ -351,5 +351,5 @@ def test_a_run_can_be_put_together_for_other_data_and_devices(prepare):
   c.data.name = "not there"
   other = dataclasses.replace(loaded.dataset, name="other", splits={})
   made = components.prepare(c, dataset=other, devices=jax.devices()[4:])
-  assert made.dataset.name == "other"
+  assert made.dataset is other
   assert made.mesh.devices.ravel().tolist() == jax.devices()[4:]
