@@ -212,7 +212,7 @@ def _write(
 
 
 def _options(source: Path, visual: Path, dtype: str, frames: int) -> dict[str, Any]:
-  """What the dataset is made from: settings, and each file by its content."""
+  """Returns what the dataset is made from: settings, and each file by its content."""
   small = (
     avcil_files.CLASSES_FILE,
     avcil_files.CATEGORIES_FILE,

@@ -287,16 +287,17 @@ def checked(
 
 
 def sha256(path: Path) -> str:
-  """Of a small file, as hex digits."""
+  """Returns the SHA-256 of a small file, as hex digits."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(path: Path) -> str:
-  """Of a file that is too large to be hashed: its size and a hash of some blocks.
+  """Returns the size of a large file and a hash of some blocks, as its identity.
 
-  They are its first and its last mebibyte and 14 at equal distances between them. So a
-  change of a few samples may remain unseen, but not another version of the features.
+  The blocks are its first and its last mebibyte and 14 at equal distances between
+  them. So a change of a few samples may remain unseen, but not another version of the
+  features.
   """
   size = path.stat().st_size
   digest = hashlib.sha256()

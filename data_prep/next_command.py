@@ -90,7 +90,7 @@ def for_benchmark(
 
 
 def _goes_with(path: Path, name: str, num_classes: int, num_frames: int | None) -> bool:
-  """Whether a config file can train on a dataset as it is."""
+  """Returns whether a config file can train on a dataset as it is."""
   if not path.is_file():
     return False
   try:
