@@ -45,9 +45,12 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory) -> None:
-  """Tests and their subprocesses share what they compile."""
+  """Tests, their subprocesses and all workers share what they compile."""
+  shared = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    shared = shared.parent
   names = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+    "jax_compilation_cache_dir": str(shared / "compiled"),
     "jax_persistent_cache_min_compile_time_secs": 0.2,
   }
   for name, value in names.items():

@@ -16,7 +16,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def command(data_dir, workdir, *more, **overrides):
-  flat = SETTINGS | {"data.data_dir": str(data_dir)} | overrides
+  flat = SETTINGS | {"data.data_dir": str(data_dir), "checkpoint.every_steps": 5}
+  flat |= overrides
   return [
     "--config=configs/sounding_shapes.py",
     f"--workdir={workdir}",

@@ -1,11 +1,13 @@
 """Runs of a minute or less, on a small model and a handful of samples."""
 
 import signal
+from unittest import mock
 
 import fakes
 import numpy as np
+import pytest
 
-from mcil_jax import config
+from mcil_jax import config, report
 from mcil_jax.experiment import components, state, task_loop
 from mcil_jax.runtime import checkpoint
 
@@ -23,7 +25,7 @@ SETTINGS = {
   "train.batch_size": 16,
   "eval.batch_size": 16,
   "memory.size": 40,
-  "checkpoint.every_steps": 5,
+  "checkpoint.every_steps": 0,
   "log.every_steps": 1,
   "log.progress": False,
   "mesh.data": 1,
@@ -55,9 +57,13 @@ class StopAt:
     return self._batches_left == 0
 
 
-def run_here(data_dir, workdir, stop=None, **overrides):
+def run_here(data_dir, workdir, stop=None, plots=False, **overrides):
+  """Runs in this process; plots and the page would take a fifth of the time."""
   prepared = components.prepare(settings(data_dir, **overrides))
-  results = task_loop.run(prepared, str(workdir), stop or StopAt())
+  with pytest.MonkeyPatch.context() as patch:
+    for name in () if plots else ("LivePlots", "save_plots", "write_page"):
+      patch.setattr(report, name, mock.MagicMock())
+    results = task_loop.run(prepared, str(workdir), stop or StopAt())
   return results, params_of(prepared, workdir)
 
 

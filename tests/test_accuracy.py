@@ -23,7 +23,6 @@ def joint_class_mean_accuracy(workdir, modalities):
   c.log.progress = False
   with StopSignal() as stop:
     results = task_loop.run(components.prepare(c), str(workdir / "run"), stop)
-  assert results["input_wait_share"] < 0.05
   return results["class_mean_accuracy"][-1]
 
 

@@ -197,7 +197,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_snapshot_before(
     rf"^cannot write {tmp_path}/checkpoints/snapshots/2: No space left on device;"
   )
   with pytest.raises(storage.StorageError, match=message):
-    run_here(data_dir, tmp_path)
+    run_here(data_dir, tmp_path, **{"checkpoint.every_steps": 5})
   snapshots = checkpoint.Snapshots(tmp_path)
   prepared = components.prepare(settings(data_dir))
   left = snapshots.restore(lambda position: state.initial(prepared, *position))
@@ -286,7 +286,11 @@ def test_a_model_of_one_modality_has_only_that_tower(data_dir, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_a_snapshot(data_dir, tmp_path):
-  overrides = {"train.learning_rate": 1e30, "train.warmup_share": 0.0}
+  overrides = {
+    "train.learning_rate": 1e30,
+    "train.warmup_share": 0.0,
+    "checkpoint.every_steps": 5,
+  }
   with pytest.raises(FloatingPointError, match=r"at step \d+: look at the samples"):
     run_here(data_dir, tmp_path, **overrides)
   prepared = components.prepare(settings(data_dir, **overrides))
