@@ -1,5 +1,6 @@
 """What every test needs: eight simulated devices, seeds, and no surprises."""
 
+import gc
 import os
 import pathlib
 import runpy
@@ -20,6 +21,10 @@ from jax.sharding import Mesh
 
 from mcil_jax.data import schema, sounding_shapes
 from mcil_jax.runtime import paths, sharding
+
+# JAX keeps what it traces: millions of objects, which a collection would walk through
+# thousands of times.
+gc.set_threshold(200_000, 50, 1000)
 
 # By the time that they take; so no worker begins one when the others are done.
 LONGEST_FIRST = (
