@@ -2,12 +2,7 @@
 
 # On few cores the collectives of simulated devices can wait for each other forever
 # unless the backend's thread pool has room for all of them.
-VARIABLES = {
-  "NPROC": "16",
-  "JAX_PLATFORMS": "cpu",
-  # Numba compiles functions of librosa that nothing here calls.
-  "NUMBA_DISABLE_JIT": "1",
-}
+VARIABLES = {"NPROC": "16", "JAX_PLATFORMS": "cpu"}
 
 
 def xla_flags(devices: int) -> str:
