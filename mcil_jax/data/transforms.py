@@ -29,6 +29,46 @@ def shift(key: jax.Array, x: jax.Array, most: int, axes: tuple[int, ...]) -> jax
   return x
 
 
+def random_crop(key: jax.Array, clips: jax.Array, area: float) -> jax.Array:
+  """Replaces each clip by a part of it, scaled to the clip's size.
+
+  All frames of a clip lose the same. The part has a share of the clip's area between
+  `area` and 1 and an aspect between 3/4 and 4/3 times the clip's, as far as it fits.
+
+  Args:
+    key: PRNG key.
+    clips: [B, T, H, W, C].
+    area: smallest share; 1 returns the clips as they are.
+  """
+  if area == 1:
+    return clips
+  area_key, aspect_key, place_key = jax.random.split(key, 3)
+  count = clips.shape[0]
+  share = jax.random.uniform(area_key, (count,), minval=area, maxval=1.0)
+  power = jax.random.uniform(aspect_key, (count,), minval=-1.0, maxval=1.0)
+  aspect = (4 / 3) ** power
+  # [B, 2], of the height and the width.
+  sides = jnp.sqrt(share[:, None] * jnp.stack([1 / aspect, aspect], axis=1))
+  sides = jnp.minimum(sides, 1.0)
+  start = jax.random.uniform(place_key, (count, 2)) * (1.0 - sides)
+  size = jnp.array(clips.shape[2:4])
+
+  def scaled(clip, side, first):
+    return jax.image.scale_and_translate(
+      clip, clip.shape, (1, 2), 1.0 / side, -first * size / side, "linear"
+    )
+
+  return jax.vmap(scaled)(clips, sides, start)
+
+
+def flip(key: jax.Array, clips: jax.Array, wanted: bool) -> jax.Array:
+  """Mirrors half of the clips [B, T, H, W, C], left to right, if that is wanted."""
+  if not wanted:
+    return clips
+  mirrored = jax.random.bernoulli(key, 0.5, (clips.shape[0],))
+  return jnp.where(mirrored[:, None, None, None, None], clips[:, :, :, ::-1], clips)
+
+
 def brightness(key: jax.Array, image: jax.Array, most: float) -> jax.Array:
   """Scales each clip's contrast by 1 ± `most` and adds up to ± `most`.
 

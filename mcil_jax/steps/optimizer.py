@@ -1,4 +1,4 @@
-"""Adam with decoupled or coupled weight decay, and the learning rate of a task."""
+"""Adam or SGD, how they decay weights, and the learning rate of a task."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,8 @@ def make(
   """Returns the whole update of a stage as one chain.
 
   Its `update` also takes `task`, `method_state` and `rate`, the learning rate of the
-  step, all of them traced. "adamw" decays matrices apart from the gradient, "adam" adds
-  the decay of all parameters to it.
+  step, all of them traced. "adamw" decays matrices apart from the gradient, "adam" and
+  "sgd" add the decay of all parameters to it.
 
   Args:
     c: `config.train`, with what the stage changes.
@@ -31,12 +31,15 @@ def make(
       moments know of nothing else, and to the update, which decay has moved again.
   """
   projection = [] if project is None else [_projection(project)]
-  coupled = c.optimizer == "adam"
+  coupled = c.optimizer != "adamw"
+  moments = optax.scale_by_adam()
+  if c.optimizer == "sgd":
+    moments = optax.trace(c.momentum)
   return optax.chain(
     *([_coupled_decay(c, head)] if coupled else []),
     *projection,
     optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity(),
-    optax.scale_by_adam(),
+    moments,
     *([] if coupled else [optax.add_decayed_weights(c.weight_decay, _is_kernel)]),
     *projection,
     _by_rates(c),
@@ -100,8 +103,8 @@ def _by_rates(c: ml_collections.ConfigDict) -> optax.GradientTransformationExtra
 def decay(params, c: ml_collections.ConfigDict, head: str, seen: jax.Array):
   """Returns what L2 regularisation adds to the gradient: weight decay · parameters.
 
-  It is zero for classes that are still to come: Adam makes a whole step of any
-  gradient, however small, so they would be gone before they are learned.
+  It is zero for classes that are still to come, which would be gone before they are
+  learned: Adam makes a whole step of any gradient, however small.
 
   Args:
     params: of the model.
@@ -121,7 +124,7 @@ def decay(params, c: ml_collections.ConfigDict, head: str, seen: jax.Array):
 def learning_rate(
   c: ml_collections.ConfigDict, step: jax.Array, steps: jax.Array
 ) -> jax.Array:
-  """Returns the learning rate of a step: warm-up, then a cosine to 0 or a constant.
+  """Returns the learning rate of a step: warm-up, then what the schedule says.
 
   Args:
     c: `config.train`: the peak, the warm-up's share of the steps, the schedule.
@@ -134,5 +137,10 @@ def learning_rate(
   rise = (step + 1) / steps / warmup if warmup else 1.0
   if c.schedule == "constant":
     return c.learning_rate * jnp.minimum(rise, 1.0)
+  if c.schedule == "multistep":
+    # In whole numbers: a milestone's epoch begins with its first step, not after it.
+    passed = sum(step * c.epochs >= milestone * steps for milestone in c.milestones)
+    fallen = jnp.float32(c.decay_factor) ** passed
+    return c.learning_rate * jnp.minimum(rise, 1.0) * fallen
   fall = jnp.clip((step / steps - warmup) / max(1.0 - warmup, 1e-9), 0.0, 1.0)
   return c.learning_rate * jnp.minimum(rise, 0.5 * (1.0 + jnp.cos(jnp.pi * fall)))

@@ -92,3 +92,39 @@ def test_no_extent_is_the_identity():
     transforms.mask_band(KEY, x, 0, 1),
   ):
     np.testing.assert_array_equal(same, x)
+
+
+def test_a_random_crop_is_a_part_of_the_clip_and_all_frames_lose_the_same():
+  # Values are places, from 0 to 1: the crop's tell where it lies and how large it is.
+  y, x = np.meshgrid(
+    (np.arange(32) + 0.5) / 32, (np.arange(32) + 0.5) / 32, indexing="ij"
+  )
+  clips = np.broadcast_to(np.stack([y, x], axis=-1), (64, 2, 32, 32, 2))
+  found = np.asarray(transforms.random_crop(KEY, jnp.asarray(clips), 0.3))
+  np.testing.assert_array_equal(found[:, 0], found[:, 1])
+  height = 32 * (found[:, 0, 20, 16, 0] - found[:, 0, 10, 16, 0]) / 10
+  width = 32 * (found[:, 0, 16, 20, 1] - found[:, 0, 16, 10, 1]) / 10
+  share, whole = height * width, (height > 0.999) | (width > 0.999)
+  assert (share[~whole] > 0.299).all() and (share < 1.001).all()
+  assert share.min() < 0.4 and share.max() > 0.8
+  aspect = (width / height)[~whole]
+  assert (aspect > 0.749).all() and (aspect < 1.334).all()
+  # Its first pixel is half of a pixel's width inside: no place is outside of the clip.
+  top, left = (
+    found[:, 0, 10, 10, i] - 10.5 * s / 32 for i, s in enumerate((height, width))
+  )
+  assert (top > -1e-3).all() and (top + height < 1.001).all()
+  assert (left > -1e-3).all() and (left + width < 1.001).all()
+  assert len(set(left.round(2))) > 20
+  same = transforms.random_crop(KEY, jnp.asarray(clips), 1.0)
+  np.testing.assert_array_equal(same, clips)
+
+
+def test_half_of_the_clips_are_mirrored(rng):
+  clips = rng.normal(size=(64, 2, 3, 4, 3)).astype(np.float32)
+  found = np.asarray(transforms.flip(KEY, jnp.asarray(clips), True))
+  mirrored = [(a == b[:, :, ::-1]).all() for a, b in zip(found, clips, strict=True)]
+  kept = [(a == b).all() for a, b in zip(found, clips, strict=True)]
+  assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+  assert 20 < sum(mirrored) < 44
+  np.testing.assert_array_equal(transforms.flip(KEY, jnp.asarray(clips), False), clips)

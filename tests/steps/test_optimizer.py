@@ -54,6 +54,30 @@ def test_a_constant_learning_rate_after_its_warm_up(c):
   np.testing.assert_allclose(rates(c, 5, 0.4), [1.0, 2.0, 2.0, 2.0, 2.0], atol=1e-6)
 
 
+def test_a_learning_rate_that_falls_in_steps(c):
+  # Five epochs of two steps; a tenth from the third on, a hundredth from the fifth.
+  c.schedule, c.epochs, c.milestones = "multistep", 5, (2, 4)
+  expected = [2.0] * 4 + [0.2] * 4 + [0.02] * 2
+  np.testing.assert_allclose(rates(c, 10, 0.0), expected, rtol=1e-6)
+  c.milestones, c.decay_factor = (), 0.5
+  np.testing.assert_allclose(rates(c, 10, 0.0), [2.0] * 10, rtol=1e-6)
+
+
+def test_sgd_is_that_of_pytorch(c):
+  # g ← g + wd·p; buffer ← momentum·buffer + g; p ← p − rate·buffer.
+  c.optimizer, c.momentum, c.weight_decay, c.clip_norm = "sgd", 0.5, 0.1, 0.0
+  tx = optimizer.make(c, "linear")
+  params = {"fusion": {"bias": jnp.array([2.0])}}
+  gradient = {"fusion": {"bias": jnp.array([3.0])}}
+  state, found = tx.init(params), []
+  for _ in range(2):
+    updates, state = tx.update(gradient, state, params, **EXTRA)
+    params = optax.apply_updates(params, updates)
+    found.append(float(params["fusion"]["bias"][0]))
+  # 3.2 → 2 − 1.6 = 0.4; then 1.6 + 3.04 = 4.64 → 0.4 − 2.32.
+  np.testing.assert_allclose(found, [0.4, -1.92], rtol=1e-6)
+
+
 def test_weight_decay_acts_on_kernels_only(c):
   params = {
     "towers_image": {
