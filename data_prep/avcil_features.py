@@ -29,10 +29,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 
-from data_prep import avcil_files, command, existing, next_command
 from mcil_jax.data import ordered, schema
 from mcil_jax.data.kinds import features
 from mcil_jax.data.modality import ModalitySpec
+from mcil_jax.data_prep import avcil_files, command, existing, next_command
 from mcil_jax.runtime import paths
 
 VERSION = "1.0.0"

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import safe_pickle
 from mcil_jax.data import schema
+from mcil_jax.data_prep import safe_pickle
 
 CLASSES_FILE = "all_classId_vid_dict.npy"
 CATEGORIES_FILE = "all_id_category_dict.npy"

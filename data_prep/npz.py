@@ -48,9 +48,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import flags
 
-from data_prep import command, existing, layout, next_command, validation_pools
-from data_prep.pairs import Pairs, read_pairs
 from mcil_jax.data import schema
+from mcil_jax.data_prep import command, existing, layout, next_command, validation_pools
+from mcil_jax.data_prep.pairs import Pairs, read_pairs
 from mcil_jax.runtime import paths
 
 VERSION = "1.0.0"

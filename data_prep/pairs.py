@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import archive, layout
 from mcil_jax.data import schema
 from mcil_jax.data.modality import ModalitySpec
+from mcil_jax.data_prep import archive, layout
 from mcil_jax.runtime import paths
 from mcil_jax.runtime.hints import nearest
 

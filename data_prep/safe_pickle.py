@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from data_prep.pickle_machine import Machine, RefusedError, UnfitError
+from mcil_jax.data_prep.pickle_machine import Machine, RefusedError, UnfitError
 
 
 def load(path: Path) -> dict:

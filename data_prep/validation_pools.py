@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_prep import validation_split
+from mcil_jax.data_prep import validation_split
 
 # What is split into pools: two sides of a pair, each by the units that it consists of.
 _SIDES = (("image",), ("sound", "sound group"))

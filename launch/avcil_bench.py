@@ -217,7 +217,7 @@ def measure_torch() -> dict:
   """Measures the step of `launch.avcil_torch`."""
   import torch
 
-  from launch import avcil_torch
+  from mcil_jax.launch import avcil_torch
 
   split = _Samples(2 * _ROWS.value, np.dtype(np.float32))
   audio, image = (

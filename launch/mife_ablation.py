@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from launch import runs
+from mcil_jax.launch import runs
 from mcil_jax.report import tables
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from launch import runs
+from mcil_jax.launch import runs
 from mcil_jax.report import tables
 
 SHARED = {"moe.routers": "shared"}

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags
 
-from launch import HUGE_PAGES
 from mcil_jax import config as config_lib
 from mcil_jax.config import file
+from mcil_jax.launch import HUGE_PAGES
 from mcil_jax.report import access, comparability, tables
 from mcil_jax.runtime import cli, paths
 
@@ -60,12 +60,6 @@ class Run:
         f"{' and '.join(twice[1])} of the run {self.folder} contradict each other: "
         "leave out what the table sets, after -- as well"
       )
-
-
-def config_file(config: str) -> str:
-  """Returns the value of `--config` for a config, NAME or NAME:VARIANT."""
-  name, colon, variant = config.partition(":")
-  return f"configs/{name}.py{colon}{variant}"
 
 
 def _flag(argument: str) -> str:
@@ -136,7 +130,7 @@ def modalities() -> list[str]:
   Raises:
     ValueError: a config cannot be loaded.
   """
-  loaded = [file.load(config_file(name)) for name in configs()]
+  loaded = [file.load(name) for name in configs()]
   trained = [config_lib.modalities(c, "train.modalities") for c in loaded]
   return list(dict.fromkeys(name for names in trained for name in names))
 
@@ -183,7 +177,7 @@ def run_once(run: Run) -> dict:
   folder = _workdir()
   command = [
     *(sys.executable, "-m", "mcil_jax.main"),
-    f"--config={config_file(run.config)}",
+    f"--config={run.config}",
     f"--workdir={folder / run.folder}",
     *run.arguments,
   ]
@@ -240,7 +234,7 @@ def print_table(
   # What would fail in some run fails now, before anything is printed.
   _workdir()
   for config in dict.fromkeys(run.config for _, of_row in rows for run in of_row):
-    file.load(config_file(config))
+    file.load(config)
   folders = [run.folder for _, of_row in rows for run in of_row]
   if twice := comparability.repeated(map(os.path.normpath, folders), folders):
     raise app.UsageError(

@@ -9,8 +9,8 @@ where it ended and repeats nothing. What follows `--` is passed on to every run.
 
 from absl import flags
 
-from launch import runs
 from mcil_jax.config import plugins
+from mcil_jax.launch import runs
 from mcil_jax.report import tables
 
 _METHODS = flags.DEFINE_list("methods", ["finetune", "replay", "joint"], "Methods.")

@@ -26,10 +26,11 @@ from typing import Any
 
 from absl import flags
 
+from mcil_jax.config import flags as config_flags
+
 # What imports JAX is imported in the functions, because the environment must be set
 # before.
-from launch import roofline
-from mcil_jax.config import flags as config_flags
+from mcil_jax.launch import roofline
 from mcil_jax.runtime import cli, collectives, paths
 
 _CONFIG = config_flags.define_config()
@@ -141,8 +142,8 @@ def text_of(record: dict[str, Any], chip: roofline.Chip, batch_size: int) -> str
 
 def check(topology: str) -> list[dict[str, Any]]:
   """Compiles and prints the programs of a run for one slice; returns their records."""
-  from launch import ahead_of_time
   from mcil_jax.experiment import components as setup_lib
+  from mcil_jax.launch import ahead_of_time
   from mcil_jax.models.state import split
 
   c, chip = _CONFIG.value, roofline.chip_of(topology)

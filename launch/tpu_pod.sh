@@ -11,15 +11,17 @@
 #   --type, --version         accelerator type and software version, to make it with
 #   --project                 if it is not gcloud's own
 #   --spot                    a slice that may be taken away, at a lower price
-#   --share=SERVER:/PATH      NFS (such as Filestore) in the slice's network; mounted at
+#   --share=SERVER:/PATH      NFS (such as Filestore) in the slice's network; or
+#   --share=gs://BUCKET[/DIR] a bucket with hierarchical namespace, by gcsfuse. Mounted at
 #                             /mnt/mcil on every host. --workdir is a folder in it
 #   --workdir                 of the run; a path without / in front
 #   -- …                      is passed on to mcil_jax.main
 #
 # A slice of several hosts needs --share: snapshots are written by all processes into
-# one workdir, which all of them must see as a file system. gs:// is no file system. A
-# prepared dataset belongs there, too: --config.data.data_dir=/mnt/mcil/data. Without a
-# share a slice of one host has the workdir on its own disk, and loses it when it goes.
+# one workdir, which all of them must see as a file system. A prepared dataset belongs
+# there, too: --config.data.data_dir=/mnt/mcil/data. Without a share a slice of one host
+# has the workdir on its own disk, and loses it when it goes. A bucket without
+# hierarchical namespace renames no folder as a whole, which snapshots rely on.
 #
 # The same command again goes on where the run ended: it takes the slice that is there,
 # makes it anew if it was preempted, and mcil_jax.main continues from its last snapshot.
@@ -51,7 +53,9 @@ for variable in name zone workdir; do
 done
 [[ $workdir != /* && $workdir != "~"* && $workdir != *:* && $workdir = *[![:space:]]* ]] ||
   fail "--workdir=$workdir: expected a folder such as runs/mife, in --share if there is one"
-[[ -z $share || $share == ?*:/* ]] || fail "--share=$share: expected SERVER:/PATH"
+[[ -z $share || $share == ?*:/* ]] ||
+  fail "--share=$share: expected SERVER:/PATH or gs://BUCKET"
+[[ $share != gs:// && $share != gs:///* ]] || fail "--share=$share: expected gs://BUCKET"
 [[ " $* " == *" --config="* ]] || fail "no --config=FILE.py after --"
 command -v gcloud >/dev/null || fail "gcloud is not installed: https://cloud.google.com/sdk"
 
@@ -88,7 +92,22 @@ on_all_hosts 'set -e
   cd mcil_jax && export PYTHON=python3.11 && . launch/install.sh "[tpu]"'
 
 root=mcil_jax
-if [ -n "$share" ]; then
+if [[ $share == gs://* ]]; then
+  root=/mnt/mcil
+  IFS=/ read -r bucket folder <<<"${share#gs://}"
+  options="--implicit-dirs${folder:+ --only-dir=$(printf %q "$folder")}"
+  on_all_hosts "set -e
+    mountpoint -q $root && exit
+    command -v gcsfuse >/dev/null || {
+      source=https://packages.cloud.google.com/apt
+      curl -fsS \$source/doc/apt-key.gpg | sudo tee /usr/share/keyrings/gcsfuse.asc >/dev/null
+      echo \"deb [signed-by=/usr/share/keyrings/gcsfuse.asc] \$source gcsfuse-\$(lsb_release -c -s) main\" |
+        sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+      sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse
+    }
+    sudo mkdir -p $root && sudo chmod a+rwx $root
+    gcsfuse $options $(printf %q "$bucket") $root"
+elif [ -n "$share" ]; then
   root=/mnt/mcil
   on_all_hosts "set -e
     mountpoint -q $root && exit

@@ -1,5 +1,9 @@
-"""Config files: what `--config=FILE.py[:VARIANT]` names, and what is wrong with it."""
+"""Config files: what `--config=FILE.py[:VARIANT]` names, and what is wrong with it.
 
+`--config=NAME` stands for the file NAME.py of this package's own configs.
+"""
+
+import functools
 import importlib.machinery
 import importlib.util
 import inspect
@@ -17,7 +21,8 @@ def load(argument: str) -> ml_collections.ConfigDict:
   """Returns what the `get_config` of a config file returns, locked.
 
   Args:
-    argument: FILE or FILE:VARIANT; a variant is handed to `get_config`.
+    argument: FILE or FILE:VARIANT; a variant is handed to `get_config`. The name of
+      one of the package's own configs stands for its file.
 
   Raises:
     OSError: the path cannot be looked up.
@@ -26,6 +31,8 @@ def load(argument: str) -> ml_collections.ConfigDict:
   """
   name, colon, variant = argument.partition(":")
   path = user_path(name, "--config")
+  if not path.exists() and name in (own := own_configs()):
+    path = own[name]
   if not path.is_file():
     what = "is no file" if path.exists() else "does not exist"
     what = "is a directory" if path.is_dir() else what
@@ -47,6 +54,15 @@ def load(argument: str) -> ml_collections.ConfigDict:
   return c.lock()
 
 
+@functools.cache
+def own_configs() -> dict[str, pathlib.Path]:
+  """Returns the package's own config files by their names."""
+  spec = importlib.util.find_spec("mcil_jax.configs")
+  folders = spec.submodule_search_locations if spec else ()
+  files = [path for folder in folders for path in pathlib.Path(folder).glob("*.py")]
+  return {path.stem: path for path in sorted(files) if path.stem != "__init__"}
+
+
 def _module(path: pathlib.Path) -> Any:
   # Whatever its name ends in.
   loader = importlib.machinery.SourceFileLoader("config_file", str(path))
@@ -59,11 +75,8 @@ def _module(path: pathlib.Path) -> Any:
 def _near(name: str, path: pathlib.Path) -> str:
   """The config file that a user may have meant."""
   written = pathlib.Path(name)
-  files = [
-    *pathlib.Path("configs").glob("*.py"),
-    *(written.parent / file.name for file in path.parent.glob("*.py")),
-  ]
-  by_stem = {file.stem: file for file in files}
+  beside = [written.parent / file.name for file in path.parent.glob("*.py")]
+  by_stem = {name: name for name in own_configs()} | {x.stem: x for x in beside}
   near = nearest(written.stem, by_stem)
   return f"; did you mean {by_stem[near]}?" if near else ""
 

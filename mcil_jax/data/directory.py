@@ -52,12 +52,12 @@ def newest_version(name: str, data_dir: Path) -> Path:
   if versions:
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))))
   there = sorted(p.name for p in data_dir.glob("*") if _versions(p))
-  make = f"data_prep.npz --source=FILE.npz --name={name}"
+  make = f"npz --source=FILE.npz --name={name}"
   if name in _AVCIL:
-    make = f"data_prep.avcil_features --source=DIR --dataset={name}"
+    make = f"avcil_features --source=DIR --dataset={name}"
   raise FileNotFoundError(
     f"No prepared dataset in {data_dir / name}. Datasets in {data_dir}: "
-    f"{', '.join(there) or 'none'}. To make it: python -m {make} "
+    f"{', '.join(there) or 'none'}. To make it: mcil prepare {make} "
     + paths.quoted(f"--data_dir={data_dir}")
   )
 

@@ -111,19 +111,17 @@ def test_a_file_that_does_not_exist_is_answered_with_the_nearest(write, name):
   refused(f"{wrong}:smoke", f"--config={wrong}:smoke: {message}")
 
 
-def test_a_config_of_the_project_is_near_without_its_folder(monkeypatch, tmp_path):
-  (tmp_path / "configs").mkdir()
-  (tmp_path / "configs" / "gridwords.py").touch()
+def test_a_config_of_the_package_is_found_by_its_name(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  end = "does not exist; did you mean configs/gridwords.py?"
-  for name in (
-    "gridwords",
-    "gridword.py",
-    "configs/gridwrds.py",
-    "config/gridwords.py",
-  ):
+  assert file.load("gridwords").data.name == "gridwords"
+  assert file.load("gridwords:smoke").train.epochs == 1
+  end = "does not exist; did you mean gridwords?"
+  for name in ("gridword", "gridword.py", "configs/gridwrds.py", "config/gridwords.py"):
     refused(name, f"--config={name}: {name} {end}")
   refused("zzz.py", "--config=zzz.py: zzz.py does not exist")
+  # A file of the user's own comes first.
+  (tmp_path / "gridwords").write_text("raise ValueError('mine')")
+  refused("gridwords", "gridwords, line 1: mine")
 
 
 @pytest.mark.parametrize("argument", ["", " ", ":smoke"])

@@ -238,7 +238,7 @@ def test_a_missing_dataset_is_looked_for_in_vain(directory, tmp_path):
     source.load("gridwords", str(tmp_path))
   assert str(error.value) == (
     f"No prepared dataset in {tmp_path}/gridwords. Datasets in {tmp_path}: tiny. To "
-    "make it: python -m data_prep.npz --source=FILE.npz --name=gridwords "
+    "make it: mcil prepare npz --source=FILE.npz --name=gridwords "
     f"--data_dir={tmp_path}"
   )
   with pytest.raises(FileNotFoundError, match=r"Datasets in .*/nowhere: none\."):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep import validation_pools
+from mcil_jax.data_prep import validation_pools
 
 CLASSES, IMAGES, SOUNDS = 2, 3, 3  # images and sounds of each class
 

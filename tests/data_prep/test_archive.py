@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import archive
+from mcil_jax.data_prep import archive
 
 ARRAYS = {
   "plain": np.arange(12, dtype=np.int64).reshape(3, 4),

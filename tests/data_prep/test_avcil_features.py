@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from data_prep import avcil_features, avcil_files
 from mcil_jax.data import schema
 from mcil_jax.data import source as source_lib
 from mcil_jax.data.modality import ModalitySpec
+from mcil_jax.data_prep import avcil_features, avcil_files
 
 # Four classes of AVE, in the order of AVE-CI.
 CLASS_NAMES = (
@@ -582,7 +582,7 @@ def test_a_preparation_that_is_stopped_leaves_nothing(
   with pytest.raises(FileNotFoundError) as missing:
     source_lib.load("ave", str(tmp_path / "data"))
   assert str(missing.value).endswith(
-    "To make it: python -m data_prep.avcil_features --source=DIR --dataset=ave "
+    "To make it: mcil prepare avcil_features --source=DIR --dataset=ave "
     f"--data_dir={tmp_path}/data"
   )
   monkeypatch.undo()
@@ -770,7 +770,7 @@ def test_what_is_the_default_is_not_said(complete, tmp_path, monkeypatch):
 
 MEASURE = """
 import resource, sys
-from data_prep import avcil_features
+from mcil_jax.data_prep import avcil_features
 
 def peak():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from data_prep import layout
+from mcil_jax.data_prep import layout
 
 
 def pixels(*shape: int, dtype=np.uint8) -> np.ndarray:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from data_prep import avcil_features, next_command, npz
 from mcil_jax.config import flags as config_flags
+from mcil_jax.data_prep import avcil_features, next_command, npz
 from mcil_jax.experiment import components
 
 

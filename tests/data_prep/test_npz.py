@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from full_disk import files_of_at_most
 
-from data_prep import npz
-from data_prep import pairs as pairs_lib
 from mcil_jax.data import schema
 from mcil_jax.data import source as source_lib
+from mcil_jax.data_prep import npz
+from mcil_jax.data_prep import pairs as pairs_lib
 from mcil_jax.runtime import cli, storage
 
 NUM_PAIRS, SAMPLES = 20, 200
@@ -793,7 +793,7 @@ def test_the_command_says_what_comes_next_or_what_is_wrong(save, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from data_prep import npz
+from mcil_jax.data_prep import npz
 from mcil_jax.data import schema
 
 encode, count = schema.encode_sample, iter(range(10))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep import existing
+from mcil_jax.data_prep import existing
 
 
 def write(data_dir, text):

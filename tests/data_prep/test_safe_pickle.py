@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import safe_pickle
+from mcil_jax.data_prep import safe_pickle
 
 PROTOCOLS = (2, 3, 4, 5)
 READERS = (safe_pickle.load, lambda path: list(safe_pickle.stream(path)))

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from data_prep import validation_pools, validation_split
+from mcil_jax.data_prep import validation_pools, validation_split
 
 NAMES = [f"class{c}" for c in range(9)]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep import validation_split
+from mcil_jax.data_prep import validation_split
 
 
 def choose(labels, units, *, share=0.25, seed=0) -> tuple[np.ndarray, int | None]:

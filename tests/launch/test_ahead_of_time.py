@@ -5,9 +5,9 @@ import jax
 import pytest
 from tiny_trimodal import RATE_HZ, SHAPES, settings
 
-from launch import ahead_of_time
 from mcil_jax.experiment import components
 from mcil_jax.experiment.programs import Programs
+from mcil_jax.launch import ahead_of_time
 from mcil_jax.methods.base import Stage
 from mcil_jax.models import state
 from mcil_jax.runtime import collectives

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `bench` is not installed")
 
-from launch import avcil_torch  # noqa: E402 -- it imports torch
+from mcil_jax.launch import avcil_torch  # noqa: E402 -- it imports torch
 
 
 @pytest.mark.golden

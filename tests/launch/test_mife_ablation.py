@@ -4,8 +4,8 @@ import fakes
 import pytest
 from absl import app
 
-from launch import mife_ablation, runs, table
 from mcil_jax import config
+from mcil_jax.launch import mife_ablation, runs, table
 
 
 @pytest.mark.parametrize("label", mife_ablation.ROWS)

@@ -1,8 +1,8 @@
 import fakes
 import pytest
 
-from launch import mife_ablation, moe_study, runs
 from mcil_jax import config
+from mcil_jax.launch import mife_ablation, moe_study, runs
 
 
 @pytest.mark.parametrize("label", moe_study.ROWS)

@@ -1,7 +1,7 @@
 import pytest
 
-from launch import roofline
-from launch.roofline import Chip, Times
+from mcil_jax.launch import roofline
+from mcil_jax.launch.roofline import Chip, Times
 from mcil_jax.runtime.collectives import Collective
 
 # 10 FLOPs, 4 bytes of HBM, 2 bytes between chips per second.

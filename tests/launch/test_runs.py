@@ -9,7 +9,7 @@ import types
 import pytest
 from absl import app
 
-from launch import runs
+from mcil_jax.launch import runs
 from mcil_jax.metrics.continual import UndefinedMetricError
 
 CONFIG = "gridwords"
@@ -37,7 +37,7 @@ def test_a_run_is_a_process_with_a_workdir(monkeypatch, workdir):
   assert runs.run_once(run) == {"final": 0.5}
   ((command, env),) = calls
   assert command == [
-    *(sys.executable, "-m", "mcil_jax.main", "--config=configs/a.py:trimodal"),
+    *(sys.executable, "-m", "mcil_jax.main", "--config=a:trimodal"),
     *(f"--workdir={workdir}/a/b-seed1", "--config.seed=1"),
   ]
   assert env["JAX_COMPILATION_CACHE_DIR"] == f"{workdir}/.compiled"
@@ -68,7 +68,7 @@ def test_a_workdir_that_is_no_path_is_told_before_anything_runs(monkeypatch, cap
   [
     (
       "gridword",
-      "configs/gridword.py does not exist; did you mean configs/gridwords.py",
+      "gridword does not exist; did you mean gridwords",
     ),
     ("gridwords:big", "there is no variant 'big' of this config, only "),
   ],

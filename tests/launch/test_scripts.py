@@ -120,6 +120,30 @@ def test_every_host_gets_the_tree_and_the_same_command(cluster):
   assert (cluster.tree / "runs" / "a").is_dir()
 
 
+@pytest.mark.parametrize(
+  ("share", "mounted"),
+  [
+    ("gs://b", "gcsfuse --implicit-dirs b /mnt/mcil"),
+    (
+      "gs://b/runs/of me",
+      "gcsfuse --implicit-dirs --only-dir=runs/of\\ me b /mnt/mcil",
+    ),
+  ],
+)
+def test_a_bucket_is_mounted_on_every_host(cluster, share, mounted):
+  cluster.tell(state="READY")
+  found = cluster.start("tpu_pod.sh", *without("share"), f"--share={share}", *RUN)
+  assert found.returncode == 0, found.stderr
+  text = (cluster.programs / "calls").read_text()
+  assert mounted in text
+  assert "mount -t nfs" not in text
+  assert "--workdir=/mnt/mcil/runs/a " in text
+  # What a host executes is a program.
+  (call,) = [call for call in map("\n".join, cluster.calls()) if mounted in call]
+  code = call.partition("--command=")[2]
+  assert subprocess.run(["bash", "-n", "-c", code]).returncode == 0
+
+
 def test_a_preempted_slice_is_made_anew(cluster):
   cluster.tell(state="PREEMPTED")
   assert cluster.start("tpu_pod.sh", *POD, *RUN).returncode == 0
@@ -168,6 +192,7 @@ def without(flag):
     ([*POD, "--workdir=~/a", *RUN], "", "--workdir=~/a: expected a folder such as"),
     ([*POD, "--workdir= ", *RUN], "", "--workdir= : expected a folder such as"),
     ([*POD, "--share=/a", *RUN], "", "--share=/a: expected SERVER:/PATH"),
+    ([*POD, "--share=gs:///a", *RUN], "READY", "--share=gs:///a: expected gs://BUCKET"),
     (POD, "", "no --config=FILE.py after --"),
     (
       [*without("type"), *RUN],

@@ -3,7 +3,7 @@ import types
 import pytest
 from absl import app
 
-from launch import runs, table
+from mcil_jax.launch import runs, table
 
 
 def results(final: float) -> dict:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from tiny_trimodal import SHAPES, flags
 
-from launch import ahead_of_time, roofline, tpu_compile
+from mcil_jax.launch import ahead_of_time, roofline, tpu_compile
 from mcil_jax.runtime.collectives import Collective
 
 ROOT = pathlib.Path(__file__).parents[2]

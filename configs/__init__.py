@@ -1,0 +1,1 @@
+"""The experiments, one file each; `--config=NAME` finds them from any directory."""
