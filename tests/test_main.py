@@ -219,7 +219,8 @@ HELP = ("-h", "-help", "--help", "--helpfull")
 def answers() -> dict[str, tuple[int, str, str]]:
   """Exit status, output and errors of each of `MISTAKES`, and of questions for help."""
   asked = {name: arguments for name, (arguments, _) in MISTAKES.items()}
-  asked |= {"nothing": [], **{question: [CONFIG, question] for question in HELP}}
+  asked |= {"nothing": [], **{question: [question] for question in HELP}}
+  asked["settings"] = [CONFIG, "--help"]
   done = start(code=ANSWER_ALL, input=json.dumps(list(asked.values())))
   assert done.returncode == 0, done.stderr
   return dict(zip(asked, map(tuple, json.loads(done.stdout)), strict=True))
@@ -239,6 +240,14 @@ def test_help_shows_how_the_command_is_used(answers, question):
   assert "\n  --config.KEY: Any setting" in text
   assert "--verbosity" not in text  # nor what else absl and other libraries have
   assert len(text.splitlines()) < 25
+
+
+def test_help_with_a_config_lists_its_settings(answers):
+  status, text, errors = answers["settings"]
+  assert (status, errors) == (0, "")
+  usage, settings = text.split("\n\nSettings of ")
+  assert usage == answers["--help"][1].strip()
+  assert "\n  --config.train.epochs=" in settings
 
 
 def test_nothing_at_all_is_answered_with_the_usage(answers):

@@ -12,6 +12,7 @@ from mcil_jax.config.checks import (
   validate,
 )
 from mcil_jax.config.defaults import default, with_modalities
+from mcil_jax.config.plugins import register
 from mcil_jax.config.resume import (
   RESUMABLE,
   as_json,
@@ -36,6 +37,7 @@ __all__ = [
   "parse",
   "per_task_routers",
   "refuse_change",
+  "register",
   "resolve",
   "theta",
   "unknown",

@@ -86,7 +86,7 @@ DEFAULTS = {
     # further task; 0: all for all.
     "initial_experts": (0, ">= 0"),
     "experts_per_task": (0, ">= 0"),
-    "balance_weight": (0.0, ">= 0"),  # of the losses that `moe.stats` explains
+    "balance_weight": (0.0, ">= 0"),  # of the losses of mcil_jax.moe.stats
     "importance_weight": (0.0, ">= 0"),
     "load_weight": (0.0, ">= 0"),  # for "noisy_top_k"
     "z_weight": (0.0, ">= 0"),
@@ -112,16 +112,20 @@ DEFAULTS = {
     "batch_size": (64, ">= 1"),  # over all devices
     "drop_last": False,  # whether an epoch leaves out samples that fill no batch
     "restart": False,  # whether each task starts from new parameters
-    # "adamw", or "adam", whose weight decay is in the gradient.
-    "optimizer": ("adamw", ("adamw", "adam")),
+    # "adamw", or "adam" and "sgd", whose weight decay is in the gradient.
+    "optimizer": ("adamw", ("adamw", "adam", "sgd")),
+    "momentum": (0.9, "[0, 1)"),  # of "sgd"
     "learning_rate": (1e-3, "> 0"),  # peak, after a linear warm-up in each task
-    "schedule": ("cosine", ("cosine", "constant")),  # from there to 0, or none
+    # From there to 0; not at all; or by `decay_factor` at the start of some epochs.
+    "schedule": ("cosine", ("cosine", "constant", "multistep")),
+    "milestones": ((), "each >= 1"),  # epochs of "multistep", counted from 0
+    "decay_factor": (0.1, "> 0"),
     # Share of the learning rate for the text tower and its own adapters. From scratch,
     # one that learns as fast as the others lets the prompts of classes coincide before
     # an image or sound can tell them apart, and then there is no way back.
     "text_rate": (0.1, "> 0"),
     "warmup_share": (0.1, "[0, 1]"),  # of a task's steps
-    # "adamw": of kernels, but not those of experts and routers; "adam": of everything.
+    # "adamw": of kernels, but not those of experts and routers; else of everything.
     "weight_decay": (0.05, ">= 0"),
     "clip_norm": (1.0, ">= 0"),  # of the gradient; 0: no clipping
     "label_smoothing": (0.1, "[0, 1)"),

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from absl import flags, logging
 
-from mcil_jax.config import changes, defaults, file
+from mcil_jax.config import changes, defaults, describe, file
 from mcil_jax.config.resume import flatten
 from mcil_jax.runtime import cli
 
 _CONFIG = "config"
-_USAGE = f"  --{_CONFIG}.KEY: Any setting, of those in mcil_jax/config/defaults.py."
+_USAGE = f"  --{_CONFIG}.KEY: Any setting; --{_CONFIG}=FILE.py --help lists them all."
 _NUMBER = re.compile(r"-[\d.]")
 
 
@@ -24,7 +24,20 @@ def define_config() -> flags.FlagHolder:
 
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs a program that has `--config`, see `cli.run`."""
-  cli.run(main, parse_with_config, _USAGE)
+  cli.run(main, parse_with_config, _usage)
+
+
+def _usage(arguments: list[str]) -> str:
+  """Returns what `--help` says of settings: of those of the config that is named."""
+  text = " ".join(arguments)
+  named = re.search(rf"(?:^| )--?{_CONFIG}[= ](\S+)", text)
+  if not named:
+    return _USAGE
+  try:
+    c = file.load(named[1])
+  except (ValueError, OSError) as error:
+    cli.fail(error)
+  return "\n".join([_USAGE, "", f"Settings of {named[1]}:", *describe.lines(c)])
 
 
 def parse_with_config(argv: list[str]) -> list[str]:

@@ -1,23 +1,96 @@
-"""Methods, towers and kinds of modalities: one file each, found by its name.
+"""Methods, towers, heads and kinds of modalities: one file each, found by its name.
 
-Their settings are read from the text of the file, without importing it: a mistyped flag
-need not wait for JAX, and a file that cannot be imported spoils no run but its own.
+`register` adds files of a user's own. Settings are read from the text of a file,
+without importing it: a mistyped flag need not wait for JAX, and a file that cannot be
+imported spoils no run but its own.
 """
 
 import ast
 import functools
 import importlib.util
+import os
 import pathlib
+import sys
+import types
 from typing import Any
 
 from mcil_jax.runtime.hints import did_you_mean
+from mcil_jax.runtime.paths import user_path
+
+ROOMS = ("methods", "models.towers", "heads", "data.kinds")
+
+_registered: dict[str, dict[str, pathlib.Path]] = {room: {} for room in ROOMS}
 
 
-def _files(room: str) -> dict[str, pathlib.Path]:
-  """Returns the files of a room by their names."""
+def _own_files(room: str) -> dict[str, pathlib.Path]:
+  """Returns the files of this package in a room by their names."""
   folders = importlib.util.find_spec(f"mcil_jax.{room}").submodule_search_locations
   files = [path for folder in folders for path in pathlib.Path(folder).glob("*.py")]
   return {path.stem: path for path in files if path.stem not in ("__init__", "base")}
+
+
+def _files(room: str) -> dict[str, pathlib.Path]:
+  """Returns the files of a room by their names, those that are registered as well."""
+  return _own_files(room) | _registered[room]
+
+
+def register(room: str, file: str | os.PathLike) -> None:
+  """Adds a method, a tower, a head or a kind of modality that lies elsewhere.
+
+  A config file does this before it calls `config.default()`, so that the settings of
+  the file are there:
+
+    config.register("methods", pathlib.Path(__file__).with_name("mine.py"))
+
+  Args:
+    room: one of `ROOMS`.
+    file: a Python file, whose name without ".py" is the name.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: there is no such room, or another file has the name already.
+  """
+  if room not in ROOMS:
+    raise ValueError(
+      f"room={room!r}: expected one of {', '.join(ROOMS)}" + did_you_mean(room, ROOMS)
+    )
+  file = user_path(file, "file").resolve()
+  if not file.is_file():
+    raise FileNotFoundError(f"{file} does not exist: there is nothing to register")
+  name = file.stem
+  if file.suffix != ".py" or not name.isidentifier():
+    raise ValueError(f"{file}: expected a Python file whose name can be a setting's")
+  if _files(room).get(name, file) != file:
+    raise ValueError(
+      f"{file}: there is another file of that name, {_files(room)[name]}; rename it"
+    )
+  _registered[room][name] = file
+
+
+def module(room: str, name: str) -> types.ModuleType:
+  """Imports and returns a file of a room.
+
+  Args:
+    room: see `names`.
+    name: of the file.
+  """
+  full_name = f"mcil_jax.{room}.{name}"
+  if name not in _registered[room]:
+    return importlib.import_module(full_name)
+  if full_name not in sys.modules:
+    spec = importlib.util.spec_from_file_location(full_name, _registered[room][name])
+    sys.modules[full_name] = importlib.util.module_from_spec(spec)
+    try:
+      spec.loader.exec_module(sys.modules[full_name])
+    except BaseException:
+      del sys.modules[full_name]
+      raise
+  return sys.modules[full_name]
+
+
+def path(room: str, name: str) -> pathlib.Path:
+  """Returns the file of a room that has a name."""
+  return _files(room)[name]
 
 
 def names(room: str) -> tuple[str, ...]:
@@ -75,14 +148,14 @@ def constant(room: str, name: str, wanted: str, default: Any = None) -> Any:
   Raises:
     ValueError: it is no literal.
   """
-  path = _files(room)[name]
-  constants = _constants(path)
+  file = path(room, name)
+  constants = _constants(file)
   if wanted not in constants:
     return default
   try:
     return ast.literal_eval(constants[wanted])
   except ValueError as error:
     raise ValueError(
-      f"{wanted} of {path} has to be a literal, for it is read without importing the "
+      f"{wanted} of {file} has to be a literal, for it is read without importing the "
       "file"
     ) from error

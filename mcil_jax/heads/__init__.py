@@ -22,12 +22,13 @@ weights [D, C], which `scores` multiplies embeddings by, and in float64 the Gram
 task's samples to these two, and solve for the weights.
 """
 
-import importlib
 import types
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from mcil_jax.config import plugins
 
 # Where the parameters of a trained head are in those of a model.
 PARAMS = "classifier"
@@ -35,7 +36,7 @@ PARAMS = "classifier"
 
 def get(name: str) -> types.ModuleType:
   """Returns the file of a head."""
-  return importlib.import_module(f"{__name__}.{name}")
+  return plugins.module("heads", name)
 
 
 def keep_classes(

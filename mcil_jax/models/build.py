@@ -1,6 +1,5 @@
 """Builds the model that a config describes: towers, their fusion, a classifier."""
 
-import importlib
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -56,8 +55,7 @@ def _build_tower(
       f"{key}={settings.tower!r} is no tower for the kind {kind!r}; there are "
       f"{', '.join(fitting)}" + did_you_mean(settings.tower, fitting)
     )
-  module = importlib.import_module(f"mcil_jax.models.towers.{settings.tower}")
-  tower = module.make(settings, spec, options)
+  tower = plugins.module("models.towers", settings.tower).make(settings, spec, options)
   if moe_key and tower.trains and not tower.num_blocks:
     raise ValueError(
       f"{moe_key}: {key}={settings.tower!r} has no blocks that adapters could stand "

@@ -123,24 +123,24 @@ def explain(error: flags.Error) -> str:
 def run(
   main: Callable[[list[str]], None],
   parse: Callable[[list[str]], list[str]] = parse_flags,
-  more_usage: str = "",
+  more_usage: Callable[[list[str]], str] = lambda arguments: "",
 ) -> None:
   """Runs the program, whose module says how it is used.
 
   Args:
     main: gets the arguments that are no flags, after the program's name.
     parse: parses all arguments and returns those.
-    more_usage: see `usage`.
+    more_usage: arguments → what `--help` says besides, see `usage`.
   """
   text = sys.modules["__main__"].__doc__ or sys.modules[main.__module__].__doc__
 
   def answer_or_parse(argv: list[str]) -> list[str]:
     own = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
     if any(map(_HELP.fullmatch, own)):
-      print(usage(text, more_usage), flush=True)
+      print(usage(text, more_usage(own)), flush=True)
       sys.exit(0)
     if not argv[1:] and _needs_flags():
-      print(usage(text, more_usage), file=sys.stderr, flush=True)
+      print(usage(text, more_usage(own)), file=sys.stderr, flush=True)
       sys.exit(1)
     return parse(argv)
 

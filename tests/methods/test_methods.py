@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from mcil_jax import methods
+from mcil_jax.config import plugins
 from mcil_jax.continual import scenario
 from mcil_jax.methods.base import Task
 from mcil_jax.models.multimodal import Outputs
@@ -29,9 +30,8 @@ def samples(name: str, task: int, memory=MEMORY):
 
 
 def test_names_are_the_files_of_the_package():
-  assert {"finetune", "joint", "replay"} <= set(methods.names())
-  assert "base" not in methods.names()
-  assert methods.names() == sorted(methods.names())
+  assert {"finetune", "joint", "replay"} <= set(plugins.names("methods"))
+  assert "base" not in plugins.names("methods")
 
 
 @pytest.mark.parametrize("name", ["forget", "base", "", "finetune.make"])
@@ -41,7 +41,7 @@ def test_unknown_methods(name):
     make(name)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", plugins.names("methods"))
 def test_every_method_can_be_made_and_teaches_the_first_classes(name):
   new, exemplars = samples(name, 0, np.full(4, -1))
   assert (new, exemplars) == ([] if name == "ncm" else [1, 3], [])
