@@ -18,15 +18,18 @@ all keys. Results are fractions; what is shown is percent. Tasks are numbered fr
   joint       intransigence, against the joint run
   benchmark   the table of AV-CIL's benchmark
   comparison  the page and the tables of many
+  workdirs    runs by the names of their workdirs: `compare`, from Python
 """
 
 from mcil_jax.report.page import write_page
 from mcil_jax.report.plots import LivePlots, save_plots
 from mcil_jax.report.tables import accuracy_table, results_table
+from mcil_jax.report.workdirs import compare
 
 __all__ = [
   "LivePlots",
   "accuracy_table",
+  "compare",
   "results_table",
   "save_plots",
   "write_page",

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mcil_jax.report import __main__ as command
 from mcil_jax.report import comparison, experiments, tables
+from mcil_jax.report.workdirs import compare
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_a_value_of_another_type_names_the_file_and_the_key(save, changes, probl
 
 
 def test_one_run_gives_its_page(save, tmp_path):
-  paths = command.write([str(save("run"))], str(tmp_path / "out"))
+  paths = compare([str(save("run"))], str(tmp_path / "out"))
   assert [path.name for path in paths] == ["index.html", "table.md", "table.tex"]
   assert "<h1>avcil on sounding_shapes, seed 0</h1>" in paths[0].read_text()
   assert "| avcil | 1 | 62.5 |" in paths[1].read_text()
@@ -236,7 +236,7 @@ def test_several_runs_give_a_comparison(save, tmp_path):
     save("b", config=None, seed=1),
     save("c", data="<ave>", config=None),
   ]
-  paths = command.write(list(map(str, workdirs)), str(tmp_path / "out"))
+  paths = compare(list(map(str, workdirs)), str(tmp_path / "out"))
   assert [path.name for path in paths] == ["index.html", "table.md", "table.tex"]
   page, markdown, latex = (path.read_text() for path in paths)
   assert "<h2>sounding_shapes, test, 2 + 1 + 3 classes</h2>" in page
@@ -249,7 +249,7 @@ def test_several_runs_give_a_comparison(save, tmp_path):
 
 def test_no_run(tmp_path):
   with pytest.raises(ValueError, match="name the workdir of at least one"):
-    command.write([], str(tmp_path))
+    compare([], str(tmp_path))
 
 
 def test_a_run_named_twice_by_whatever_name(save, tmp_path, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_run_named_twice_by_whatever_name(save, tmp_path, monkeypatch):
   message = f"the run {re.escape(str(workdir))} is named 2 times: name it once, not as "
   for other in (f"{workdir}/../run", f"{workdir}/", f"{tmp_path}/link", "."):
     with pytest.raises(ValueError, match=f"{message}{workdir}, {re.escape(other)}$"):
-      command.write([str(workdir), other], str(tmp_path / "out"))
+      compare([str(workdir), other], str(tmp_path / "out"))
 
 
 def test_a_copy_of_a_run_is_the_run_again(save, tmp_path):
@@ -269,7 +269,7 @@ def test_a_copy_of_a_run_is_the_run_again(save, tmp_path):
     f"test, 2 + 1 + 3 classes: {workdirs[0]}, {workdirs[2]}; name one of them only"
   )
   with pytest.raises(ValueError, match=re.escape(message)):
-    command.write(workdirs, str(tmp_path / "out"))
+    compare(workdirs, str(tmp_path / "out"))
 
 
 def test_what_is_no_run_is_left_out_with_a_warning(save, tmp_path, capsys):
@@ -277,13 +277,13 @@ def test_what_is_no_run_is_left_out_with_a_warning(save, tmp_path, capsys):
   folder.mkdir()
   file.write_text("not a folder")
   workdirs = [save("run"), folder, file, save("b", seed=1)]
-  paths = command.write(list(map(str, workdirs)), str(tmp_path / "out"))
+  paths = compare(list(map(str, workdirs)), str(tmp_path / "out"))
   assert "| avcil | 2 |" in paths[1].read_text()
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("warning: left out what is no run, as none of config.json")
   assert line.endswith(f": {folder}, {file}")
   with pytest.raises(ValueError, match=f"at least one.*: {folder}$"):
-    command.write([str(folder)], str(tmp_path / "out"))
+    compare([str(folder)], str(tmp_path / "out"))
 
 
 def test_all_runs_that_cannot_be_compared_are_named(save, tmp_path):
@@ -291,7 +291,7 @@ def test_all_runs_that_cannot_be_compared_are_named(save, tmp_path):
   (unfinished / "checkpoints").mkdir(parents=True)
   workdirs = [save("run"), unfinished, save("damaged", "{"), tmp_path / "mistyped"]
   with pytest.raises(ValueError) as error:
-    command.write(list(map(str, workdirs)), str(tmp_path / "out"))
+    compare(list(map(str, workdirs)), str(tmp_path / "out"))
   lead, *lines = str(error.value).splitlines()
   assert lead.startswith("3 of 4 runs cannot be compared")
   assert [line.split("/results.json ")[0] for line in lines] == [
@@ -303,14 +303,14 @@ def test_all_runs_that_cannot_be_compared_are_named(save, tmp_path):
 def test_runs_and_the_output_may_be_in_the_home_directory(save, tmp_path, monkeypatch):
   save("run")
   monkeypatch.setenv("HOME", str(tmp_path))
-  written = command.write(["~/run"], "~/out")
+  written = compare(["~/run"], "~/out")
   assert {path.parent for path in written} == {tmp_path / "out"}
   for workdirs, out, message in (
     (["~/run"], "", "--out is empty"),
     (["~/run", " "], "~/out", "RUN is blank"),
   ):
     with pytest.raises(ValueError, match=message):
-      command.write(workdirs, out)
+      compare(workdirs, out)
 
 
 def test_the_command_line(save, tmp_path):
