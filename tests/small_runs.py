@@ -70,7 +70,7 @@ def run_here(data_dir, workdir, stop=None, plots=False, **overrides):
 def params_of(prepared, workdir):
   like = state.initial(prepared).model
   last = prepared.scenario.num_tasks - 1
-  model = checkpoint.load_task_model(workdir, last, like)
+  model = checkpoint.load_task_model(workdir, last, lambda _: like)
   return checkpoint.to_host(model.params)
 
 

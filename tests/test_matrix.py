@@ -1,21 +1,23 @@
-"""Every method on a model, every model with a method: one step, one evaluation, a save.
+"""Every method on a model, every model with a method: a step, an evaluation, a save.
 
 By default each method runs on the smallest model that it is for, and each model with
 one method; the product with one, two and three modalities is slow.
 """
 
 import itertools
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from small_runs import StopAt
 
-from mcil_jax import config
+from mcil_jax import config, report
 from mcil_jax.config import plugins
 from mcil_jax.data import pipeline, schema, source
 from mcil_jax.data.directory import Known
 from mcil_jax.data.modality import ModalitySpec
-from mcil_jax.experiment import components, inference
+from mcil_jax.experiment import components, inference, task_loop, trained_model
 from mcil_jax.experiment import state as state_lib
 from mcil_jax.models.state import split
 from mcil_jax.runtime import checkpoint
@@ -196,6 +198,30 @@ def check(method: str, model: str, tmp_path) -> None:
     np.testing.assert_array_equal(a, b)
 
 
+def check_loaded(method: str, model: str, tmp_path) -> None:
+  """After every task of a run its model, loaded, predicts what the run has."""
+  setup = prepare(method, model)
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("LivePlots", "save_plots", "write_page"):
+      patch.setattr(report, name, mock.MagicMock())
+    task_loop.run(setup, str(tmp_path), StopAt())
+  run = checkpoint.Snapshots(tmp_path).restore(
+    lambda position: state_lib.initial(setup, *position)
+  )
+  test, labels = setup.dataset.splits["test"], setup.labels["test"]
+  for task in range(2):
+    ids = setup.scenario.samples_of(labels, range(task + 1))
+    inputs = {m: np.stack([test[i][m] for i in ids]) for m in setup.specs}
+    present = {m: there[ids] for m, there in test.present.items()}
+    loaded = trained_model.load(tmp_path, task)
+    found = loaded.predict(inputs, present=present)
+    by_run = run.predictions[evaluate.MAIN][task, ids]
+    np.testing.assert_array_equal(found.labels, by_run)
+    then = run.replace(model=loaded.model_state, task=np.array(task))
+    scores = inference.outcome(setup, then, "test", ids).scores
+    np.testing.assert_array_equal(found.logits, scores)
+
+
 def is_legal(method: str, model: str) -> bool:
   return model in ONLY.get(method, MODELS)
 
@@ -214,10 +240,25 @@ def test_every_model_with_a_method(model, tmp_path):
   check("finetune", model, tmp_path)
 
 
+PRODUCT = [pair for pair in itertools.product(METHODS, MODELS) if is_legal(*pair)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("method", "model"),
-  [pair for pair in itertools.product(METHODS, MODELS) if is_legal(*pair)],
-)
+@pytest.mark.parametrize(("method", "model"), PRODUCT)
 def test_every_method_on_every_model(method, model, tmp_path):
   check(method, model, tmp_path)
+
+
+# Methods whose models are more than parameters: class means, tasks to infer, proxies.
+MORE = [("icarl", "one"), ("mife", "aavfm"), ("afc", "local similarity")]
+
+
+@pytest.mark.parametrize(
+  ("method", "model"),
+  [
+    pytest.param(*pair, marks=() if pair in MORE else pytest.mark.slow)
+    for pair in PRODUCT
+  ],
+)
+def test_every_model_is_loaded_as_it_was(method, model, tmp_path):
+  check_loaded(method, model, tmp_path)

@@ -130,6 +130,11 @@ def byte_tokens(
   return tokens, np.array([len(data) + 1 for data in encoded], np.int32)
 
 
+def templates_of(dataset_name: str) -> tuple[str, ...]:
+  """Returns the templates of a dataset, `GENERAL_TEMPLATES` if it has none."""
+  return TEMPLATES.get(dataset_name, GENERAL_TEMPLATES)
+
+
 def make(
   dataset_name: str,
   class_names: Sequence[str],
@@ -138,8 +143,7 @@ def make(
   """The prompts of all classes.
 
   Args:
-    dataset_name: picks templates from `TEMPLATES`, or `GENERAL_TEMPLATES` if it has
-      none of its own.
+    dataset_name: has templates, see `templates_of`.
     class_names: [C], in the order of the labels.
     templates: replaces them; each has exactly one `{}`, where the class goes.
 
@@ -148,7 +152,7 @@ def make(
       same, or a text that is too long; names it.
   """
   if templates is None:
-    templates = TEMPLATES.get(dataset_name, GENERAL_TEMPLATES)
+    templates = templates_of(dataset_name)
   _check_templates(templates)
   words = [class_words(name) for name in class_names]
   for i, word in enumerate(words):

@@ -63,11 +63,16 @@ class Setup:
     Args:
       task: each task has initial parameters of its own.
     """
-    made = self._create(self._keys(task)[0], self.prompts)
-    task_means = None
+    return self._complete(self._create(self._keys(task)[0], self.prompts))
+
+  def _complete(self, model: ModelState) -> ModelState:
+    """Returns parameters and statistics with what else a model is, as yet unknown."""
+    head = task_means = None
+    if self.head is not None:
+      head = self.head.init(self.scenario.num_classes, self._shapes[1].shape[-1])
     if self.method.tasks is not None:
       task_means = self.method.tasks.initial(self.scenario, tuple(self.specs))
-    return made.replace(task_means=task_means, theta=no_theta())
+    return model.replace(head=head, task_means=task_means, theta=no_theta())
 
   @functools.cached_property
   def _create(self) -> Callable[..., ModelState]:
@@ -99,6 +104,11 @@ class Setup:
   def model_shapes(self) -> ModelState:
     """The parameters and statistics as shapes, dtypes and shardings."""
     return with_shardings(self._shapes[0], self.layout).replace(theta=no_theta())
+
+  @property
+  def abstract_model(self) -> ModelState:
+    """A model to restore another one by: nothing of it has been computed."""
+    return self._complete(self.model_shapes)
 
   @functools.cached_property
   def _shapes(self) -> tuple[ModelState, jax.ShapeDtypeStruct]:

@@ -1,44 +1,22 @@
 """results.json: what came out of a run, as a function of its final state."""
 
 import contextlib
-import importlib.metadata
 import json
 import pathlib
-import platform
 
 import jax
 import numpy as np
 
-from mcil_jax import __version__, report
 from mcil_jax import config as config_lib
+from mcil_jax import report
 from mcil_jax.continual import exemplars
 from mcil_jax.experiment import diagnostics
 from mcil_jax.experiment.components import Setup
 from mcil_jax.experiment.state import RunState
 from mcil_jax.metrics import continual as metrics
 from mcil_jax.report import comparability
-from mcil_jax.runtime import checkpoint, writers
+from mcil_jax.runtime import checkpoint, versions, writers
 from mcil_jax.steps import evaluate
-
-_PACKAGES = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "grain",
-  "tensorflow-datasets",
-  "numpy",
-)
-
-
-def versions() -> dict[str, str]:
-  """Returns the versions of this package, Python and the libraries below it."""
-  return {
-    "mcil_jax": __version__,
-    "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in _PACKAGES},
-  }
 
 
 def _accuracies(predictions: np.ndarray, labels: np.ndarray, increments) -> dict:
@@ -154,7 +132,7 @@ def summarise(setup: Setup, state: RunState) -> dict:
       "mesh": dict(setup.mesh.shape),
       "processes": jax.process_count(),
     },
-    "versions": versions(),
+    "versions": versions.installed(),
     "config": config_lib.as_json(c),
   }
 

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from mcil_jax.experiment import state
+from mcil_jax.experiment import description, state
 from mcil_jax.experiment.components import Setup
 from mcil_jax.experiment.state import RunState
 from mcil_jax.runtime import checkpoint, compile_count, writers
@@ -76,7 +76,8 @@ class RunIO:
 
   def save_task(self, run: RunState) -> None:
     """Keeps the model after the current task for good."""
-    self._snapshots.save_task(int(run.task), run.model)
+    about = description.describe(self._setup).to_json()
+    self._snapshots.save_task(int(run.task), run.model, about)
 
   def stop_requested(self, step: int) -> bool:
     """See `StopSignal.at_step`."""

@@ -104,9 +104,6 @@ def initial(setup: Setup, task: int = 0, stage: int = 0) -> RunState:
   tasks, samples = setup.scenario.num_tasks, len(setup.labels[c.eval.split])
   model = setup.create_model()
   outcome, prototypes = _shapes(setup, model)
-  if setup.head is not None:
-    width = setup.programs.embedding_width
-    model = model.replace(head=setup.head.init(setup.scenario.num_classes, width))
   return RunState(
     model=model,
     train=setup.fresh_optimizer(model, task, stage),

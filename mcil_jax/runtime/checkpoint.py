@@ -14,6 +14,7 @@ middle, what the writer lost and what the disk damaged later is never read as wh
 import functools
 import hashlib
 import inspect
+import json
 import logging
 import os
 import pathlib
@@ -31,11 +32,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mcil_jax.runtime import checksums, paths, storage, stored_arrays
+from mcil_jax.runtime import checksums, paths, storage, stored_arrays, writers
 
 _KEPT = 2  # snapshots
 # What a start that died may have left, by the end of its name.
 _UNVERIFIED, _REMOVED, _ORBAX = ".unverified", ".removed", ".orbax-checkpoint-tmp"
+# What lies beside the arrays of a snapshot, and of a task's model.
+_POSITION, _DESCRIPTION = "position.json", "model.json"
 _BUCKETS = ("gs", "s3", "az", "hf")  # etils reads /gs/… as gs://…
 
 
@@ -103,18 +106,23 @@ class Snapshots:
     """
     earlier = _numbers(self._snapshots)
     number = earlier[-1] + 1 if earlier else 0
-    _write(self._snapshots / str(number), state, position)
+    _write(self._snapshots / str(number), state, _POSITION, position)
     if jax.process_index() == 0:
       for old in earlier[: -_KEPT + 1]:
         _remove(self._snapshots / str(old))
 
-  def save_task(self, task: int, model: Any) -> None:
+  def save_task(self, task: int, model: Any, description: Any = None) -> None:
     """Saves the model after 0-based task `task`, in place of an earlier one.
+
+    Args:
+      task: its number.
+      model: a tree of arrays.
+      description: what else is needed to use it, in JSON.
 
     Raises:
       OSError: see `save`.
     """
-    _write(self._tasks / str(task), model)
+    _write(self._tasks / str(task), model, _DESCRIPTION, description)
 
   def restore(self, like: Callable[[Any], Any]) -> Any | None:
     """Returns the newest snapshot that is whole, or None when there is no snapshot.
@@ -132,7 +140,7 @@ class Snapshots:
     for number in reversed(_numbers(self._snapshots)):
       try:
         path = self._snapshots / str(number)
-        state = _read(path, lambda path=path: like(checksums.position(path)))
+        state = _read(path, _POSITION, like)
       except ValueError as error:
         problems.append(f"snapshot {number} {error}")
         continue
@@ -180,18 +188,24 @@ def _remove_unfinished(folder: epath.Path) -> None:
     time.sleep(0.02)
 
 
-def _write(path: _LiteralPath, tree: Any, position: Any = None) -> None:
+def _write(path: _LiteralPath, tree: Any, name: str, content: Any) -> None:
   """Writes a tree in place of what is at `path`, once it has been read back.
 
   Of several processes, one that fails must end: the others wait for it, see
   `processes.ending_together`.
+
+  Args:
+    path: of the directory.
+    tree: of arrays.
+    name: of a JSON file beside them.
+    content: of that file; of the main process.
 
   Raises:
     OSError: it could not be written or read back; says why in one line.
   """
   unverified = path.with_name(path.name + _UNVERIFIED)
   try:
-    _write_unverified(unverified, tree, position, path)
+    _write_unverified(unverified, tree, name, content, path)
     if (found := _difference(unverified, tree)) is not None:
       raise OSError(
         f"{path} cannot be read back ({found}): use another --workdir, and see "
@@ -210,7 +224,7 @@ def _write(path: _LiteralPath, tree: Any, position: Any = None) -> None:
 
 
 def _write_unverified(
-  unverified: _LiteralPath, tree: Any, position: Any, path: _LiteralPath
+  unverified: _LiteralPath, tree: Any, name: str, content: Any, path: _LiteralPath
 ) -> None:
   """Writes a tree with its checksums, which shall be at `path` later.
 
@@ -222,7 +236,9 @@ def _write_unverified(
     # very memory that a background thread would still be reading.
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(unverified, args=ocp.args.StandardSave(tree), force=True)
-    checksums.write(unverified, position)
+    if jax.process_index() == 0:
+      writers.write_json(unverified / name, content)
+    checksums.write(unverified)
   except Exception as error:  # Orbax and TensorStore raise whatever they like
     full = storage.explain(error, path)
     raise full or OSError(f"cannot write {path} ({_reason(error)})") from error
@@ -235,10 +251,15 @@ def _remove(path: _LiteralPath) -> None:
   shutil.rmtree(removed)
 
 
-def _read(path: _LiteralPath, make_like: Callable[[], Any]) -> Any:
+def _read(path: _LiteralPath, name: str, make_like: Callable[[Any], Any]) -> Any:
   """Returns the tree that was written to `path`, checked against its checksums.
 
   Several processes call this together, and it fails in all of them or in none.
+
+  Args:
+    path: of the directory.
+    name: of the JSON file beside the arrays.
+    make_like: content of that file → a tree of the same structure.
 
   Raises:
     ValueError: it is damaged or of another structure; says why in one line.
@@ -247,7 +268,7 @@ def _read(path: _LiteralPath, make_like: Callable[[], Any]) -> Any:
   problem = None if damage is None else f"is damaged ({damage})"
   tree = None
   if _in_all_processes(problem is None):
-    like = make_like()
+    like = make_like(_content(path / name))
     template = jax.tree.map(_abstract, like)
     try:
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
@@ -258,6 +279,19 @@ def _read(path: _LiteralPath, make_like: Callable[[], Any]) -> Any:
     if _in_all_processes(problem is None):
       return tree
   raise ValueError(problem or "cannot be restored by another process")
+
+
+def _content(path: _LiteralPath) -> Any:
+  """Returns what a JSON file beside arrays holds.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if not path.exists():
+    raise ValueError(
+      f"has no {path.name}, as if written by an earlier version of mcil_jax"
+    )
+  return json.loads(path.read_bytes())
 
 
 def _difference(path: epath.Path, tree: Any) -> str | None:
@@ -323,13 +357,21 @@ def _abstract(leaf):
   return leaf
 
 
-def load_task_model(workdir: str | os.PathLike, task: int, like: Any) -> Any:
+def finished_tasks(workdir: str | os.PathLike) -> list[int]:
+  """Returns the tasks whose models are kept in a workdir, ascending."""
+  return _numbers(_checkpoints(paths.user_path(workdir, "workdir")) / "tasks")
+
+
+def load_task_model(
+  workdir: str | os.PathLike, task: int, like: Callable[[Any], Any]
+) -> Any:
   """Returns the model that a finished task left; all processes call this together.
 
   Args:
     workdir: of the run.
     task: 0-based.
-    like: a model state of the same structure, with the wanted shardings.
+    like: what `save_task` got as the description → a model state of the same structure,
+      with the wanted shardings.
 
   Raises:
     FileNotFoundError: no such task has been finished there.
@@ -340,7 +382,7 @@ def load_task_model(workdir: str | os.PathLike, task: int, like: Any) -> Any:
   if not path.exists():
     raise FileNotFoundError(f"{path}: task {task} has not been finished in this run")
   try:
-    return _read(path, lambda: like)
+    return _read(path, _DESCRIPTION, like)
   except ValueError as error:
     raise ValueError(f"{path} {error}") from None
 

@@ -9,7 +9,6 @@ import os
 import pathlib
 import re
 import zlib
-from typing import Any
 
 import jax
 
@@ -22,12 +21,8 @@ def _file(path: os.PathLike, process: int) -> pathlib.Path:
   return pathlib.Path(path) / f"checksums.process_{process}.json"
 
 
-def write(path: os.PathLike, position: Any) -> None:
+def write(path: os.PathLike) -> None:
   """Writes the checksums of the files that this process wrote below a directory.
-
-  Args:
-    path: the directory.
-    position: where in the run the snapshot is, in JSON; stored along.
 
   Raises:
     StorageError: the disk takes no more.
@@ -38,13 +33,8 @@ def write(path: os.PathLike, position: Any) -> None:
     for name in _files(path)
     if _writer(name) == process
   }
-  content = {"processes": jax.process_count(), "files": files, "position": position}
+  content = {"processes": jax.process_count(), "files": files}
   writers.write_json(_file(path, process), content)
-
-
-def position(path: os.PathLike) -> Any:
-  """Returns the position that `write` stored with a whole snapshot."""
-  return json.loads(_file(path, 0).read_bytes())["position"]
 
 
 def _files(path: os.PathLike) -> list[str]:

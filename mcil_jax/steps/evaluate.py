@@ -18,7 +18,6 @@ from mcil_jax import moe
 from mcil_jax.continual.scenario import Scenario
 from mcil_jax.data import pipeline
 from mcil_jax.data.source import Split
-from mcil_jax.losses import classification
 from mcil_jax.methods.base import Method, Task
 from mcil_jax.models.multimodal import (
   Batch,
@@ -54,6 +53,8 @@ class EvalOutputs:
       `TASK_INCREMENTAL`: over the classes of the sample's own task, which is known.
     embedding: float32 [B, D], what the classifier sees, with all modalities.
     logits: float32 [B, C], over all classes, with all modalities.
+    scores: float32 [B, C], by which the head that classifies makes the main
+      predictions; −inf for classes that do not compete.
     fused: float32 [B, D], what the classifier sees.
     features: modality → float32 [B, D_m].
     frozen_features: modality → float32 [B, D_m], without adapters, NaN for samples
@@ -72,6 +73,7 @@ class EvalOutputs:
   predictions: dict[str, jax.Array] = struct.field(default_factory=dict)
   embedding: jax.Array | None = None
   logits: jax.Array | None = None
+  scores: jax.Array | None = None
   fused: jax.Array | None = None
   features: Batch = struct.field(default_factory=dict)
   frozen_features: Batch = struct.field(default_factory=dict)
@@ -247,16 +249,16 @@ class _View:
     return jnp.where(fitted, scores, outputs.logits)
 
   def within(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
-    """Returns the best class of each sample's task, int32 [B]."""
-    mine = self.task_of_class == tasks[:, None]
-    return jnp.where(mine, scores, -jnp.inf).argmax(-1)
+    """Returns the scores of the classes of each sample's task, −inf for the others."""
+    return jnp.where(self.task_of_class == tasks[:, None], scores, -jnp.inf)
 
   def everywhere(self, scores: jax.Array) -> jax.Array:
-    """Returns the best of all seen classes, int32 [B]."""
-    return classification.mask_unseen(scores, self.task.seen).argmax(-1)
+    """Returns the scores of all seen classes, −inf for the others."""
+    seen = jnp.arange(scores.shape[-1]) < self.task.seen
+    return jnp.where(seen, scores, -jnp.inf)
 
-  def predict(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
-    """Returns the best of the classes that compete, int32 [B]."""
+  def competing(self, scores: jax.Array, tasks: jax.Array) -> jax.Array:
+    """Returns the scores of the classes that compete, −inf for the others."""
     inference = self.method.tasks
     if inference is not None and inference.within_task:
       return self.within(scores, tasks)
@@ -278,13 +280,16 @@ def _predict(
     features, routing = view.encode(tasks)
     outputs = view.classify(features, mask)
     scores = view.scores(outputs)
-    predictions[kind] = view.predict(scores, tasks)
+    competing = view.competing(scores, tasks)
+    predictions[kind] = competing.argmax(-1)
     if kind == MAIN:
-      predictions[OPEN] = view.everywhere(scores)
-      observations = _observations(outputs, routing, mask) | {"inferred_task": tasks}
+      predictions[OPEN] = view.everywhere(scores).argmax(-1)
+      observations = _observations(outputs, routing, mask)
+      observations |= {"scores": competing, "inferred_task": tasks}
       if view.per_task:
         scores = view.scores(view.classify(known_task_features, mask))
-      predictions[TASK_INCREMENTAL] = view.within(scores, view.own_task)
+      within = view.within(scores, view.own_task)
+      predictions[TASK_INCREMENTAL] = within.argmax(-1)
   everything = view.present(tuple(view.model.towers))
   outputs = view.classify(known_task_features, everything)
   known_task_correlation = outputs.fused.correlation

@@ -15,7 +15,7 @@ from mcil_jax.experiment import diagnostics, results, task_loop
 from mcil_jax.experiment.components import Setup
 from mcil_jax.experiment.state import RunState
 from mcil_jax.models.state import ModelState
-from mcil_jax.runtime import checkpoint, sharding
+from mcil_jax.runtime import checkpoint, sharding, versions
 from mcil_jax.steps import evaluate
 
 PARAMS = {
@@ -28,9 +28,9 @@ PARAMS = {
 
 
 def test_versions_are_those_that_are_installed():
-  versions = results.versions()
-  assert versions["mcil_jax"] == __version__
-  assert (versions["jax"], versions["numpy"]) == (jax.__version__, np.__version__)
+  found = versions.installed()
+  assert found["mcil_jax"] == __version__
+  assert (found["jax"], found["numpy"]) == (jax.__version__, np.__version__)
 
 
 # Classes 0, 1 | 2. Of four test samples, one is of class 0, two of class 1, one of 2.
@@ -178,7 +178,7 @@ def test_what_the_run_was(setup, state):
     "exemplars": 2,
     "params": 9,
     "params_sha256": checkpoint.sha256(PARAMS),
-    "versions": results.versions(),
+    "versions": versions.installed(),
   }
   assert {key: summary[key] for key in expected} == expected
   assert summary["devices"] == {

@@ -193,10 +193,10 @@ def test_a_full_disk_stops_the_run_and_leaves_the_snapshot_before(
 ):
   write_checksums = checksums.write
 
-  def full(path, *rest):
+  def full(path):
     if "snapshots/2" in str(path):
       raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code=28]")
-    write_checksums(path, *rest)
+    write_checksums(path)
 
   monkeypatch.setattr(checksums, "write", full)
   message = (
@@ -380,7 +380,7 @@ def test_a_signal_to_one_process_stops_both_and_one_process_goes_on(
     (["--config.method=replai"], "; did you mean 'replay'?"),
     (["--config.method=mife"], "as in --config=FILE.py:trimodal"),
     (["--config.scenario.increments=4,4"], "that sum to the dataset's 20 classes"),
-    (["--config.data.name=nothing"], "python -m data_prep.npz --source="),
+    (["--config.data.name=nothing"], "mcil prepare npz --source="),
   ],
 )
 def test_a_mistake_is_one_clear_line(arguments, message, data_dir, tmp_path):

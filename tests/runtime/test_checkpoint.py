@@ -152,7 +152,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
   gc.collect()  # what Orbax has abandoned reports when it is freed
   assert capfd.readouterr().err == ""
   if kind == "tasks":
-    assert_same(checkpoint.load_task_model(tmp_path, 0, first), first)
+    assert_same(checkpoint.load_task_model(tmp_path, 0, lambda _: first), first)
   else:
     assert_same(reopened(tmp_path, first), first)
   save(1, second)
@@ -261,9 +261,9 @@ def test_a_flipped_bit_in_any_file_is_found(tmp_path, snapshots, eight_devices):
       if path.name.startswith("checksums") and not changes_json(whole, path):
         continue
       with pytest.raises(ValueError, match=rf"{directory} is damaged \("):
-        checkpoint.load_task_model(tmp_path, 0, state)
+        checkpoint.load_task_model(tmp_path, 0, lambda _: state)
     path.write_bytes(whole)
-  assert_same(checkpoint.load_task_model(tmp_path, 0, state), state)
+  assert_same(checkpoint.load_task_model(tmp_path, 0, lambda _: state), state)
 
 
 def changes_json(whole: bytes, path) -> bool:
@@ -286,10 +286,10 @@ def test_what_another_process_cannot_read_is_not_used(
 
   monkeypatch.setattr(checkpoint, "_in_all_processes", others_disagree)
   with pytest.raises(ValueError, match="cannot be restored by another process"):
-    checkpoint._read(path, lambda: make_state(eight_devices))
+    checkpoint._read(path, "position.json", lambda _: make_state(eight_devices))
   damage(path)
   with pytest.raises(ValueError, match=r"^is damaged \("):
-    checkpoint._read(path, lambda: make_state(eight_devices))
+    checkpoint._read(path, "position.json", lambda _: make_state(eight_devices))
   assert asked == [True, False]  # asked each time, whether it could read or not
 
 
@@ -322,7 +322,7 @@ def test_any_name_of_a_directory(tmp_path, eight_devices, name):
   snapshots.save_task(0, make_state(eight_devices, 7))
   like = make_state(eight_devices)
   assert_same(reopened(workdir, like), make_state(eight_devices, 2))
-  found = checkpoint.load_task_model(workdir, 0, like)
+  found = checkpoint.load_task_model(workdir, 0, lambda _: like)
   assert_same(found, make_state(eight_devices, 7))
   assert [p.name for p in tmp_path.iterdir()] == [name]
   assert numbers(workdir) == ["1", "2"]
@@ -398,9 +398,9 @@ def test_a_save_is_believed_only_when_it_was_read_back(
 def lose(how):
   write = checksums.write
 
-  def write_and_lose(path, position):
+  def write_and_lose(path):
     how(pathlib.Path(path))
-    write(path, position)
+    write(path)
 
   return write_and_lose
 
@@ -467,14 +467,16 @@ def test_parameters_of_a_task_are_kept_for_good(
   for task in range(3):
     snapshots.save_task(task, make_state(eight_devices, task))
   for task, workdir in enumerate((tmp_path, str(tmp_path), f"~/{tmp_path.name}")):
-    found = checkpoint.load_task_model(workdir, task, make_state(eight_devices))
+    found = checkpoint.load_task_model(
+      workdir, task, lambda _: make_state(eight_devices)
+    )
     assert_same(found, make_state(eight_devices, task))
 
 
 def test_a_task_saved_again_is_replaced(tmp_path, snapshots, eight_devices):
   snapshots.save_task(0, make_state(eight_devices, 1))
   snapshots.save_task(0, make_state(eight_devices, 2))
-  found = checkpoint.load_task_model(tmp_path, 0, make_state(eight_devices))
+  found = checkpoint.load_task_model(tmp_path, 0, lambda _: make_state(eight_devices))
   assert_same(found, make_state(eight_devices, 2))
 
 
@@ -482,7 +484,7 @@ def test_parameters_of_a_task_that_is_not_finished(tmp_path, snapshots, eight_de
   snapshots.save_task(0, make_state(eight_devices))
   message = r"checkpoints/tasks/1: task 1 has not been finished in this run"
   with pytest.raises(FileNotFoundError, match=message):
-    checkpoint.load_task_model(tmp_path, 1, make_state(eight_devices))
+    checkpoint.load_task_model(tmp_path, 1, lambda _: make_state(eight_devices))
 
 
 def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
@@ -490,7 +492,7 @@ def test_damaged_parameters_of_a_task(tmp_path, snapshots, eight_devices):
   path = tmp_path / "checkpoints" / "tasks" / "0"
   damage(path)
   with pytest.raises(ValueError, match=rf"{path} is damaged \("):
-    checkpoint.load_task_model(tmp_path, 0, make_state(eight_devices))
+    checkpoint.load_task_model(tmp_path, 0, lambda _: make_state(eight_devices))
 
 
 @pytest.mark.parametrize("name", ["shape on the devices", "one more", "one less"])
@@ -498,7 +500,7 @@ def test_parameters_of_another_model(tmp_path, snapshots, eight_devices, name):
   state = make_state(eight_devices)
   snapshots.save_task(0, state)
   with pytest.raises(ValueError, match=r"checkpoints/tasks/0 cannot be rest"):
-    checkpoint.load_task_model(tmp_path, 0, OTHERS[name][0](state))
+    checkpoint.load_task_model(tmp_path, 0, lambda _: OTHERS[name][0](state))
 
 
 def test_to_host_gathers_numpy_arrays(eight_devices):

@@ -10,11 +10,14 @@ A kind's file has these, the first two as literals that are read without importi
   feature         (spec) → the TFDS feature that a sample is stored as
   encode          (array) → what that feature stores
   decoder         () → TFDS decoder, None for that of the feature
+  read            (path, spec) → what a file of any size and rate becomes as a sample,
+                  and a list of what was done to it; raises a ValueError that ends a
+                  sentence about the file if it is none of this kind; may be missing:
+                  files are .npy then, and hold a sample as it is
   augment_raw     (key, x, settings, spec) → x, raw samples [B, ...]; may be missing
   augment_inputs  (two keys, x, settings) → x, inputs of a tower; may be missing
 """
 
-import importlib
 import types
 
 from mcil_jax.config import plugins
@@ -27,4 +30,4 @@ def get(kind: str) -> types.ModuleType:
     ValueError: there is none; names those that exist.
   """
   plugins.check("data.kinds", kind, "kind")
-  return importlib.import_module(f"mcil_jax.data.kinds.{kind}")
+  return plugins.module("data.kinds", kind)
