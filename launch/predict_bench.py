@@ -18,7 +18,7 @@ from mcil_jax.runtime import cli
 
 _RUN = flags.DEFINE_string("run", None, "Workdir of a finished run.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "data", "Where its dataset is.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 5, "Turns of each.", lower_bound=1)
 flags.mark_flag_as_required("run")
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
   by_run()
   rates = {"evaluation": [], "predict": []}
-  for _ in range(_REPEATS.value):
+  for _ in range(_TURNS.value):
     rates["evaluation"].append(len(split) / seconds(by_run))
     rates["predict"].append(len(split) / seconds(lambda: model.predict(inputs)))
   for what, found in rates.items():

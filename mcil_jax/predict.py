@@ -134,7 +134,8 @@ def _show(found: list[tuple[str, list[tuple[str, float]]]]) -> None:
     return
   text = io.StringIO()
   table = csv.writer(text, lineterminator="\n")
-  ranks = range(1, len(found[0][1]) + 1)
+  # Where only classes of the inferred task compete, some samples have fewer of them.
+  ranks = range(1, max(len(classes) for _, classes in found) + 1)
   table.writerow(["sample", *(f"{x}_{i}" for i in ranks for x in _COLUMNS)])
   for name, classes in found:
     cells = [cell for c, p in classes for cell in (c, f"{p:.6f}")]

@@ -52,6 +52,7 @@ def test_the_example_of_the_readme_runs(data_dir, tmp_path, monkeypatch, capsys)
   assert last == model.predict(made["inputs"]).class_names[0, 0]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(data_dir, tmp_path, monkeypatch, capsys):
   shutil.copytree(data_dir, tmp_path / "data")
   monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ import itertools
 from unittest import mock
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from small_runs import StopAt
@@ -17,7 +18,7 @@ from mcil_jax.config import plugins
 from mcil_jax.data import pipeline, schema, source
 from mcil_jax.data.directory import Known
 from mcil_jax.data.modality import ModalitySpec
-from mcil_jax.experiment import components, inference, task_loop, trained_model
+from mcil_jax.experiment import components, export, inference, task_loop, trained_model
 from mcil_jax.experiment import state as state_lib
 from mcil_jax.models.state import split
 from mcil_jax.runtime import checkpoint
@@ -132,7 +133,7 @@ def _random(spec: ModalitySpec, rng: np.random.Generator) -> np.ndarray:
   return rng.integers(info.min, info.max, spec.shape, spec.dtype)
 
 
-def prepare(method: str, model: str) -> components.Setup:
+def prepare(method: str, model: str, **more) -> components.Setup:
   modalities, features, changes = MODELS[model]
   specs = {m: (FEATURES if features else SPECS)[m] for m in modalities}
   c = config.with_modalities(
@@ -141,7 +142,7 @@ def prepare(method: str, model: str) -> components.Setup:
   for m, spec in specs.items():
     for key, value in SMALL_TOWER.get(spec.kind, {}).items():
       c.model.towers[m][key] = value
-  config.update(c, SMALL | {"method": method} | changes)
+  config.update(c, SMALL | {"method": method} | changes | more)
   if method == "joint":
     c.memory.batch_share = 0.0
   dataset = source.Dataset(
@@ -198,9 +199,9 @@ def check(method: str, model: str, tmp_path) -> None:
     np.testing.assert_array_equal(a, b)
 
 
-def check_loaded(method: str, model: str, tmp_path) -> None:
+def check_loaded(method: str, model: str, tmp_path, **more) -> None:
   """After every task of a run its model, loaded, predicts what the run has."""
-  setup = prepare(method, model)
+  setup = prepare(method, model, **more)
   with pytest.MonkeyPatch.context() as patch:
     for name in ("LivePlots", "save_plots", "write_page"):
       patch.setattr(report, name, mock.MagicMock())
@@ -214,12 +215,29 @@ def check_loaded(method: str, model: str, tmp_path) -> None:
     inputs = {m: np.stack([test[i][m] for i in ids]) for m in setup.specs}
     present = {m: there[ids] for m, there in test.present.items()}
     loaded = trained_model.load(tmp_path, task)
-    found = loaded.predict(inputs, present=present)
+    own = setup.scenario.task_of_class[labels[ids]]
+    tasks = own if loaded.told_tasks else None
+    found = loaded.predict(inputs, present=present, tasks=tasks)
     by_run = run.predictions[evaluate.MAIN][task, ids]
     np.testing.assert_array_equal(found.labels, by_run)
     then = run.replace(model=loaded.model_state, task=np.array(task))
     scores = inference.outcome(setup, then, "test", ids).scores
     np.testing.assert_array_equal(found.logits, scores)
+  if not loaded.told_tasks:
+    check_exported(loaded, inputs, present, found.logits, tmp_path / "exported")
+
+
+def check_exported(loaded, inputs, present, logits, folder) -> None:
+  """What is exported predicts the same, but where classes are as likely as another."""
+  export.export(loaded, folder, rows=3)
+  program = jax.export.deserialize((folder / "model.bin").read_bytes())
+  with np.load(folder / "weights.npz") as file:
+    weights = [file[str(i)] for i in range(len(file))]
+  labels, probabilities = program.call(weights, inputs, present, np.int32(0))
+  chosen = np.take_along_axis(logits, np.asarray(labels)[:, None], axis=1)[:, 0]
+  np.testing.assert_allclose(chosen, logits.max(axis=1), atol=1e-5)
+  e = np.exp(logits - logits.max(axis=1, keepdims=True))
+  np.testing.assert_allclose(probabilities, e / e.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 def is_legal(method: str, model: str) -> bool:
@@ -249,8 +267,8 @@ def test_every_method_on_every_model(method, model, tmp_path):
   check(method, model, tmp_path)
 
 
-# Methods whose models are more than parameters: class means, tasks to infer, proxies.
-MORE = [("icarl", "one"), ("mife", "aavfm"), ("afc", "local similarity")]
+# Methods whose models are more than parameters: class means, means to infer tasks by.
+MORE = [("icarl", "one"), ("mife", "aavfm")]
 
 
 @pytest.mark.parametrize(
@@ -262,3 +280,8 @@ MORE = [("icarl", "one"), ("mife", "aavfm"), ("afc", "local similarity")]
 )
 def test_every_model_is_loaded_as_it_was(method, model, tmp_path):
   check_loaded(method, model, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_told_tasks(tmp_path):
+  check_loaded("mife", "aavfm", tmp_path, **{"mife.task_inference": "oracle"})

@@ -88,6 +88,7 @@ def test_one_file_gives_a_list(run, tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
