@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from absl import flags, logging
+from absl import flags
 
 from mcil_jax.runtime import cli, paths, storage
 
@@ -27,8 +27,7 @@ def run(prepare: Callable[[flags.FlagValues], str], *, example: str) -> None:
     if argv[1:]:
       cli.fail(f"unexpected arguments {argv[1:]}; options look like {example}")
     args = flags.FLAGS
-    if not args["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)
+    cli.quiet_libraries()
     try:
       source = paths.user_path(args.source, "--source")
       print(f"Reading {paths.quoted(source)}", flush=True)

@@ -12,7 +12,7 @@ import tempfile
 import time
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from mcil_jax.runtime import cli
 
@@ -32,7 +32,7 @@ def seconds(function) -> float:
 def main(argv: list[str]) -> None:
   """Prints a line for each measurement."""
   del argv
-  logging.set_verbosity(logging.WARNING)
+  cli.quiet_libraries()
   from mcil_jax.data import source
   from mcil_jax.experiment import export, inference, trained_model
   from mcil_jax.steps import evaluate

@@ -112,8 +112,7 @@ def main(argv: list[str]) -> None:
   """Runs the experiment that the flags describe."""
   if argv[1:]:
     cli.fail(f"unexpected arguments {argv[1:]}; settings look like --config.seed=1")
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
+  cli.quiet_libraries()
   try:
     _check_processes()
     workdir = user_path(_WORKDIR.value, "--workdir")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from mcil_jax.runtime import cli, writers
 from mcil_jax.runtime.hints import did_you_mean
@@ -152,8 +152,7 @@ def main(argv: list[str]) -> None:
   """Predicts, or exports, as the flags say."""
   if argv[1:]:
     cli.fail(f"unexpected arguments {argv[1:]}; files are given as --image=FILE")
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
+  cli.quiet_libraries()
   from mcil_jax.experiment import export, trained_model
 
   try:

@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import numpy as np
 import pytest
+import small_runs
 from jax.sharding import Mesh
 
 from mcil_jax.data import schema, sounding_shapes
@@ -24,7 +25,7 @@ from mcil_jax.runtime import paths, sharding
 
 # JAX keeps what it traces: millions of objects, which a collection would walk through
 # thousands of times.
-gc.set_threshold(200_000, 50, 1000)
+gc.set_threshold(200_000, 10, 10)
 
 # By the time that they take; so no worker begins one when the others are done.
 LONGEST_FIRST = (
@@ -33,6 +34,9 @@ LONGEST_FIRST = (
   "test_matrix.py",
   "test_run_features.py",
   "test_run_resnet.py",
+  "experiment/test_trained_model.py",
+  "test_predict.py",
+  "test_api.py",
   "moe/test_parallel.py",
   "launch/test_ahead_of_time.py",
   "moe/test_layer.py",
@@ -123,3 +127,11 @@ def data_dir(tmp_path_factory):
   sizes = {"train": 6, "validation": 2, "test": 3}
   schema.write(sounding_shapes.SoundingShapes(data_dir=path, samples_per_class=sizes))
   return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_dir, tmp_path_factory):
+  """The workdir of a finished run of replay, without its dataset."""
+  workdir = tmp_path_factory.mktemp("run")
+  small_runs.run_here(data_dir, workdir)
+  return workdir

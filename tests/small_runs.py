@@ -1,5 +1,6 @@
 """Runs of a minute or less, on a small model and a handful of samples."""
 
+import contextlib
 import signal
 from unittest import mock
 
@@ -57,12 +58,19 @@ class StopAt:
     return self._batches_left == 0
 
 
-def run_here(data_dir, workdir, stop=None, plots=False, **overrides):
-  """Runs in this process; plots and the page would take a fifth of the time."""
-  prepared = components.prepare(settings(data_dir, **overrides))
+@contextlib.contextmanager
+def without_plots():
+  """Leaves out plots and the page, which would take a fifth of a run's time."""
   with pytest.MonkeyPatch.context() as patch:
-    for name in () if plots else ("LivePlots", "save_plots", "write_page"):
+    for name in ("LivePlots", "save_plots", "write_page"):
       patch.setattr(report, name, mock.MagicMock())
+    yield
+
+
+def run_here(data_dir, workdir, stop=None, plots=False, **overrides):
+  """Runs in this process."""
+  prepared = components.prepare(settings(data_dir, **overrides))
+  with contextlib.nullcontext() if plots else without_plots():
     results = task_loop.run(prepared, str(workdir), stop or StopAt())
   return results, params_of(prepared, workdir)
 

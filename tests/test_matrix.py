@@ -5,15 +5,14 @@ one method; the product with one, two and three modalities is slow.
 """
 
 import itertools
-from unittest import mock
 
 import jax
 import jax.export
 import numpy as np
 import pytest
-from small_runs import StopAt
+from small_runs import StopAt, without_plots
 
-from mcil_jax import config, report
+from mcil_jax import config
 from mcil_jax.config import plugins
 from mcil_jax.data import pipeline, schema, source
 from mcil_jax.data.directory import Known
@@ -202,9 +201,7 @@ def check(method: str, model: str, tmp_path) -> None:
 def check_loaded(method: str, model: str, tmp_path, **more) -> None:
   """After every task of a run its model, loaded, predicts what the run has."""
   setup = prepare(method, model, **more)
-  with pytest.MonkeyPatch.context() as patch:
-    for name in ("LivePlots", "save_plots", "write_page"):
-      patch.setattr(report, name, mock.MagicMock())
+  with without_plots():
     task_loop.run(setup, str(tmp_path), StopAt())
   run = checkpoint.Snapshots(tmp_path).restore(
     lambda position: state_lib.initial(setup, *position)

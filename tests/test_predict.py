@@ -12,19 +12,11 @@ import pytest
 import simulated_devices
 import soundfile
 from PIL import Image
-from small_runs import run_here
 
 from mcil_jax.data import source
 from mcil_jax.experiment import export, trained_model
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def run(data_dir, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("run")
-  run_here(data_dir, workdir)
-  return workdir
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +37,7 @@ def predict(run, *arguments, status=0):
   return done.stdout, done.stderr
 
 
-def test_folders_of_files_give_a_table(run, inputs, tmp_path):
+def test_folders_of_files_give_a_table(finished_run, inputs, tmp_path):
   for m in inputs:
     (tmp_path / m).mkdir()
   for n in range(3):
@@ -56,10 +48,12 @@ def test_folders_of_files_give_a_table(run, inputs, tmp_path):
     path = tmp_path / "image" / f"{n}.tiff"
     frames[0].save(path, save_all=True, append_images=frames[1:])
   places = [f"--{m}={tmp_path / m}" for m in inputs]
-  out, err = predict(run, *places, "--top=2", f"--out={tmp_path / 'table.csv'}")
+  out, err = predict(
+    finished_run, *places, "--top=2", f"--out={tmp_path / 'table.csv'}"
+  )
   assert out == f"3 predictions: {tmp_path / 'table.csv'}\n"
   assert err == ""  # nothing had to be done to these files
-  model = trained_model.load(run)
+  model = trained_model.load(finished_run)
   there = {"audio": np.array([True, False, True])}
   three = {m: x[:3] for m, x in inputs.items()}
   expected = model.predict(three, present=there, top=2)
@@ -75,13 +69,15 @@ def test_folders_of_files_give_a_table(run, inputs, tmp_path):
     )
 
 
-def test_one_file_gives_a_list(run, tmp_path):
+def test_one_file_gives_a_list(finished_run, tmp_path):
   Image.new("L", (100, 50), 128).save(tmp_path / "grey.png")
-  out, err = predict(run, "--image", tmp_path / "grey.png", "--top=3", "--task=0")
+  out, err = predict(
+    finished_run, "--image", tmp_path / "grey.png", "--top=3", "--task=0"
+  )
   lines = out.splitlines()
   assert len(lines) == 3
   names = [line.split("%  ")[1] for line in lines]
-  assert set(names) <= set(trained_model.load(run, 0).class_names)
+  assert set(names) <= set(trained_model.load(finished_run, 0).class_names)
   path = tmp_path / "grey.png"
   assert err == (
     f"{path}: scaled and cropped from 100x50 to 32x32, 1 repeated to 4 frames\n"
@@ -99,8 +95,8 @@ def test_one_file_gives_a_list(run, tmp_path):
     (["--image=a.png", "--top=0"], "--top=0: 0 is not a positive"),
   ],
 )
-def test_a_mistake_is_one_line(run, arguments, message):
-  _, err = predict(run, *arguments, status=1)
+def test_a_mistake_is_one_line(finished_run, arguments, message):
+  _, err = predict(finished_run, *arguments, status=1)
   assert err.startswith(f"error: {message}")
   assert len(err.splitlines()) == 1
 
@@ -125,8 +121,8 @@ assert not foreign & {"mcil_jax", "flax", "orbax", "tensorflow_datasets", "optax
 """
 
 
-def test_an_exported_model_needs_jax_alone(run, inputs, tmp_path):
-  model = trained_model.load(run)
+def test_an_exported_model_needs_jax_alone(finished_run, inputs, tmp_path):
+  model = trained_model.load(finished_run)
   folder = export.export(model, tmp_path / "exported")
   np.savez(tmp_path / "inputs.npz", **inputs)
   subprocess.run(
@@ -149,8 +145,8 @@ def test_an_exported_model_needs_jax_alone(run, inputs, tmp_path):
 FILES = ("inputs.npz", "outputs.npz")
 
 
-def test_an_export_describes_itself_and_replaces_nothing(run, tmp_path):
-  model = trained_model.load(run, 1)
+def test_an_export_describes_itself_and_replaces_nothing(finished_run, tmp_path):
+  model = trained_model.load(finished_run, 1)
   folder = export.export(model, tmp_path / "exported", rows=4)
   about = json.loads((folder / "model.json").read_text())
   assert tuple(about["class_names"]) == model.class_names

@@ -29,7 +29,7 @@ _AHEAD = 2  # batches that are computed while the one before is taken from the d
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What a model says about B samples.
+  """Holds what a model says about B samples.
 
   Attributes:
     labels: int32 [B], positions in the class order: `model.class_names[label]`.
@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-  """The model after a task of a run.
+  """Holds the model after a task of a run, and answers what it is asked.
 
   Attributes:
     workdir: of the run.

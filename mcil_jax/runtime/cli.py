@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from mcil_jax.runtime import paths, storage, terminal
 from mcil_jax.runtime.hints import nearest
@@ -45,6 +45,15 @@ def _own_flags() -> dict[str, flags.Flag]:
     if module == sys.argv[0] or module.partition(".")[0] in _PACKAGES
     for flag in defined
   }
+
+
+def quiet_libraries() -> None:
+  """Keeps what libraries log at the level of information out of the terminal.
+
+  `--verbosity` shows it.
+  """
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
 
 
 def usage(text: str, more: str = "") -> str:

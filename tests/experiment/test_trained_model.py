@@ -17,16 +17,8 @@ from mcil_jax.runtime import checkpoint
 
 
 @pytest.fixture(scope="module")
-def run(data_dir, tmp_path_factory):
-  """The workdir of a finished run, without a trace of its dataset in the folder."""
-  workdir = tmp_path_factory.mktemp("run")
-  run_here(data_dir, workdir)
-  return workdir
-
-
-@pytest.fixture(scope="module")
-def model(run):
-  return trained_model.load(run)
+def model(finished_run):
+  return trained_model.load(finished_run)
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +46,11 @@ def evaluated(setup, workdir, task):
 
 @pytest.mark.parametrize("task", range(3))
 def test_predictions_are_those_of_the_run_after_every_task(
-  task, data_dir, run, prepared, tmp_path
+  task, data_dir, finished_run, prepared, tmp_path
 ):
-  elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
+  elsewhere = shutil.copytree(finished_run, tmp_path / "elsewhere")
   model = trained_model.load(elsewhere, task)
-  labels, scores, ids = evaluated(prepared, run, task)
+  labels, scores, ids = evaluated(prepared, finished_run, task)
   found = model.predict(inputs_of(prepared, ids))
   np.testing.assert_array_equal(found.labels, labels)
   np.testing.assert_array_equal(found.logits, scores)
@@ -103,8 +95,8 @@ def test_a_run_of_two_processes(data_dir, tmp_path):
   check_layout(data_dir, tmp_path, 2)
 
 
-def test_a_model_says_what_its_run_was(model, run):
-  assert model.results == json.loads((run / "results.json").read_text())
+def test_a_model_says_what_its_run_was(model, finished_run):
+  assert model.results == json.loads((finished_run / "results.json").read_text())
   assert {m: x.shape for m, x in model.modalities.items()} == {
     "image": (4, 32, 32, 3),
     "audio": (16_000,),
@@ -156,8 +148,8 @@ def edited(path, change):
   path.write_text(json.dumps(content))
 
 
-def test_a_damaged_model_is_refused(run, tmp_path):
-  workdir = shutil.copytree(run, tmp_path / "run")
+def test_a_damaged_model_is_refused(finished_run, tmp_path):
+  workdir = shutil.copytree(finished_run, tmp_path / "run")
   folder = workdir / "checkpoints" / "tasks" / "2"
   about = folder / "model.json"
   whole = about.read_text()
@@ -171,8 +163,8 @@ def test_a_damaged_model_is_refused(run, tmp_path):
     trained_model.load(workdir)
 
 
-def test_a_model_of_another_run_is_refused(run, tmp_path):
-  workdir = shutil.copytree(run, tmp_path / "run")
+def test_a_model_of_another_run_is_refused(finished_run, tmp_path):
+  workdir = shutil.copytree(finished_run, tmp_path / "run")
   edited(workdir / "config.json", lambda x: x.update(seed=1))
   with pytest.raises(ValueError, match=r"is of another run than .*has another seed"):
     trained_model.load(workdir)

@@ -1,9 +1,9 @@
 """Features of a frozen model: float32, float16 or bfloat16 [..., D]."""
 
-from mcil_jax.data.kinds.base import decoder, encode, feature, read
+from mcil_jax.data.kinds.base import decoder, encode, feature
 from mcil_jax.data.modality import ModalitySpec
 
-__all__ = ["check", "decoder", "encode", "feature", "read"]
+__all__ = ["check", "decoder", "encode", "feature"]
 
 TOWER = "features"
 DTYPES = ("float32", "float16", "bfloat16")

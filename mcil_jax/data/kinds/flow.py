@@ -9,10 +9,10 @@ import ml_collections
 
 from mcil_jax.data import transforms
 from mcil_jax.data.kinds import base
-from mcil_jax.data.kinds.base import decoder, encode, feature, read
+from mcil_jax.data.kinds.base import decoder, encode, feature
 from mcil_jax.data.modality import ModalitySpec
 
-__all__ = ["augment_inputs", "check", "decoder", "encode", "feature", "read"]
+__all__ = ["augment_inputs", "check", "decoder", "encode", "feature"]
 
 TOWER = "vit"
 SETTINGS = {"shift": (2, ">= 0")}  # pixels, at most, both ways
